@@ -1,0 +1,51 @@
+# The whole developer interface; CI uses the same commands.
+#   make demo    set up, and denoise a real STEM frame
+#   make test    set up, and run all tests
+#   make lint    style, types and the direction of imports
+#   make bench   speed and quality, as printed in README and docs (about an hour on two cores)
+#   make sanitize  the kernels under the address and undefined-behaviour sanitizers
+#   make clean   remove everything these made
+
+PYTHON ?= python3
+BIN := .venv/bin
+KERNELS := $(wildcard csrc/*) setup.py
+
+.PHONY: setup demo test lint bench bench-kernels bench-quality sanitize clean
+
+setup: .venv/.installed
+
+# The build tools come from constraints.txt too; the environment is rebuilt when its inputs change.
+.venv/.installed: pyproject.toml constraints.txt $(KERNELS)
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("n2sr needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools Cython
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py demo-out
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: bench-kernels bench-quality
+
+bench-kernels: setup
+	$(BIN)/python benchmarks/kernels.py
+
+bench-quality: setup
+	$(BIN)/python benchmarks/quality.py
+
+sanitize: setup
+	$(BIN)/python -m pytest tests/test_sanitizers.py
+
+clean:
+	rm -rf .venv build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd
+	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find n2sr_deploy n2sr_train tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,422 @@
+#include "subsample.h"
+
+#include <math.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "philox.h"
+#include "philox_x86.h"
+
+/* One binary for every x86-64: the loader picks the widest version the machine has. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(N2SR_NO_CLONES)
+#define N2SR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define N2SR_CLONES
+#endif
+
+/* Cells handled at once: their pixels and kept places stay in the first-level cache. */
+#define CHUNK 256
+
+static int threads(int n_threads)
+{
+#ifdef _OPENMP
+    return n_threads > 0 ? n_threads : omp_get_max_threads();
+#else
+    (void)n_threads;
+    return 1;
+#endif
+}
+
+int n2sr_openmp_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 0;
+#endif
+}
+
+static ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* Mirror an index beyond the end back into [0, size). */
+static ptrdiff_t mirror(ptrdiff_t index, ptrdiff_t size)
+{
+    return index < size ? index : 2 * (size - 1) - index;
+}
+
+/* ---- which pixel of each cell is kept ------------------------------------------------- */
+
+/* An integer in [0, n) from the high part of bits * n; the low part serves the next choice. */
+N2SR_INLINE uint32_t take(uint32_t *bits, uint32_t n)
+{
+    const uint64_t product = (uint64_t)*bits * n;
+    *bits = (uint32_t)product;
+    return (uint32_t)(product >> 32);
+}
+
+/* Fisher-Yates over the cell's places; word k of the random block serves choices 4k to 4k + 3. */
+static void permutation(uint32_t cell, n2sr_key key, uint32_t group, int n,
+                        uint8_t place[N2SR_MAX_CELL])
+{
+    uint32_t word[4] = {cell, group, (uint32_t)key.frame_index, (uint32_t)(key.frame_index >> 32)};
+    n2sr_philox4x32_10(word, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
+    for (int k = 0; k < n; ++k)
+        place[k] = (uint8_t)k;
+    for (int k = 0; k < n - 1; ++k) {
+        const int other = k + (int)take(&word[k / 4], (uint32_t)(n - k));
+        const uint8_t kept = place[other];
+        place[other] = place[k];
+        place[k] = kept;
+    }
+}
+
+/* places[k][j] <- element k of the permutation of cell (y, x + j), for n places and width cells. */
+static void places_any(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdiff_t y,
+                       ptrdiff_t x, int width, int32_t places[][CHUNK])
+{
+    const int n = pattern.stride_y * pattern.stride_x;
+    uint8_t place[N2SR_MAX_CELL];
+    for (ptrdiff_t j = 0; j < width; ++j) {
+        if (j == 0 || pattern.shared != N2SR_SHARED_ROW) {
+            const uint32_t row = pattern.shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
+            const uint32_t column = pattern.shared == N2SR_SHARED_ROW ? 0 : (uint32_t)(x + j);
+            permutation(row << 16 | column, key, group, n, place);
+        }
+        for (int k = 0; k < n; ++k)
+            places[k][j] = place[k];
+    }
+}
+
+/* words[j] <- the first random word of cell first_cell + j; room for 7 words past the end. */
+static void first_words(n2sr_key key, uint32_t group, uint32_t first_cell, int width,
+                        uint32_t *words)
+{
+    const uint32_t key0 = (uint32_t)key.seed, key1 = (uint32_t)(key.seed >> 32);
+    int step = 1;
+#ifdef N2SR_HAVE_PHILOX_X86
+    void (*of_8)(const uint32_t *, uint32_t, uint32_t, uint32_t *) =
+        __builtin_cpu_supports("avx512f") ? n2sr_philox_8_avx512
+        : __builtin_cpu_supports("avx2")  ? n2sr_philox_8_avx2
+                                          : NULL;
+    step = of_8 ? 8 : 1;
+#endif
+    for (int j = 0; j < width; j += step) {
+        uint32_t counter[4] = {first_cell + (uint32_t)j, group, (uint32_t)key.frame_index,
+                               (uint32_t)(key.frame_index >> 32)};
+#ifdef N2SR_HAVE_PHILOX_X86
+        if (of_8) {
+            of_8(counter, key0, key1, words + j);
+            continue;
+        }
+#endif
+        n2sr_philox4x32_10(counter, key0, key1);
+        words[j] = counter[0];
+    }
+}
+
+/* places_any for 2 x 2 cells with a choice each, which need one word, in straight-line code. */
+N2SR_CLONES
+static void permutations_2x2(const uint32_t *restrict words, int width,
+                             int32_t (*restrict places)[CHUNK])
+{
+    for (ptrdiff_t j = 0; j < width; ++j) {
+        uint32_t bits = words[j];
+        const uint32_t a = 2 * take(&bits, 4), b = 2 + 2 * take(&bits, 3), c = 4 + 2 * take(&bits, 2);
+        /* Places as two-bit fields, element 0 lowest; each swap is an exclusive or. */
+        uint32_t fields = 0xE4u;
+        const uint32_t first = (fields ^ (fields >> a)) & 3u;
+        fields ^= first ^ first << a;
+        const uint32_t second = ((fields >> 2) ^ (fields >> b)) & 3u;
+        fields ^= second << 2 ^ second << b;
+        const uint32_t third = ((fields >> 4) ^ (fields >> c)) & 3u;
+        fields ^= third << 4 ^ third << c;
+        places[0][j] = (int32_t)(fields & 3u);
+        places[1][j] = (int32_t)(fields >> 2 & 3u);
+        places[2][j] = (int32_t)(fields >> 4 & 3u);
+        places[3][j] = (int32_t)(fields >> 6 & 3u);
+    }
+}
+
+static void places_of(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdiff_t y, ptrdiff_t x,
+                      int width, int32_t places[][CHUNK])
+{
+    if (pattern.stride_y == 2 && pattern.stride_x == 2) {
+        uint32_t words[CHUNK + 7];
+        first_words(key, group, (uint32_t)y << 16 | (uint32_t)x, width, words);
+        permutations_2x2(words, width, places);
+    } else {
+        places_any(pattern, key, group, y, x, width, places);
+    }
+}
+
+void n2sr_kept(n2sr_pattern pattern, n2sr_key key, uint32_t sample, n2sr_window window,
+               uint8_t *kept, int n_threads)
+{
+    const uint32_t n = (uint32_t)(pattern.stride_y * pattern.stride_x);
+    const int team = threads(n_threads);
+    ptrdiff_t row;
+    (void)team;
+#pragma omp parallel for num_threads(team) schedule(static)
+    for (row = 0; row < window.height; ++row) {
+        int32_t places[N2SR_MAX_CELL][CHUNK];
+        for (ptrdiff_t x = 0; x < window.width; x += CHUNK) {
+            const int width = (int)min_size(CHUNK, window.width - x);
+            places_of(pattern, key, sample / n, window.top + row, window.left + x, width, places);
+            for (ptrdiff_t j = 0; j < width; ++j)
+                kept[row * window.width + x + j] = (uint8_t)places[sample % n][j];
+        }
+    }
+}
+
+/* ---- draw ----------------------------------------------------------------------------- */
+
+/* float32 arithmetic where float32 holds every pixel value exactly, float64 elsewhere. */
+#define STANDARDISE(name, pixel_t, work_t)                                                     \
+    N2SR_CLONES                                                                                \
+    static void standardise_##name(const void *restrict pixels, ptrdiff_t width, double mean, \
+                                   double inverse_scale, float *restrict out)                 \
+    {                                                                                          \
+        const pixel_t *restrict from = (const pixel_t *)pixels;                                \
+        const work_t shift = (work_t)mean, factor = (work_t)inverse_scale;                     \
+        for (ptrdiff_t j = 0; j < width; ++j)                                                  \
+            out[j] = (float)(((work_t)from[j] - shift) * factor);                              \
+    }
+
+STANDARDISE(uint8, uint8_t, float)
+STANDARDISE(uint16, uint16_t, float)
+STANDARDISE(int16, int16_t, float)
+STANDARDISE(uint32, uint32_t, double)
+STANDARDISE(int32, int32_t, double)
+STANDARDISE(float32, float, float)
+STANDARDISE(float64, double, double)
+
+typedef void (*standardise_fn)(const void *, ptrdiff_t, double, double, float *);
+static const struct {
+    standardise_fn standardise;
+    ptrdiff_t bytes;
+} PIXEL[] = {
+    [N2SR_UINT8] = {standardise_uint8, 1},     [N2SR_UINT16] = {standardise_uint16, 2},
+    [N2SR_INT16] = {standardise_int16, 2},     [N2SR_UINT32] = {standardise_uint32, 4},
+    [N2SR_INT32] = {standardise_int32, 4},     [N2SR_FLOAT32] = {standardise_float32, 4},
+    [N2SR_FLOAT64] = {standardise_float64, 8},
+};
+
+/* out[j] <- standardised pixel (y, x + j); y and x may lie beyond the frame. */
+static void load(const n2sr_frame *frame, ptrdiff_t y, ptrdiff_t x, ptrdiff_t width, float *out)
+{
+    const char *row = (const char *)frame->pixels + mirror(y, frame->height) * frame->row_bytes;
+    const ptrdiff_t bytes = PIXEL[frame->dtype].bytes;
+    const standardise_fn standardise = PIXEL[frame->dtype].standardise;
+    const ptrdiff_t inside = x < frame->width ? min_size(width, frame->width - x) : 0;
+    if (inside > 0)
+        standardise(row + x * bytes, inside, frame->mean, frame->inverse_scale, out);
+    for (ptrdiff_t j = inside; j < width; ++j)
+        standardise(row + mirror(x + j, frame->width) * bytes, 1, frame->mean,
+                    frame->inverse_scale, out + j);
+}
+
+/* Pixels of a row, cell by cell, to one plane for each place in the cell. */
+N2SR_CLONES
+static void split_pairs(const float *restrict row, ptrdiff_t width, float *restrict even,
+                        float *restrict odd)
+{
+    for (ptrdiff_t j = 0; j < width; ++j) {
+        even[j] = row[2 * j];
+        odd[j] = row[2 * j + 1];
+    }
+}
+
+static void split(const float *row, int stride_x, int width, float planes[][CHUNK])
+{
+    if (stride_x == 2)
+        split_pairs(row, width, planes[0], planes[1]);
+    else
+        for (int i = 0; i < stride_x; ++i)
+            for (ptrdiff_t j = 0; j < width; ++j)
+                planes[i][j] = row[stride_x * j + i];
+}
+
+/* out[j] <- planes[place[j]][j], by blends instead of look-ups, so that it vectorises. */
+N2SR_CLONES
+static void choose(const float *restrict first, const float *restrict other, int other_place,
+                   const int32_t *restrict place, int width, float *restrict out)
+{
+    for (ptrdiff_t j = 0; j < width; ++j)
+        out[j] = place[j] == other_place ? other[j] : first[j];
+}
+
+N2SR_CLONES
+static void choose_of_4(const float *restrict p0, const float *restrict p1,
+                        const float *restrict p2, const float *restrict p3,
+                        const int32_t *restrict place, int width, float *restrict out)
+{
+    for (ptrdiff_t j = 0; j < width; ++j) {
+        const float low = place[j] == 1 ? p1[j] : p0[j];
+        const float high = place[j] == 3 ? p3[j] : p2[j];
+        out[j] = place[j] >= 2 ? high : low;
+    }
+}
+
+static void pick(float planes[][CHUNK], int n, const int32_t *place, int width, float *out)
+{
+    if (n == 4) {
+        choose_of_4(planes[0], planes[1], planes[2], planes[3], place, width, out);
+        return;
+    }
+    float swap[CHUNK];
+    const float *chosen = planes[0];
+    for (int k = 1; k < n; ++k) { /* to and fro between the two, ending in out */
+        float *next = (n - k) % 2 ? out : swap;
+        choose(chosen, planes[k], k, place, width, next);
+        chosen = next;
+    }
+}
+
+/* Orientations 0 to 3: as it is, half turn, mirrored left-right, mirrored up-down. */
+static int flips_y(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 3; }
+static int flips_x(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 2; }
+
+N2SR_CLONES
+static void store(const float *restrict from, int width, int reversed, float *restrict to)
+{
+    if (reversed)
+        for (ptrdiff_t j = 0; j < width; ++j)
+            to[j] = from[width - 1 - j];
+    else
+        for (ptrdiff_t j = 0; j < width; ++j)
+            to[j] = from[j];
+}
+
+/* All draws of cells (row, x .. x + width) of the window. */
+static void draw_chunk(const n2sr_frame *frame, n2sr_pattern pattern, n2sr_key key,
+                       uint32_t first_sample, int n_samples, n2sr_window window, ptrdiff_t row,
+                       ptrdiff_t x, int width, float *subsampled)
+{
+    const int n = pattern.stride_y * pattern.stride_x;
+    const ptrdiff_t cell_y = window.top + row, cell_x = window.left + x;
+    float pixels[N2SR_MAX_STRIDE * CHUNK], planes[N2SR_MAX_CELL][CHUNK], picked[CHUNK];
+    int32_t places[N2SR_MAX_CELL][CHUNK];
+    for (int k = 0; k < pattern.stride_y; ++k) {
+        load(frame, cell_y * pattern.stride_y + k, cell_x * pattern.stride_x,
+             (ptrdiff_t)width * pattern.stride_x, pixels);
+        split(pixels, pattern.stride_x, width, planes + k * pattern.stride_x);
+    }
+    for (int m = 0; m < n_samples; ++m) {
+        const uint32_t sample = first_sample + (uint32_t)m;
+        if (m == 0 || sample % (uint32_t)n == 0)
+            places_of(pattern, key, sample / (uint32_t)n, cell_y, cell_x, width, places);
+        pick(planes, n, places[sample % (uint32_t)n], width, picked);
+        const ptrdiff_t out_row = flips_y(sample) ? window.height - 1 - row : row;
+        const ptrdiff_t out_x = flips_x(sample) ? window.width - x - width : x;
+        store(picked, width, flips_x(sample),
+              subsampled + ((ptrdiff_t)m * window.height + out_row) * window.width + out_x);
+    }
+}
+
+void n2sr_draw(n2sr_frame frame, n2sr_pattern pattern, n2sr_key key, uint32_t first_sample,
+               int n_samples, n2sr_window window, float *subsampled, int n_threads)
+{
+    const int team = threads(n_threads);
+    ptrdiff_t row;
+    (void)team;
+#pragma omp parallel for num_threads(team) schedule(static)
+    for (row = 0; row < window.height; ++row)
+        for (ptrdiff_t x = 0; x < window.width; x += CHUNK)
+            draw_chunk(&frame, pattern, key, first_sample, n_samples, window, row, x,
+                       (int)min_size(CHUNK, window.width - x), subsampled);
+}
+
+/* ---- merge ---------------------------------------------------------------------------- */
+
+N2SR_CLONES
+static void add(const float *restrict from, int width, int reversed, float *restrict sum)
+{
+    if (reversed)
+        for (ptrdiff_t j = 0; j < width; ++j)
+            sum[j] += from[width - 1 - j];
+    else
+        for (ptrdiff_t j = 0; j < width; ++j)
+            sum[j] += from[j];
+}
+
+N2SR_CLONES
+static void add_squares(const float *restrict from, int width, int reversed,
+                        const float *restrict mean, float *restrict sum)
+{
+    for (ptrdiff_t j = 0; j < width; ++j) {
+        const float deviation = (reversed ? from[width - 1 - j] : from[j]) - mean[j];
+        sum[j] += deviation * deviation;
+    }
+}
+
+N2SR_CLONES
+static void divide(float *restrict values, int width, float divisor)
+{
+    for (ptrdiff_t j = 0; j < width; ++j)
+        values[j] /= divisor;
+}
+
+N2SR_CLONES
+static void to_counts(const float *restrict values, int width, double offset, double scale,
+                      float *restrict out)
+{
+    for (ptrdiff_t j = 0; j < width; ++j)
+        out[j] = (float)((double)values[j] * scale + offset);
+}
+
+N2SR_CLONES
+static void root_to_counts(const float *restrict variance, int width, double scale,
+                           float *restrict out)
+{
+    for (ptrdiff_t j = 0; j < width; ++j)
+        out[j] = (float)((double)sqrtf(variance[j]) * scale);
+}
+
+#define MERGE_CHUNK (4 * CHUNK)
+
+static void merge_chunk(const float *outputs, int n_samples, uint32_t first_sample,
+                        ptrdiff_t height, ptrdiff_t width, ptrdiff_t y, ptrdiff_t x, int count,
+                        double offset, double scale, float *mean, float *std)
+{
+    float average[MERGE_CHUNK], variance[MERGE_CHUNK];
+    for (ptrdiff_t j = 0; j < count; ++j)
+        average[j] = variance[j] = 0.0f;
+    for (int pass = 0; pass < (std ? 2 : 1); ++pass) {
+        for (int m = 0; m < n_samples; ++m) {
+            const uint32_t sample = first_sample + (uint32_t)m;
+            const ptrdiff_t row = flips_y(sample) ? height - 1 - y : y;
+            const int reversed = flips_x(sample);
+            const ptrdiff_t column = reversed ? width - x - count : x;
+            const float *from = outputs + ((ptrdiff_t)m * height + row) * width + column;
+            if (pass == 0)
+                add(from, count, reversed, average);
+            else
+                add_squares(from, count, reversed, average, variance);
+        }
+        if (pass == 0)
+            divide(average, count, (float)n_samples);
+        else
+            divide(variance, count, (float)(n_samples > 1 ? n_samples - 1 : 1));
+    }
+    to_counts(average, count, offset, scale, mean);
+    if (std)
+        root_to_counts(variance, count, scale, std);
+}
+
+void n2sr_merge(const float *outputs, int n_samples, uint32_t first_sample, ptrdiff_t height,
+                ptrdiff_t width, ptrdiff_t crop_top, ptrdiff_t crop_left, ptrdiff_t crop_height,
+                ptrdiff_t crop_width, double offset, double scale, float *mean,
+                ptrdiff_t mean_row, float *std, ptrdiff_t std_row, int n_threads)
+{
+    const int team = threads(n_threads);
+    ptrdiff_t row;
+    (void)team;
+#pragma omp parallel for num_threads(team) schedule(static)
+    for (row = 0; row < crop_height; ++row)
+        for (ptrdiff_t x = 0; x < crop_width; x += MERGE_CHUNK)
+            merge_chunk(outputs, n_samples, first_sample, height, width, crop_top + row,
+                        crop_left + x, (int)min_size(MERGE_CHUNK, crop_width - x), offset, scale,
+                        mean + row * mean_row + x, std ? std + row * std_row + x : NULL);
+}

@@ -1,0 +1,51 @@
+"""n2sr_deploy denoises electron-microscope frames with an exported model, without PyTorch.
+
+    from n2sr_deploy import Denoiser, read_frame
+
+    with Denoiser.open("sample.onnx") as denoiser:
+        denoised = denoiser.denoise(read_frame("noisy.tif"))
+    denoised.mean, denoised.std  # (H, W) float32, in counts
+
+Importing this package is quick: each name is imported from its file at its first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from n2sr_deploy.denoiser import Denoised, Denoiser
+    from n2sr_deploy.errors import N2SRError
+    from n2sr_deploy.formats import read_frame, write_frame
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import SamplingPattern
+
+__all__ = [
+    "Denoised",
+    "Denoiser",
+    "ExportedModel",
+    "Frame",
+    "N2SRError",
+    "SamplingPattern",
+    "read_frame",
+    "write_frame",
+]
+
+_HOME = {
+    "Denoised": "denoiser",
+    "Denoiser": "denoiser",
+    "ExportedModel": "model",
+    "Frame": "frame",
+    "N2SRError": "errors",
+    "SamplingPattern": "sampling",
+    "read_frame": "formats",
+    "write_frame": "formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,77 @@
+"""ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from n2sr_deploy.errors import ModelError
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import FloatArray
+
+_PROVIDER = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeBackend:
+    """The network on ONNX Runtime's CPU provider.
+
+    Parameters
+    ----------
+    onnx
+        The ONNX file.
+    n_threads
+        0: one for each core.
+
+    Raises
+    ------
+    ModelError
+        When ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, onnx: bytes, *, n_threads: int = 0) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        options.log_severity_level = _ERRORS_ONLY
+        self._session: onnxruntime.InferenceSession | None = _load(onnx, options)
+
+    @property
+    def name(self) -> str:
+        """``ONNX Runtime (CPU)``."""
+        return "ONNX Runtime (CPU)"
+
+    def infer(self, subsampled: FloatArray) -> FloatArray:
+        """Run the network; see `Backend.infer`."""
+        if self._session is None:
+            raise ModelError("this backend was closed; open the model again")
+        (output,) = self._session.run(None, {self._session.get_inputs()[0].name: subsampled})
+        result: FloatArray = output
+        return result
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+
+
+def metadata_props(onnx: bytes) -> dict[str, str]:
+    """The ``metadata_props`` of an ONNX file.
+
+    Raises
+    ------
+    ModelError
+        When ONNX Runtime cannot load it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _ERRORS_ONLY
+    return dict(_load(onnx, options).get_modelmeta().custom_metadata_map)
+
+
+def _load(onnx: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(onnx, options, providers=[_PROVIDER])
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(f"ONNX Runtime cannot load it ({first_line})") from error

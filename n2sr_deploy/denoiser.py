@@ -1,0 +1,250 @@
+"""One noisy frame in, the denoised frame and its spread out: draw, infer, merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import numpy as np
+
+from n2sr_deploy.backends import open_backend
+from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.sampling import Window, draw, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from n2sr_deploy.backends import Backend
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+
+DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """A denoised frame."""
+
+    mean: FloatArray
+    """(H, W) float32, in counts: the MMSE estimate, the mean over the draws."""
+    std: FloatArray
+    """(H, W) float32, in counts: the standard deviation of the draws. It tells where the draws
+    disagree; it is not a calibrated error."""
+
+
+class _Tile(NamedTuple):
+    """A part of the frame and the larger part the network must see for it; in pixels."""
+
+    rows: slice
+    columns: slice
+    seen_rows: slice
+    seen_columns: slice
+
+
+class Denoiser:
+    """Denoises frames with one exported model. Not to be shared between threads.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    backend
+        What runs it; by default `open_backend` chooses.
+    memory_budget
+        Bytes for the draws, the network and its outputs; larger frames go in tiles, which
+        overlap by the network's receptive field and so leave no seam.
+    batch_size
+        Draws the network is given at once; 1 needs the least memory and, on a CPU, the least time.
+    n_threads
+        For the kernels and the default backend; 0: one for each core.
+
+    Raises
+    ------
+    ModelError
+        When the backend cannot load the model.
+    SettingError
+        When a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: ExportedModel,
+        *,
+        backend: Backend | None = None,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        batch_size: int = 1,
+        n_threads: int = 0,
+    ) -> None:
+        if batch_size < 1 or memory_budget < 1 or n_threads < 0:
+            raise SettingError(
+                f"batch_size is {batch_size}, memory_budget {memory_budget} and n_threads "
+                f"{n_threads}; the first two must be at least 1, the last at least 0"
+            )
+        self.model = model
+        self.backend = backend or open_backend(model.onnx, n_threads=n_threads)
+        self._memory_budget = memory_budget
+        self._batch_size = batch_size
+        self._n_threads = n_threads
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        batch_size: int = 1,
+        n_threads: int = 0,
+    ) -> Self:
+        """Open an exported model by its path; the settings are the class's.
+
+        Raises
+        ------
+        InputFileError
+            When there is no readable file.
+        ModelError
+            When it is no exported model, or the backend cannot load it.
+        """
+        return cls(
+            ExportedModel.open(path),
+            memory_budget=memory_budget,
+            batch_size=batch_size,
+            n_threads=n_threads,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the backend."""
+        self.backend.close()
+
+    def denoise(
+        self,
+        frame: Frame | AnyArray,
+        n_samples: int | None = None,
+        *,
+        seed: int = 0,
+        frame_index: int = 0,
+    ) -> Denoised:
+        """Denoise one frame.
+
+        Parameters
+        ----------
+        frame
+            (H, W) in counts; never written to. It is standardised by its own mean and standard
+            deviation.
+        n_samples
+            M, the number of draws; by default the model's.
+        seed, frame_index
+            0 to 2**64 - 1; they choose the draws. Give successive frames successive indices.
+
+        Returns
+        -------
+        The mean and standard deviation over the draws. The same to float32 rounding for the same
+        seed and index, whatever the threads, batch size or memory budget.
+
+        Raises
+        ------
+        FrameError
+            When the frame cannot be denoised: its shape, type or values, or constant.
+        SettingError
+            When `n_samples`, `seed` or `frame_index` is out of range.
+        """
+        if not isinstance(frame, Frame):
+            frame = Frame(pixels=frame)
+        meta = self.model.metadata
+        if n_samples is None:
+            n_samples = meta.n_samples
+        if n_samples < 1:
+            raise SettingError(f"n_samples is {n_samples}, but at least one draw is needed")
+        if frame.shape[0] < meta.pad_multiple[0] or frame.shape[1] < meta.pad_multiple[1]:
+            raise FrameError(
+                f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
+                f"least {meta.pad_multiple[0]} x {meta.pad_multiple[1]}"
+            )
+        offset, scale = frame.mean_and_std()
+        mean, std = np.empty(frame.shape, np.float32), np.empty(frame.shape, np.float32)
+        stride_y, stride_x = meta.pattern.stride
+        for tile in self._tiles(frame.shape, n_samples):
+            window = Window(
+                tile.seen_rows.start // stride_y,
+                tile.seen_columns.start // stride_x,
+                (tile.seen_rows.stop - tile.seen_rows.start) // stride_y,
+                (tile.seen_columns.stop - tile.seen_columns.start) // stride_x,
+            )
+            subsampled = draw(
+                frame.pixels,
+                meta.pattern,
+                n_samples,
+                seed=seed,
+                frame_index=frame_index,
+                mean=offset,
+                scale=scale,
+                window=window,
+                n_threads=self._n_threads,
+            )
+            merge(
+                self._infer(subsampled),
+                top=tile.rows.start - tile.seen_rows.start,
+                left=tile.columns.start - tile.seen_columns.start,
+                offset=offset,
+                scale=scale,
+                mean=mean[tile.rows, tile.columns],
+                std=std[tile.rows, tile.columns],
+                n_threads=self._n_threads,
+            )
+        return Denoised(mean=mean, std=std)
+
+    def _infer(self, subsampled: FloatArray) -> FloatArray:
+        """(M, h, w) sub-samples to (M, H, W) outputs, `batch_size` at a time."""
+        n_samples, height, width = subsampled.shape
+        stride_y, stride_x = self.model.metadata.pattern.stride
+        outputs = np.empty((n_samples, height * stride_y, width * stride_x), np.float32)
+        for first in range(0, n_samples, self._batch_size):
+            batch = slice(first, first + self._batch_size)
+            outputs[batch] = self.backend.infer(subsampled[batch, None])[:, 0]
+        return outputs
+
+    def _tiles(self, shape: Shape, n_samples: int) -> Iterator[_Tile]:
+        """Cover the frame with the largest tiles that keep to the memory budget."""
+        padded = self.model.metadata.padded(shape)
+        side = self._tile_side(padded, n_samples)
+        for top in range(0, shape[0], side[0]):
+            for left in range(0, shape[1], side[1]):
+                rows = slice(top, min(top + side[0], shape[0]))
+                columns = slice(left, min(left + side[1], shape[1]))
+                yield _Tile(
+                    rows, columns, self._seen(rows, padded, 0), self._seen(columns, padded, 1)
+                )
+
+    def _seen(self, wanted: slice, padded: Shape, axis: int) -> slice:
+        """What the network must see along an axis, in whole multiples, within the padded frame."""
+        multiple = self.model.metadata.pad_multiple[axis]
+        overlap = self._overlap(axis)
+        stop = -(-wanted.stop // multiple) * multiple + overlap
+        return slice(max(wanted.start - overlap, 0), min(stop, padded[axis]))
+
+    def _overlap(self, axis: int) -> int:
+        """The receptive radius, rounded up to the network's multiple."""
+        multiple = self.model.metadata.pad_multiple[axis]
+        return -(-self.model.metadata.receptive_radius[axis] // multiple) * multiple
+
+    def _tile_side(self, padded: Shape, n_samples: int) -> Shape:
+        """Rows and columns of a tile without its overlap: multiples of the network's."""
+        meta = self.model.metadata
+        float32 = 4
+        at_once = min(self._batch_size, n_samples)
+        bytes_per_pixel = at_once * meta.bytes_per_pixel + 2 * float32 * n_samples
+        pixels = self._memory_budget // bytes_per_pixel
+        if padded[0] * padded[1] <= pixels:
+            return padded
+        rows, columns = (
+            max(int(pixels**0.5) - 2 * self._overlap(axis), 0) // multiple * multiple or multiple
+            for axis, multiple in enumerate(meta.pad_multiple)
+        )
+        return rows, columns

@@ -1,0 +1,100 @@
+"""What `n2sr doctor` tells: versions, kernels, backends, processor, GPU, and what is missing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from n2sr_deploy.sampling import describe_kernels
+from n2sr_deploy.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BASE = ("numpy", "tifffile", "mrcfile", "onnxruntime")
+_TRAIN = ("torch", "onnx", "onnxscript", "safetensors", "platformdirs")
+_CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """Pairs of topic and finding, in the order to show them."""
+    yield "n2sr", VERSION
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
+    for package in _BASE:
+        yield package, _version(package) or "missing; install it with: pip install n2sr"
+    for package in _TRAIN:
+        yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
+    yield "kernels", describe_kernels()
+    yield "backend ONNX Runtime", _onnxruntime()
+    yield "backend OpenVINO", "not part of this version of n2sr"
+    yield "backend TensorRT", "not part of this version of n2sr"
+    yield "processor", _processor()
+    yield "GPU", _gpu()
+    if _version("torch"):
+        yield "training on", _training_device()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _onnxruntime() -> str:
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        return (
+            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; "
+            "uninstall both, then install the one you want"
+        )
+    return "works, on the CPU"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    cores = f"{os.cpu_count()} cores"
+    if not cpuinfo.exists():
+        return f"{platform.processor() or platform.machine()}, {cores}"
+    lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
+    facts = {key.strip(): value.strip() for key, value in lines}
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    found = [name for name in _CPU_FEATURES if name in flags]
+    name = facts.get("model name", platform.machine())
+    return f"{name}, {cores}, {' '.join(found) or 'none of ' + ' '.join(_CPU_FEATURES)}"
+
+
+def _gpu() -> str:
+    """Ask the NVIDIA driver itself: no library is needed, and none can be misled."""
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError:
+        return f"none: no NVIDIA driver ({library} is not there)"
+    code = driver.cuInit(0)
+    if code != 0:
+        return f"none: the NVIDIA driver answers error {code} to cuInit"
+    number = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    supports = f"driver supports CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    names = []
+    for index in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        names.append(name.value.decode())
+    return f"{', '.join(names) or 'none'}; {supports}"
+
+
+def _training_device() -> str:
+    import torch  # seconds; only this command pays
+
+    if torch.cuda.is_available():
+        return f"GPU ({torch.cuda.get_device_name(0)})"
+    return f"CPU, {torch.get_num_threads()} threads (PyTorch {torch.__version__} sees no GPU)"

@@ -1,0 +1,69 @@
+"""The exceptions n2sr raises on purpose.
+
+    N2SRError                       everything below; `except n2sr_deploy.N2SRError` catches all
+     ├─ FrameError (ValueError)         a frame that cannot be denoised: its shape, values or type
+     ├─ SettingError (ValueError)       a setting outside what it may be
+     ├─ FileFormatError (ValueError)    a file that is not, or not wholly, what it should be
+     ├─ InputFileError (OSError)        a file that cannot be opened
+     ├─ OutputError (OSError)           a result that cannot be written
+     ├─ ModelError (ValueError)         a checkpoint or exported model that cannot be used
+     ├─ TrainingError (RuntimeError)    a training that led to nothing
+     └─ MissingExtraError (ImportError) an optional part that is not installed
+
+Each message is one line: what was given, what was expected, what to do. The command line
+prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class N2SRError(Exception):
+    """Base of every error n2sr raises on purpose."""
+
+
+class FrameError(N2SRError, ValueError):
+    """A frame that cannot be denoised: its shape, values or type."""
+
+
+class SettingError(N2SRError, ValueError):
+    """A setting outside what it may be."""
+
+
+class FileFormatError(N2SRError, ValueError):
+    """A file that is not, or not wholly, what it should be."""
+
+
+class InputFileError(N2SRError, OSError):
+    """A file that cannot be opened."""
+
+
+class OutputError(N2SRError, OSError):
+    """A result that cannot be written."""
+
+
+class ModelError(N2SRError, ValueError):
+    """A checkpoint or exported model that cannot be used."""
+
+
+class TrainingError(N2SRError, RuntimeError):
+    """A training that led to nothing."""
+
+
+class MissingExtraError(N2SRError, ImportError):
+    """An optional part that is not installed.
+
+    Parameters
+    ----------
+    purpose
+        What needs it, as the beginning of a sentence: ``"training"``.
+    package
+        The package that could not be imported.
+    extra
+        The extra of n2sr that installs it.
+    """
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package!r}, which is not installed. "
+            f"Install it with: pip install 'n2sr[{extra}]'"
+        )

@@ -1,0 +1,80 @@
+"""Writing results: whole or not at all, and never over what is there."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from n2sr_deploy.errors import InputFileError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def check_input(path: Path) -> None:
+    """Raise InputFileError when there is no readable file at `path`."""
+    if not path.exists():
+        raise InputFileError(f"{path} does not exist; check the path")
+    if path.is_dir():
+        raise InputFileError(f"{path} is a folder; name a file in it")
+    if not os.access(path, os.R_OK):
+        raise InputFileError(f"{path} cannot be read; check its permissions")
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError when `path` cannot become a new file.
+
+    Called before the work as well as before the writing: a user should not wait for a
+    training whose result cannot be kept.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {path.parent} cannot be written to; choose another")
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
+
+    Whatever happens in the block, a file at `path` is either the old one or the whole new one,
+    and no temporary file stays behind.
+
+    Raises
+    ------
+    OutputError
+        When `path` cannot become a new file, or the system refuses the writing (disk full).
+    """
+    check_output(path, overwrite=overwrite)
+    temporary = path.with_name(f".n2sr-{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _rename_to_new(temporary, path)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; nothing was kept of it"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Rename, unless another process has put a file there since."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise OutputError(f"{path} exists already; choose another name") from error
+    except OSError:  # a file system without hard links
+        temporary.replace(path)

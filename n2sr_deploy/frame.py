@@ -1,0 +1,134 @@
+"""One microscope frame: its pixels, their size, and what is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from n2sr_deploy.errors import FrameError
+from n2sr_deploy.sampling import PIXEL_TYPES, AnyArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Types the kernels do not take, and the smallest type they take that holds every value
+# (64-bit integers: exact up to 2**53).
+_WIDENED = {
+    "bool": "uint8",
+    "int8": "int16",
+    "float16": "float32",
+    "int64": "float64",
+    "uint64": "float64",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One frame (H, W) and what is known about it.
+
+    Raises
+    ------
+    FrameError
+        When the pixels are not one real-valued, finite, two-dimensional image.
+    """
+
+    pixels: AnyArray
+    """(H, W), rows and columns, in counts; a native type the kernels take. Not to be written to."""
+    pixel_size: tuple[float, float] | None = None
+    """Height and width of a pixel in `unit`, or None when unknown."""
+    unit: str | None = None
+    """The unit of `pixel_size`, as the file spelled it."""
+    index: int = 0
+    """Its place in the file or stack it came from."""
+    n_frames: int = 1
+    """How many frames that file or stack holds."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file said, by its own names."""
+    history: tuple[str, ...] = ()
+    """What was done to the pixels since the microscope, one sentence each."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.pixels.shape
+        return height, width
+
+    def mean_and_std(self) -> tuple[float, float]:
+        """Mean and standard deviation of the pixels, by which networks see them standardised.
+
+        In float64, row by row, so that a large frame is not copied.
+
+        Raises
+        ------
+        FrameError
+            When all pixels are equal.
+        """
+        height, width = self.shape
+        mean = sum(float(row.sum(dtype=np.float64)) for row in self.pixels) / (height * width)
+        squares = sum(float(np.square(row - mean, dtype=np.float64).sum()) for row in self.pixels)
+        std = (squares / (height * width)) ** 0.5
+        if not std > abs(mean) * 1e-9:
+            raise FrameError(
+                f"frame is constant (every pixel is {mean:g}): there is no signal to learn from"
+            )
+        if not np.isfinite(std):
+            raise FrameError("frame has values too large to square; divide it by a constant first")
+        return mean, std
+
+    def with_pixels(self, pixels: AnyArray, what_was_done: str) -> Self:
+        """The same frame with other pixels and one more line of history."""
+        return replace(self, pixels=pixels, history=(*self.history, what_was_done))
+
+    def describe(self) -> str:
+        """Shape, type, range and pixel size in words."""
+        size = "pixel size unknown"
+        if self.pixel_size is not None:
+            height, width = self.pixel_size
+            size = f"pixel {height:.4g} x {width:.4g} {self.unit or '(no unit)'}"
+        which = f"frame {self.index} of {self.n_frames}, " if self.n_frames > 1 else ""
+        return (
+            f"{which}{self.shape[0]} x {self.shape[1]} {self.pixels.dtype}, {size}, "
+            f"values {self.pixels.min():.6g} to {self.pixels.max():.6g}, "
+            f"mean {self.pixels.mean(dtype=np.float64):.6g}"
+        )
+
+
+def _checked(pixels: AnyArray) -> AnyArray:
+    """The pixels in a native type the kernels take."""
+    if pixels.dtype.kind == "c":
+        raise FrameError(
+            f"frame is complex ({pixels.dtype}), but denoise takes real values; "
+            "save its magnitude (or real part) and denoise that"
+        )
+    if pixels.dtype.kind not in "biuf":
+        raise FrameError(f"frame has type {pixels.dtype}, but denoise takes numbers")
+    if pixels.size == 0:
+        raise FrameError(f"frame is empty (shape {pixels.shape})")
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+        raise FrameError(
+            f"frame has shape {pixels.shape}, which looks like a colour image; "
+            "convert it to one grey channel (H, W) first"
+        )
+    if pixels.ndim != 2:
+        raise FrameError(
+            f"frame has shape {pixels.shape}, but denoise takes one frame (H, W). "
+            "Choose one with --frame"
+        )
+    native = pixels.dtype.newbyteorder("=")
+    kept = np.dtype(_WIDENED.get(native.name, native))
+    if kept not in PIXEL_TYPES:  # longdouble
+        kept = np.dtype(np.float64)
+    pixels = pixels.astype(kept, copy=False)
+    if kept.kind == "f":
+        n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+        if n_bad:
+            raise FrameError(
+                f"frame has {n_bad} NaN or infinite pixels of {pixels.size}; "
+                "replace them (for example by the median of their neighbours) first"
+            )
+    return pixels

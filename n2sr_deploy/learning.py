@@ -1,0 +1,85 @@
+"""How the run-time asks for training without importing it.
+
+A package that can learn a network from one frame registers a `Learner` under the entry-point
+group ``n2sr.learners``; n2sr_train does. No import ever runs back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from n2sr_deploy.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import Shape
+
+GROUP = "n2sr.learners"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions:
+    """What a user may say of a training; None leaves it to the preset or the machine."""
+
+    preset: str | None = None
+    """The recipe's name."""
+    pattern: str | None = None
+    """``cell``, ``row`` or ``column``."""
+    stride: Shape | None = None
+    """(stride_y, stride_x), each 1 to 4."""
+    seconds: float | None = None
+    """An upper bound on the training time; the learning rate ends at zero there."""
+    steps: int | None = None
+    """An upper bound on the number of steps."""
+    seed: int | None = None
+    """Of everything random in the training."""
+    device: str | None = None
+    """``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStatus:
+    """Where a training stands, told after each step."""
+
+    step: int
+    """Steps done."""
+    n_steps: int
+    """Steps in all, unless time runs out."""
+    elapsed_s: float
+    remaining_s: float
+    """Estimated."""
+    loss: float
+    """Mean squared error on held-out pixels, smoothed; 1 is the frame's variance."""
+    validation_error: float | None
+    """The same on pixels never used as targets; None until first measured."""
+    steps_per_s: float
+
+
+if TYPE_CHECKING:
+    Progress = Callable[[TrainingStatus], None]
+
+
+class Learner(Protocol):
+    """What is registered under the entry-point group."""
+
+    def __call__(self, frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
+        """Learn a network from one noisy frame."""
+
+
+def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
+    """Learn a network from one noisy frame with the learner that is installed.
+
+    Raises
+    ------
+    MissingExtraError
+        When none is.
+    """
+    for entry_point in entry_points(group=GROUP):
+        learner: Learner = entry_point.load()
+        return learner(frame, options, progress)
+    raise MissingExtraError("training", "n2sr_train", "train")

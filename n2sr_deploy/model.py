@@ -1,0 +1,208 @@
+"""The exported model: plain ONNX and what must be known to use it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from n2sr_deploy import files
+from n2sr_deploy.backends import ort
+from n2sr_deploy.errors import ModelError, N2SRError
+from n2sr_deploy.sampling import SamplingPattern, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT_VERSION = 1
+INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
+_PREFIX = "n2sr."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """What stands in an exported model's ``metadata_props``, each key with the prefix ``n2sr.``."""
+
+    pattern: SamplingPattern
+    """How frames are sub-sampled for this network."""
+    pad_multiple: Shape
+    """Rows and columns of a frame are mirrored up to multiples of these, in pixels."""
+    receptive_radius: Shape
+    """How far, in pixels of the frame, an output may depend on its input; tiles overlap by it."""
+    bytes_per_pixel: int
+    """About how much memory inference takes for each pixel of a frame and draw."""
+    n_samples: int
+    """M, the number of draws unless the user says otherwise."""
+    preset: str
+    """The preset the network was trained with."""
+    precision: str
+    """``fp32`` or ``fp16``: the arithmetic inside; input and output are float32."""
+    weights_sha256: str
+    """Of the trained weights before any conversion."""
+    n2sr_version: str
+    """The version that exported it."""
+    pixel_size: tuple[float, float] | None = None
+    """Of the frame it was trained on, in `unit`."""
+    unit: str | None = None
+    noise: Mapping[str, Any] | None = None
+    """What was measured of the training frame's noise, if anything."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no network has, with ValueError."""
+        strides = self.pattern.stride
+        for multiple, radius, stride in zip(
+            self.pad_multiple, self.receptive_radius, strides, strict=True
+        ):
+            if multiple < 1 or multiple % stride or radius < 0:
+                raise ValueError(f"pad_multiple {multiple} or receptive_radius {radius}")
+        for name in ("n_samples", "bytes_per_pixel"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} {value!r}")
+
+    def to_props(self) -> dict[str, str]:
+        """As the strings that ONNX keeps."""
+        values: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "pattern": self.pattern.name,
+            "stride": self.pattern.stride,
+            "pad_multiple": self.pad_multiple,
+            "receptive_radius": self.receptive_radius,
+            "bytes_per_pixel": self.bytes_per_pixel,
+            "n_samples": self.n_samples,
+            "preset": self.preset,
+            "precision": self.precision,
+            "weights_sha256": self.weights_sha256,
+            "n2sr_version": self.n2sr_version,
+            "pixel_size": self.pixel_size,
+            "unit": self.unit,
+            "noise": self.noise,
+        }
+        return {_PREFIX + key: json.dumps(value) for key, value in values.items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], origin: str) -> ModelMetadata:
+        """From the strings that ONNX keeps.
+
+        Raises
+        ------
+        ModelError
+            When they are missing, of another format version or not what they should be; the
+            message begins with `origin`.
+        """
+        if _PREFIX + "format_version" not in props:
+            raise ModelError(
+                f"{origin} is an ONNX model without n2sr's metadata; "
+                "use one written by: n2sr export CHECKPOINT -o MODEL.onnx"
+            )
+        try:
+            values = {
+                key.removeprefix(_PREFIX): json.loads(text)
+                for key, text in props.items()
+                if key.startswith(_PREFIX)
+            }
+            version = values.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise ModelError(
+                    f"{origin} has model format {version}, but this n2sr reads {FORMAT_VERSION}; "
+                    "export its checkpoint again with this version"
+                )
+            values["pattern"] = SamplingPattern.named(
+                values["pattern"], _shape(values.pop("stride"))
+            )
+            for key in ("pad_multiple", "receptive_radius"):
+                values[key] = _shape(values[key])
+            if values["pixel_size"] is not None:
+                height, width = map(float, values["pixel_size"])
+                values["pixel_size"] = height, width
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"{origin} has damaged metadata ({error}); export its checkpoint again"
+            ) from error
+
+    def padded(self, shape: Shape) -> Shape:
+        """The shape of a frame mirrored up to the network's multiple."""
+        rows, columns = self.pad_multiple
+        return -(-shape[0] // rows) * rows, -(-shape[1] // columns) * columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """A network ready to run anywhere, and its metadata.
+
+    The graph maps ``subsampled`` (M, 1, H / stride_y, W / stride_x) to ``denoised`` (M, 1, H, W),
+    float32 both, for any M and any H and W that are multiples of `ModelMetadata.pad_multiple`.
+    Values are standardised; the graph knows nothing of draws, orientations or randomness.
+    """
+
+    onnx: bytes
+    """The ONNX file."""
+    metadata: ModelMetadata
+
+    @classmethod
+    def open(cls, path: str | Path) -> ExportedModel:
+        """Read a model and check that it is one n2sr exported.
+
+        Raises
+        ------
+        InputFileError
+            When there is no readable file.
+        ModelError
+            When it is no exported model, or of another format version.
+        """
+        path = Path(path)
+        files.check_input(path)
+        onnx = path.read_bytes()
+        if looks_like_checkpoint(onnx[:9]):
+            raise ModelError(
+                f"{path} is a checkpoint, not an exported model; "
+                f"export it first: n2sr export {path} -o {path.with_suffix('.onnx').name}"
+            )
+        try:
+            props = ort.metadata_props(onnx)
+        except N2SRError as error:
+            raise ModelError(f"{path} is not an ONNX model: {error}") from error
+        return cls(onnx=onnx, metadata=ModelMetadata.from_props(props, str(path)))
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the ONNX file, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            When it exists and may not be replaced, or the system refuses the writing.
+        """
+        with files.replacing(Path(path), overwrite=overwrite) as temporary:
+            temporary.write_bytes(self.onnx)
+
+    def describe(self) -> str:
+        """What it is, in words."""
+        meta = self.metadata
+        trained_on = "pixel size unknown"
+        if meta.pixel_size is not None:
+            height, width = meta.pixel_size
+            trained_on = f"pixel {height:.4g} x {width:.4g} {meta.unit}"
+        return (
+            f"exported model, preset {meta.preset}, {meta.precision}, pattern {meta.pattern}, "
+            f"M = {meta.n_samples}, for frames of at least "
+            f"{meta.pad_multiple[0]} x {meta.pad_multiple[1]} pixels; "
+            f"trained on a frame with {trained_on}; weights {meta.weights_sha256[:12]}, "
+            f"{len(self.onnx) / 1e6:.2g} MB, exported by n2sr {meta.n2sr_version}"
+        )
+
+
+def looks_like_checkpoint(head: bytes) -> bool:
+    """Tell from the first nine bytes whether a file is .safetensors: a length, then JSON."""
+    return len(head) >= 9 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+
+
+def _shape(values: Any) -> Shape:
+    rows, columns = values
+    if not (math.isfinite(rows) and rows == int(rows) and columns == int(columns)):
+        raise ValueError(f"{values} is no pair of integers")
+    return int(rows), int(columns)

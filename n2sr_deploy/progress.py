@@ -1,0 +1,77 @@
+"""Shows a training on the terminal: a bar, or a line now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from n2sr_deploy.learning import TrainingStatus
+
+_LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
+    """Give what a training calls after each step; shows it on stderr."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _bar(console) as progress:
+            task = progress.add_task("training", total=None, figures="", left="")
+
+            def show(status: TrainingStatus) -> None:
+                total = status.elapsed_s + status.remaining_s
+                progress.update(
+                    task,
+                    completed=status.elapsed_s,
+                    total=total,
+                    description=f"training, step {status.step} of {status.n_steps}",
+                    figures=_figures(status),
+                    left=f"{status.remaining_s:.0f} s left",
+                )
+
+            yield show
+    else:
+        yield _Lines(console)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        transient=False,
+    )
+
+
+class _Lines:
+    """A line at the beginning, at the end and every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next = 0.0
+
+    def __call__(self, status: TrainingStatus) -> None:
+        now = time.monotonic()
+        if now < self._next and status.step < status.n_steps:
+            return
+        self._next = now + _LINE_EVERY_S
+        self._console.print(
+            f"training, step {status.step} of {status.n_steps}, {status.remaining_s:.0f} s left, "
+            f"{_figures(status)}",
+            soft_wrap=True,
+        )
+
+
+def _figures(status: TrainingStatus) -> str:
+    error = status.validation_error
+    validation = f"{error:.4f}" if error is not None else "-"
+    return f"loss {status.loss:.4f}, validation {validation}, {status.steps_per_s:.1f} steps/s"

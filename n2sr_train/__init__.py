@@ -1,0 +1,35 @@
+"""n2sr_train learns a network from one noisy frame.
+
+    from n2sr_train import TrainingConfig, export_model, train
+
+    checkpoint = train(frame, TrainingConfig.named("balanced"))
+    export_model(checkpoint).save("sample.onnx")
+
+Importing this package imports no PyTorch; the first use of these names does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from n2sr_train.checkpoint import Checkpoint
+    from n2sr_train.config import TrainingConfig
+    from n2sr_train.export import export_model
+    from n2sr_train.training import train
+
+__all__ = ["Checkpoint", "TrainingConfig", "export_model", "train"]
+
+_HOME = {
+    "Checkpoint": "n2sr_train.checkpoint",
+    "TrainingConfig": "n2sr_train.config",
+    "export_model": "n2sr_train.export",
+    "train": "n2sr_train.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

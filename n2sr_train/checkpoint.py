@@ -1,0 +1,141 @@
+"""The trained state: weights, the whole configuration and history, in one .safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+from safetensors import torch as safetensors_torch
+
+from n2sr_deploy import files
+from n2sr_deploy.errors import ModelError, N2SRError
+from n2sr_train.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+_KEY = "n2sr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a training leaves."""
+
+    weights: dict[str, Tensor]
+    """float32, on the CPU, by their names in the network."""
+    config: TrainingConfig
+    """What was asked for."""
+    history: list[dict[str, float]]
+    """One entry for each validation: step, seconds, tflop, loss, validation_error."""
+    summary: dict[str, Any]
+    """How it ended: steps, kept_step, seconds, tflop, stopped_by, device, precision, torch."""
+    pixel_size: tuple[float, float] | None
+    """Of the frame trained on, in `unit`."""
+    unit: str | None
+    n2sr_version: str
+    """The version that trained it."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the weights' names, shapes and values."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.weights.items()):
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the .safetensors file, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            When it exists and may not be replaced, or the system refuses the writing.
+        """
+        header = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_dict(),
+            "history": self.history,
+            "summary": self.summary,
+            "pixel_size": self.pixel_size,
+            "unit": self.unit,
+            "n2sr_version": self.n2sr_version,
+        }
+        data = safetensors_torch.save(
+            {name: tensor.contiguous() for name, tensor in self.weights.items()},
+            metadata={_KEY: json.dumps(header)},
+        )
+        with files.replacing(Path(path), overwrite=overwrite) as temporary:
+            temporary.write_bytes(data)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises
+        ------
+        InputFileError
+            When there is no readable file.
+        ModelError
+            When it is no checkpoint of n2sr, or of another format version.
+        """
+        path = Path(path)
+        files.check_input(path)
+        try:
+            with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            hint = ""
+            if path.suffix == ".onnx":
+                hint = "; this looks like an exported model, which is used with: n2sr denoise -m"
+            raise ModelError(f"{path} is not a checkpoint ({error}){hint}") from error
+        if _KEY not in metadata:
+            raise ModelError(
+                f"{path} is a .safetensors file without n2sr's header; "
+                "use one written by: n2sr train"
+            )
+        return cls._from_header(path, weights, metadata[_KEY])
+
+    @classmethod
+    def _from_header(cls, path: Path, weights: dict[str, Tensor], text: str) -> Checkpoint:
+        try:
+            header = json.loads(text)
+            if header["format_version"] != FORMAT_VERSION:
+                raise ModelError(
+                    f"{path} has checkpoint format {header['format_version']}, but this n2sr "
+                    f"reads {FORMAT_VERSION}; train again, or use the n2sr that wrote it"
+                )
+            size = header["pixel_size"]
+            return cls(
+                weights=weights,
+                config=TrainingConfig.from_dict(header["config"]),
+                history=header["history"],
+                summary=header["summary"],
+                pixel_size=(size[0], size[1]) if size else None,
+                unit=header["unit"],
+                n2sr_version=header["n2sr_version"],
+            )
+        except ModelError:
+            raise
+        except (KeyError, TypeError, ValueError, N2SRError) as error:
+            raise ModelError(f"{path} has a damaged header ({error}); train again") from error
+
+    def describe(self) -> str:
+        """What it is, in words."""
+        ended, config = self.summary, self.config
+        error = min((entry["validation_error"] for entry in self.history), default=float("nan"))
+        parameters = sum(tensor.numel() for tensor in self.weights.values())
+        return (
+            f"checkpoint, preset {config.preset}, pattern {config.pattern}, "
+            f"{parameters / 1e3:.0f} k parameters, weights {self.weights_sha256[:12]}; "
+            f"{ended['steps']} steps in {ended['seconds']:.0f} s on {ended['device']} "
+            f"({ended['precision']}, {ended['tflop']:.3g} TFLOP), kept from step "
+            f"{ended['kept_step']}, validation error {error:.4f}, seed {config.seed}; "
+            f"trained by n2sr {self.n2sr_version}"
+        )

@@ -1,0 +1,192 @@
+"""Settings of a training, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from n2sr_deploy.errors import SettingError
+from n2sr_deploy.sampling import PATTERN_NAMES, SamplingPattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from n2sr_deploy.learning import LearnOptions
+
+
+def _choice(name: str, value: str, known: Iterable[str]) -> None:
+    known = sorted(known)
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingError(f"{name} is {value!r}, but must be one of {', '.join(known)}{hint}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise SettingError(f"{name} is {value}, but must be {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Which network, and how large."""
+
+    architecture: Literal["unet", "paper"] = "unet"
+    """``unet``: the small U-Net; ``paper``: the paper's, see `n2sr_train.network`."""
+    channels: int = 32
+    """Feature channels of every convolution; arithmetic grows with their square."""
+    levels: int = 4
+    """Poolings; each doubles how far the network sees and the multiple frames are padded to."""
+
+    def __post_init__(self) -> None:
+        _choice("architecture", self.architecture, ("unet", "paper"))
+        _within("channels", self.channels, 1, 1024)
+        _within("levels", self.levels, 1, 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything a training depends on but the frame.
+
+    Raises
+    ------
+    SettingError
+        When a setting is out of range; the message gives the range.
+    """
+
+    preset: str = "balanced"
+    """The name of the recipe this began from."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """The network to train."""
+    pattern: SamplingPattern = field(default_factory=lambda: SamplingPattern.named("cell"))
+    """How frames are sub-sampled, in training and afterwards."""
+    n_samples: int = 4
+    """M, the number of draws that denoising averages unless told otherwise."""
+    steps: int = 1500
+    """Steps of the optimiser; the learning rate ends at zero there."""
+    seconds: float | None = None
+    """An upper bound on the training time: the schedule is shortened to end there. None: no bound.
+    A run bounded by time does not repeat exactly."""
+    batch: int = 4
+    """Patches in a step."""
+    patch: int = 256
+    """Rows and columns of a patch, in pixels of the frame; smaller frames give smaller patches."""
+    optimiser: Literal["muon", "adam"] = "muon"
+    """``muon``: orthogonalised momentum for the convolutions' weights and Adam for the rest;
+    ``adam``: Adam for all."""
+    learning_rate: float = 0.006
+    """The highest learning rate; of Muon where Muon is used."""
+    adam_learning_rate: float = 0.0025
+    """The highest learning rate of what Adam trains beside Muon."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Falls to zero as a half cosine, or stays."""
+    warmup_steps: int = 20
+    """Steps in which the learning rate rises to its highest; 0: none."""
+    ema_decay: float = 0.985
+    """Of the exponential moving average of the weights, which is what is kept; 0: the last
+    weights themselves."""
+    turns: bool = True
+    """Whether patches are mirrored and turned by right angles, where the pattern allows."""
+    validation_fraction: float = 0.02
+    """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
+    validation_every: int = 50
+    """Steps between two measurements of the validation error."""
+    seed: int = 0
+    """Of everything random; the same seed on the same machine repeats a run exactly."""
+    device: str = "auto"
+    """``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        _choice("optimiser", self.optimiser, ("muon", "adam"))
+        _choice("schedule", self.schedule, ("cosine", "constant"))
+        _within("n_samples", self.n_samples, 1, 4096)
+        _within("steps", self.steps, 1, 10**8)
+        _within("batch", self.batch, 1, 4096)
+        _within("patch", self.patch, 16, 4096)
+        _within("warmup_steps", self.warmup_steps, 0, 10**6)
+        _within("validation_every", self.validation_every, 1, 10**8)
+        _within("validation_fraction", self.validation_fraction, 0.001, 0.2)
+        _within("ema_decay", self.ema_decay, 0.0, 0.99999)
+        _within("learning_rate", self.learning_rate, 1e-8, 10.0)
+        _within("adam_learning_rate", self.adam_learning_rate, 1e-8, 10.0)
+        _within("seed", self.seed, 0, 2**63 - 1)
+        if self.seconds is not None:
+            _within("seconds", self.seconds, 0.1, 1e9)
+
+    @classmethod
+    def named(cls, preset: str) -> TrainingConfig:
+        """The settings of a preset.
+
+        Raises
+        ------
+        SettingError
+            When there is none of that name.
+        """
+        _choice("preset", preset, PRESETS)
+        return PRESETS[preset]
+
+    @classmethod
+    def from_options(cls, options: LearnOptions) -> TrainingConfig:
+        """A preset's settings with what the user said put in.
+
+        Raises
+        ------
+        SettingError
+            When something the user said is out of range.
+        """
+        config = cls.named(options.preset or DEFAULT_PRESET)
+        pattern = options.pattern or config.pattern.name
+        _choice("pattern", pattern, PATTERN_NAMES)
+        given: dict[str, Any] = {
+            key: getattr(options, key)
+            for key in ("seconds", "steps", "seed", "device")
+            if getattr(options, key) is not None
+        }
+        return replace(config, pattern=SamplingPattern.named(pattern, options.stride or 2), **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
+        """From what JSON kept; unknown keys are refused.
+
+        Raises
+        ------
+        SettingError
+            When a key is unknown or a value out of range.
+        """
+        known = {known.name for known in dataclasses.fields(cls)}
+        for key in values:
+            _choice("setting", key, known)
+        nested = {
+            "network": NetworkConfig(**values["network"]),
+            "pattern": SamplingPattern(**values["pattern"]),
+        }
+        return cls(**{**values, **nested})
+
+
+DEFAULT_PRESET = "balanced"
+
+PRESETS: Mapping[str, TrainingConfig] = {
+    "balanced": TrainingConfig(),
+    # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it.
+    "paper": TrainingConfig(
+        preset="paper",
+        network=NetworkConfig(architecture="paper", channels=128, levels=5),
+        n_samples=50,
+        steps=6000,
+        batch=10,
+        optimiser="adam",
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup_steps=0,
+        ema_decay=0.0,
+        turns=False,
+    ),
+}

@@ -1,0 +1,245 @@
+"""Checkpoint -> exported model, verified against PyTorch before it is kept.
+
+PyTorch's exporter takes seconds; replacing the weights of a graph it made before takes
+milliseconds. So the graph of each network is exported once and kept as a template, in memory and
+in the user's cache folder (N2SR_CACHE_DIR moves it), under a name that holds all it depends on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx
+import platformdirs
+import torch
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from n2sr_deploy import files
+from n2sr_deploy.backends import open_backend
+from n2sr_deploy.errors import ModelError, OutputError, SettingError
+from n2sr_deploy.model import INPUT_NAME, OUTPUT_NAME, ExportedModel, ModelMetadata
+from n2sr_deploy.version import VERSION
+from n2sr_train.network import build_network
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import Shape
+    from n2sr_train.checkpoint import Checkpoint
+    from n2sr_train.config import NetworkConfig
+    from n2sr_train.network import PaperUNet, SmallUNet
+
+_log = logging.getLogger("n2sr")
+_OPSET = 18
+_WRAPPED = "network."
+_NETWORK_SOURCE = Path(__file__).with_name("network.py").read_bytes()  # as it is when imported
+Precision = Literal["fp32", "fp16"]
+
+# Largest difference from PyTorch in float32, as a share of the output's standard deviation.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2}
+
+
+class _HalfInside(torch.nn.Module):
+    """A network in float16 between float32 input and output."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.network(x.half()).float()
+        return result
+
+
+def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedModel:
+    """Make a checkpoint's network an exported model.
+
+    Parameters
+    ----------
+    checkpoint
+        The trained state.
+    precision
+        ``fp32``, or ``fp16``: half the size, float16 arithmetic inside, float32 input and output.
+
+    Returns
+    -------
+    The model, its output on random input compared with PyTorch's float32 output.
+
+    Raises
+    ------
+    SettingError
+        When the precision is neither.
+    ModelError
+        When the weights do not fit the network, or the outputs differ by more than `TOLERANCE`.
+    """
+    if precision not in TOLERANCE:
+        raise SettingError(f"precision is {precision!r}, but must be fp32 or fp16")
+    wanted: Precision = "fp16" if precision == "fp16" else "fp32"
+    config = checkpoint.config
+    network = build_network(config.network, config.pattern.stride, seed=0)
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise ModelError(f"the checkpoint's weights do not fit its network: {error}") from error
+    network.eval()
+    graph = onnx.load_from_string(_template(config.network, config.pattern.stride, wanted))
+    _put_in_weights(graph, checkpoint.weights)
+    metadata = _metadata(checkpoint, network, wanted)
+    onnx.helper.set_model_props(graph, metadata.to_props())
+    model = ExportedModel(onnx=graph.SerializeToString(), metadata=metadata)
+    _verify(model, network, wanted)
+    return model
+
+
+def _metadata(
+    checkpoint: Checkpoint, network: SmallUNet | PaperUNet, precision: Precision
+) -> ModelMetadata:
+    config = checkpoint.config
+    stride_y, stride_x = config.pattern.stride
+    cells = 2**config.network.levels
+    radius = network.receptive_radius
+    return ModelMetadata(
+        pattern=config.pattern,
+        pad_multiple=(stride_y * cells, stride_x * cells),
+        receptive_radius=(radius * stride_y, radius * stride_x),
+        bytes_per_pixel=network.bytes_per_pixel,
+        n_samples=config.n_samples,
+        preset=config.preset,
+        precision=precision,
+        weights_sha256=checkpoint.weights_sha256,
+        n2sr_version=VERSION,
+        pixel_size=checkpoint.pixel_size,
+        unit=checkpoint.unit,
+    )
+
+
+def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:
+    """Replace the template's initializers by name; every weight must find its place."""
+    missing = set(weights)
+    for initializer in graph.graph.initializer:
+        name = initializer.name.removeprefix(_WRAPPED)
+        if name not in missing:
+            continue  # a constant of the graph
+        values = weights[name].numpy()
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type)
+        replaced = numpy_helper.from_array(values.astype(dtype), initializer.name)
+        initializer.CopyFrom(replaced)
+        missing.remove(name)
+    if missing:
+        raise ModelError(f"the exported graph has no place for the weights {sorted(missing)}")
+
+
+def _verify(model: ExportedModel, network: torch.nn.Module, precision: Precision) -> None:
+    """Compare with PyTorch on random input; raise where they differ most."""
+    rows, columns = (
+        2 * multiple // stride
+        for multiple, stride in zip(
+            model.metadata.pad_multiple, model.metadata.pattern.stride, strict=True
+        )
+    )
+    rng = np.random.default_rng(0)
+    subsampled = rng.standard_normal((2, 1, rows, columns)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(subsampled)).numpy()
+    backend = open_backend(model.onnx)
+    try:
+        found = backend.infer(subsampled)
+    finally:
+        backend.close()
+    if found.shape != expected.shape:
+        raise ModelError(f"the exported model gives {found.shape}, PyTorch {expected.shape}")
+    difference = np.abs(found - expected)
+    allowed = TOLERANCE[precision] * float(expected.std())
+    if not difference.max() <= allowed:  # NaN fails too
+        where = np.unravel_index(int(np.nanargmax(difference)), difference.shape)
+        hint = "; export it with --precision fp32" if precision == "fp16" else ""
+        raise ModelError(
+            f"the exported model differs from PyTorch by {difference.max():.3g} "
+            f"(allowed: {allowed:.3g}), most at {tuple(map(int, where))} of (sample, channel, row, "
+            f"column): {found[where]:.6g} instead of {expected[where]:.6g}{hint}"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> bytes:
+    """The graph of a network with some weights, from the cache folder or exported now."""
+    depends_on = repr((config, stride, precision, _OPSET, torch.__version__, onnx.__version__))
+    key = hashlib.sha256(_NETWORK_SOURCE + depends_on.encode()).hexdigest()[:24]
+    path = _cache_folder() / f"{key}.onnx"
+    try:
+        template = path.read_bytes()
+        onnx.checker.check_model(onnx.load_from_string(template))
+    except (OSError, DecodeError, onnx.checker.ValidationError):
+        template = _export_template(config, stride, precision)
+        _cache(template, path)
+    return template
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("N2SR_CACHE_DIR") or platformdirs.user_cache_path("n2sr")
+    return Path(root) / "templates"
+
+
+def _cache(template: bytes, path: Path) -> None:
+    """Keep a template for the next time; that it cannot be kept is no reason to fail."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path, overwrite=True) as temporary:
+            temporary.write_bytes(template)
+    except (OSError, OutputError) as error:
+        _log.info("cannot keep the export template: %s", error)
+
+
+def _export_template(config: NetworkConfig, stride: Shape, precision: Precision) -> bytes:
+    network: torch.nn.Module = build_network(config, stride, seed=0).eval()
+    if precision == "fp16":
+        network = _HalfInside(network)
+    cells = 2**config.levels
+    dims = {
+        0: torch.export.Dim("M"),
+        2: cells * torch.export.Dim("h"),
+        3: cells * torch.export.Dim("w"),
+    }
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)  # it speaks of libraries that are not needed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (torch.zeros(2, 1, 2 * cells, 3 * cells),),
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes={"x": dims},
+                opset_version=_OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        exporter_log.setLevel(level)
+    if program is None:
+        raise ModelError("PyTorch exported nothing")
+    return bytes(_stripped(program.model_proto).SerializeToString())
+
+
+def _stripped(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes, which hold stack traces and paths of this machine."""
+    graph.ClearField("metadata_props")
+    graph.ClearField("doc_string")
+    graph.graph.ClearField("metadata_props")
+    graph.graph.ClearField("doc_string")
+    graph.graph.ClearField("value_info")
+    for node in graph.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    return graph

@@ -1,0 +1,163 @@
+"""The networks: one sub-sampled frame in, one frame at full resolution out.
+
+Both see (N, 1, h, w) standardised values, h and w multiples of 2 ** levels, and give
+(N, 1, h * stride_y, w * stride_x). No normalisation layers, nothing random.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import Shape
+    from n2sr_train.config import NetworkConfig
+
+_SLOPE = 0.1  # of LeakyReLU below zero
+
+
+def build_network(config: NetworkConfig, stride: Shape, seed: int) -> SmallUNet | PaperUNet:
+    """The network `config` asks for, its weights drawn from `seed`."""
+    kind = SmallUNet if config.architecture == "unet" else PaperUNet
+    with torch.random.fork_rng(devices=[]):  # PyTorch's own initialisation, seeded for us alone
+        torch.manual_seed(seed)
+        return kind(config.channels, config.levels, stride)
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _activate(x: torch.Tensor) -> torch.Tensor:
+    return functional.leaky_relu(x, _SLOPE)
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def pixel_shuffle(x: torch.Tensor, stride: Shape) -> torch.Tensor:
+    """(N, stride_y * stride_x, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
+    stride_y, stride_x = stride
+    if stride_y == stride_x:
+        return functional.pixel_shuffle(x, stride_y)
+    n, _, h, w = x.shape
+    x = x.reshape(n, stride_y, stride_x, h, w).permute(0, 3, 1, 4, 2)  # (N, h, sy, w, sx)
+    return x.reshape(n, 1, h * stride_y, w * stride_x)
+
+
+class _TwoConvolutions(nn.Module):
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        self.first = _conv(inputs, channels)
+        self.second = _conv(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _activate(self.second(_activate(self.first(x))))
+
+
+class SmallUNet(nn.Module):
+    """A U-Net at the sub-sampled resolution, then one pixel shuffle to the full one.
+
+    Two convolutions on every level down and up, skips by concatenation, `channels` everywhere.
+    With 32 channels, 4 levels and stride (2, 2): 205 k parameters, 15.7 kMAC per output pixel.
+    """
+
+    def __init__(self, channels: int, levels: int, stride: Shape) -> None:
+        super().__init__()
+        self.stride = stride
+        self.levels = levels
+        self.channels = channels
+        self.down = nn.ModuleList(
+            _TwoConvolutions(channels if level else 1, channels) for level in range(levels + 1)
+        )
+        self.up = nn.ModuleList(_TwoConvolutions(2 * channels, channels) for _ in range(levels))
+        self.head = _conv(channels, channels)
+        self.to_pixels = _conv(channels, stride[0] * stride[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
+        skips: list[torch.Tensor] = []
+        for level, convolutions in enumerate(self.down):
+            if level:
+                skips.append(x)
+                x = functional.max_pool2d(x, 2)  # (N, C, h / 2**level, w / 2**level)
+            x = convolutions(x)
+        for convolutions in self.up:
+            x = torch.cat([_double(x), skips.pop()], dim=1)  # (N, 2 C, ...), twice the size
+            x = convolutions(x)
+        x = self.to_pixels(_activate(self.head(x)))  # (N, stride_y * stride_x, h, w)
+        return pixel_shuffle(x, self.stride)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far an output depends on the input, in pixels of the sub-sampled frame, at most.
+
+        A 3 x 3 convolution on level l reaches 2**l; a pooling and the doubling that undoes it
+        reach 2**l each.
+        """
+        down = sum(2 << level for level in range(self.levels + 1))
+        up = sum(2 << level for level in range(self.levels))
+        resampling = sum(2 << level for level in range(self.levels))
+        return down + up + resampling + 2
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """About the memory of inference for each pixel of the frame and draw, float32."""
+        maps_alive = 6  # two wide inputs of a convolution, its output, a work space
+        return maps_alive * 4 * self.channels // (self.stride[0] * self.stride[1])
+
+
+class PaperUNet(nn.Module):
+    """The paper's network as far as its text tells: ~1.74 M parameters, 395 kMAC per pixel.
+
+    128 features everywhere; an encoder with `levels` = 5 poolings at the sub-sampled resolution,
+    a decoder with additive skips, and two more convolutions after the doubling to full
+    resolution. Ours has 1.77 M parameters and 395 kMAC per output pixel at stride (2, 2).
+    """
+
+    def __init__(self, channels: int, levels: int, stride: Shape) -> None:
+        super().__init__()
+        self.stride = stride
+        self.levels = levels
+        self.channels = channels
+        self.first = nn.ModuleList([_conv(1, channels), _conv(channels, channels)])
+        self.down = nn.ModuleList(_conv(channels, channels) for _ in range(levels))
+        self.up = nn.ModuleList(_conv(channels, channels) for _ in range(levels - 1))
+        self.full = nn.ModuleList([_conv(channels, channels), _conv(channels, channels)])
+        self.to_pixels = _conv(channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
+        for conv in self.first:
+            x = _activate(conv(x))
+        skips: list[torch.Tensor] = []
+        for conv in self.down:
+            skips.append(x)
+            x = _activate(conv(functional.max_pool2d(x, 2)))
+        x = _double(x) + skips.pop()
+        for conv in self.up:
+            x = _activate(conv(_double(x) + skips.pop()))
+        scale = float(self.stride[0]), float(self.stride[1])
+        x = functional.interpolate(x, scale_factor=scale, mode="nearest")  # (N, C, H, W)
+        for conv in self.full:
+            x = _activate(conv(x))
+        pixels: torch.Tensor = self.to_pixels(x)
+        return pixels
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far an output depends on the input, in pixels of the sub-sampled frame, at most."""
+        down = 2 + sum(2 << level for level in range(self.levels))
+        up = sum(1 << level for level in range(self.levels - 1))
+        resampling = sum(2 << level for level in range(self.levels))
+        return down + up + resampling + 3
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """About the memory of inference for each pixel of the frame and draw, float32."""
+        maps_alive = 3  # input and output of a convolution at full resolution, a work space
+        return maps_alive * 4 * self.channels

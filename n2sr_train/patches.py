@@ -1,0 +1,133 @@
+"""Seeded lossless crops of one frame, sub-sampled, with the pixels to learn from.
+
+Only crops, mirrorings and quarter turns: any other rotation would duplicate pixels and leak the
+noise of the input into the target.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from n2sr_deploy import reference
+from n2sr_deploy.errors import FrameError
+from n2sr_deploy.sampling import draw, held_out
+
+if TYPE_CHECKING:
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.sampling import BoolArray, FloatArray, Shape
+    from n2sr_train.config import TrainingConfig
+
+_VALIDATION_PATCHES = 16
+
+
+class Batch(NamedTuple):
+    """Patches in, patches out, and where the error counts."""
+
+    subsampled: FloatArray
+    """(N, 1, H / stride_y, W / stride_x)."""
+    target: FloatArray
+    """(N, 1, H, W), the noisy patches."""
+    counted: FloatArray
+    """(N, 1, H, W), 1 where a pixel is held out and may be used, 0 elsewhere."""
+
+
+class PatchSampler:
+    """Draws batches from one frame: the same seed, the same batches.
+
+    Parameters
+    ----------
+    frame
+        The noisy frame; standardised here by its own mean and standard deviation.
+    config
+        Pattern, batch, patch, turns, validation fraction and seed are read.
+    multiple
+        Rows and columns, in pixels, of which patch sides are multiples.
+
+    Raises
+    ------
+    FrameError
+        When the frame is constant, or smaller than one multiple.
+    """
+
+    def __init__(self, frame: Frame, config: TrainingConfig, multiple: Shape) -> None:
+        if frame.shape[0] < multiple[0] or frame.shape[1] < multiple[1]:
+            raise FrameError(
+                f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this network needs at "
+                f"least {multiple[0]} x {multiple[1]} to train on"
+            )
+        mean, std = frame.mean_and_std()
+        self._frame = reference.standardise(frame.pixels, mean, std)
+        self._config = config
+        self._rng = np.random.default_rng(config.seed)
+        self._n_drawn = 0
+        self.shape: Shape = (
+            min(config.patch, frame.shape[0]) // multiple[0] * multiple[0],
+            min(config.patch, frame.shape[1]) // multiple[1] * multiple[1],
+        )
+        self._n_turns = self._allowed_turns()
+        self.is_validation = _validation_pixels(frame.shape, config, self._rng)
+        self.validation = self._validation_batches()
+
+    def next_batch(self) -> Batch:
+        """The next batch to learn from: no validation pixel is counted."""
+        patches = [self._patch(~self.is_validation) for _ in range(self._config.batch)]
+        return _stacked(patches)
+
+    def _validation_batches(self) -> list[Batch]:
+        """The fixed batches to validate on: only validation pixels are counted."""
+        patches = [self._patch(self.is_validation) for _ in range(_VALIDATION_PATCHES)]
+        size = min(self._config.batch, _VALIDATION_PATCHES)
+        return [_stacked(patches[i : i + size]) for i in range(0, _VALIDATION_PATCHES, size)]
+
+    def _patch(self, usable: BoolArray) -> Batch:
+        """One patch (1, ...) at a random place, randomly turned and sub-sampled."""
+        (height, width), pattern = self.shape, self._config.pattern
+        turn = int(self._rng.integers(self._n_turns))
+        top = int(self._rng.integers(self._frame.shape[0] - height + 1))
+        left = int(self._rng.integers(self._frame.shape[1] - width + 1))
+        crop = slice(top, top + height), slice(left, left + width)
+        target = np.ascontiguousarray(_turned(self._frame[crop], turn))
+        seed, index = self._config.seed, self._n_drawn
+        self._n_drawn += 1
+        subsampled = draw(target, pattern, 1, seed=seed, frame_index=index)
+        counted = held_out(pattern, self.shape, seed=seed, frame_index=index)
+        counted = counted & _turned(usable[crop], turn)
+        return Batch(subsampled[None], target[None, None], counted.astype(np.float32)[None, None])
+
+    def _allowed_turns(self) -> int:
+        """1: none; 4: mirrorings and the half turn; 8: quarter turns too."""
+        pattern = self._config.pattern
+        if not self._config.turns:
+            return 1
+        square = self.shape[0] == self.shape[1] and pattern.stride_y == pattern.stride_x
+        return 8 if square else 4
+
+
+def _turned(image: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight ways to lay a square on itself; the first four keep rows rows."""
+    if turn >= 4:
+        image = image.T
+    return image[reference.ORIENTATIONS[turn % 4]]
+
+
+def _stacked(patches: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate(parts) for parts in zip(*patches, strict=True)))
+
+
+def _validation_pixels(shape: Shape, config: TrainingConfig, rng: np.random.Generator) -> BoolArray:
+    """(H, W), true on the pixels kept from all targets.
+
+    Where a pattern keeps whole rows or columns, because the noise along them is correlated,
+    whole rows or columns are kept from the targets too.
+    """
+    drawn: Shape = {
+        "cell": shape,
+        "row": (shape[0], 1),
+        "column": (1, shape[1]),
+    }[config.pattern.name]
+    n = drawn[0] * drawn[1]
+    chosen = np.zeros(n, np.bool_)
+    chosen[rng.permutation(n)[: max(1, round(n * config.validation_fraction))]] = True
+    return np.broadcast_to(chosen.reshape(drawn), shape)

@@ -1,0 +1,351 @@
+"""The command line as users meet it: each command, and each thing that can be wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner
+
+from n2sr_deploy import learning, read_frame, write_frame
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import MissingExtraError
+from tests.conftest import REPOSITORY
+
+QUICK = ["--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def noisy_file(noisy, tmp_path):
+    write_frame(tmp_path / "noisy.tif", noisy)
+    return tmp_path / "noisy.tif"
+
+
+def test_the_whole_chain(run, tmp_path):
+    run("simulate", "-o", "noisy.tif", "--clean", "clean.tif", "--shape", 96, 128, "--spacing", 12)
+    trained = run("train", "noisy.tif", "-o", "s.safetensors", "--steps", 30)
+    assert "preset balanced" in trained.stdout
+    assert "step 30 of 30" in trained.stderr
+    run("export", "s.safetensors", "-o", "s.onnx", "--precision", "fp16")
+    run("denoise", "noisy.tif", "-m", "s.onnx", "-o", "out.tif", "--std", "std.tif", "-M", 8)
+    noisy, clean, out = (read_frame(f"{name}.tif") for name in ("noisy", "clean", "out"))
+    error = [np.mean((image.pixels - clean.pixels) ** 2) for image in (noisy, out)]
+    assert error[1] < error[0]
+    assert (read_frame("std.tif").pixels > 0).all()
+    assert "mean of 8 draws, seed 0" in out.history[-1]
+    assert "exported model" in run("info", "s.onnx").stdout
+    assert "checkpoint" in run("info", "s.safetensors").stdout
+    assert "96 x 128 float32" in run("info", "out.tif").stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "clean.tif",
+        "noisy.tif",
+        "out.tif",
+        "s.onnx",
+        "s.safetensors",
+        "std.tif",
+    ]
+
+
+def test_denoise_without_a_model_trains_first(run, noisy_file):
+    raw = noisy_file.read_bytes()
+    result = run("denoise", noisy_file, "-o", "out.mrc", *QUICK, "--pattern", "row")
+    assert "training, step 2 of 2" in result.stderr
+    out = read_frame("out.mrc")
+    assert out.pixel_size == pytest.approx((0.2, 0.3))
+    assert out.unit == "Å"
+    assert "pattern row" in " ".join(out.metadata["labels"])
+    assert noisy_file.read_bytes() == raw
+
+
+def test_a_seed_gives_the_same_result(run, noisy_file, model_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("denoise", noisy_file, "-m", model_path, "-o", f"{name}.npy", "--seed", seed)
+    a, b, c = (np.load(f"{name}.npy") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_one_frame_of_a_stack(run, noisy, model_path):
+    stack = np.stack([noisy.pixels, noisy.pixels * 2 + 5])
+    tifffile.imwrite("stack.tif", stack, imagej=True, metadata={"axes": "TYX"})
+    run("denoise", "stack.tif", "--frame", 1, "-m", model_path, "-o", "out.tif")
+    assert read_frame("out.tif").pixels.mean() == pytest.approx(stack[1].mean(), rel=0.05)
+    assert "frame 0 of 2" in run("info", "stack.tif").stdout
+
+
+def test_doctor_tells_what_matters(run):
+    text = run("doctor").stdout
+    for topic in ("n2sr ", "kernels", "onnxruntime", "torch", "processor", "GPU", "backend"):
+        assert topic in text
+
+
+def test_version_tells_the_kernels(run):
+    assert "kernels: " in run("--version").stdout
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([c] for c in ("train", "export", "denoise", "info", "simulate", "doctor"))]
+)
+def test_help_imports_nothing_heavy(command):
+    script = (
+        "import sys\nfrom n2sr_deploy.cli import main\n"
+        f"try:\n    main({[*command, '--help']!r})\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+
+
+# ---- bad input: one line that tells the fix, exit code 2, nothing written -------------------
+
+
+def frames_that_are_wrong(folder):
+    rng = np.random.default_rng(0)
+    good = rng.normal(size=(64, 64)).astype(np.float32)
+    np.save(folder / "complex.npy", good.astype(np.complex64))
+    np.save(folder / "empty.npy", good[:0])
+    np.save(folder / "small.npy", good[:5])
+    np.save(folder / "nan.npy", np.full_like(good, np.nan))
+    np.save(folder / "somenan.npy", np.where(good > 2, np.nan, good))
+    np.save(folder / "inf.npy", np.where(good > 2, np.inf, good))
+    np.save(folder / "constant.npy", np.ones_like(good))
+    np.save(folder / "stack.npy", np.stack([good, good]))
+    tifffile.imwrite(folder / "rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+    tifffile.imwrite(folder / "whole.tif", good)
+    (folder / "truncated.tif").write_bytes((folder / "whole.tif").read_bytes()[:4000])
+    (folder / "text.tif").write_text("no image")
+
+
+BAD_FRAMES = {
+    "missing.tif": "does not exist; check the path",
+    "text.tif": "no TIFF file",
+    "rgb.tif": "convert it to one grey channel",
+    "stack.npy": "Choose it with --frame 0 to --frame 1",
+    "complex.npy": "save its magnitude",
+    "empty.npy": "is empty",
+    "small.npy": "needs at least",
+    "nan.npy": "4096 NaN or infinite pixels of 4096; replace them",
+    "somenan.npy": "NaN or infinite pixels of 4096; replace them",
+    "inf.npy": "NaN or infinite pixels of 4096; replace them",
+    "constant.npy": "no signal to learn from",
+    "truncated.tif": "is truncated or no TIFF file",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FRAMES)
+@pytest.mark.parametrize("with_model", [True, False])
+def test_bad_frames(run, tmp_path, model_path, name, with_model):
+    frames_that_are_wrong(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    how = ["-m", model_path] if with_model else QUICK
+    refused(run("denoise", name, "-o", "out.tif", *how, code=2), BAD_FRAMES[name])
+    if not with_model:
+        refused(run("train", name, "-o", "out.safetensors", *QUICK, code=2), BAD_FRAMES[name])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def refused(result, message):
+    assert "Traceback" not in result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert message in line
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["denoise", "noisy.tif", "-o", "there.tif"], "exists already; choose another name or"),
+        (["denoise", "noisy.tif", "-o", "noisy.tif", "--overwrite"], "is the raw frame itself"),
+        (["denoise", "noisy.tif", "-o", "no/out.tif"], "create it first"),
+        (["denoise", "noisy.tif", "-o", "out.jpg"], "n2sr does not write; it writes TIFF"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--std", "out.tif"], "named for two outputs"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--std", "there.tif"], "exists already"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "-M", "0"], "give at least 1"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--preset", "bst"], "must be one of"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--stride", "9"], "1 to 4"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--stride", "x"], "is no stride"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--steps", "0"], "steps is 0"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--seconds", "nan"], "seconds is nan"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--device", "cuda:cpu"], "device is 'cuda:cpu'"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "--frame", "1"], "has no frame 1"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "no.onnx"], "does not exist"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "noisy.tif"], "is not an ONNX model"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "-m", "s.safetensors"], "n2sr export s.safe"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "-m", "m.onnx", "--steps", "3"], "leave one out"),
+        (["export", "m.onnx", "-o", "out.onnx"], "looks like an exported model"),
+        (["export", "noisy.tif", "-o", "out.onnx"], "is not a checkpoint"),
+        (["export", "no.safetensors", "-o", "out.onnx"], "does not exist"),
+        (["export", "s.safetensors", "-o", "there.tif"], "exists already"),
+        (["train", "noisy.tif", "-o", "there.tif"], "exists already"),
+        (["train", "noisy.tif", "-o", "no/s.safetensors"], "create it first"),
+        (["info", "no.tif"], "does not exist"),
+        (["info", "notes.txt"], "is no frame, checkpoint or exported model"),
+        (["simulate", "-o", "there.tif"], "exists already"),
+        (["simulate", "-o", "out.tif", "--gain", "-1"], "gain is -1"),
+        (["simulate", "-o", "out.tif", "--shape", "8", "8"], "at least 32 x 32"),
+    ],
+)
+def test_bad_usage(run, tmp_path, noisy, model_path, checkpoint_path, arguments, message):
+    write_frame("noisy.tif", noisy)
+    (tmp_path / "there.tif").write_bytes(b"precious")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "m.onnx").write_bytes(model_path.read_bytes())
+    (tmp_path / "s.safetensors").write_bytes(checkpoint_path.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    refused(run(*arguments, code=2), message)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to(run, tmp_path, noisy_file):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(run("denoise", noisy_file, "-o", "locked/out.tif", code=2), "cannot be written to")
+
+
+def test_a_folder_without_write_permission_is_refused(run, tmp_path, noisy_file, monkeypatch):
+    """As above, for root, who may write anywhere: the system's answer is imitated."""
+    monkeypatch.setattr("n2sr_deploy.files.os.access", lambda path, mode: not mode & os.W_OK)
+    result = run("denoise", noisy_file, "-o", "out.tif", code=2)
+    refused(result, "cannot be written to; choose another")
+
+
+def test_an_input_without_read_permission_is_refused(run, noisy_file, monkeypatch):
+    monkeypatch.setattr("n2sr_deploy.files.os.access", lambda path, mode: not mode & os.R_OK)
+    refused(run("info", noisy_file, code=2), "check its permissions")
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full here")
+def test_a_full_disk_leaves_nothing_behind(run, tmp_path, noisy_file, model_path, monkeypatch):
+    def write_to_full_disk(path, *_):
+        with open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
+            full.write(b"pixels")
+
+    monkeypatch.setattr(
+        "n2sr_deploy.formats.tiff.tifffile.imwrite", lambda p, *_, **__: write_to_full_disk(p)
+    )
+    result = run("denoise", noisy_file, "-m", model_path, "-o", "out.tif", code=2)
+    refused(result, "No space left on device; nothing was kept of it")
+    assert list(tmp_path.iterdir()) == [noisy_file]
+
+
+def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypatch):
+    def no_torch(name):
+        if name == "torch":
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("n2sr_train.learner.import_module", no_torch)
+    for arguments in (
+        ["denoise", noisy_file, "-o", "out.tif"],
+        ["train", noisy_file, "-o", "s.safetensors"],
+        ["export", noisy_file, "-o", "s.onnx"],
+    ):
+        refused(run(*arguments, code=2), "pip install 'n2sr[train]'")
+
+
+def test_without_any_learner_the_error_names_the_extra(noisy, monkeypatch):
+    monkeypatch.setattr(learning, "entry_points", lambda **_: ())
+    with pytest.raises(MissingExtraError, match=r"n2sr\[train\]"):
+        learning.learn(noisy, learning.LearnOptions(), print)
+
+
+def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
+    """Kill it hard in the middle: there is no output, and no temporary file."""
+    script = "from n2sr_deploy.cli import main; main()"
+    command = [sys.executable, "-c", script, "train", str(noisy_file), "-o", "s.safetensors"]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        assert "training, step 1" in process.stderr.readline()
+        process.kill()
+        process.wait(timeout=60)
+    assert list(tmp_path.iterdir()) == [noisy_file]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
+    import signal
+
+    script = "from n2sr_deploy.cli import main; main()"
+    command = [sys.executable, "-c", script, "train", str(noisy_file), "-o", "s.safetensors"]
+    process = subprocess.Popen(
+        [*command, "--device", "cpu"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    assert "training, step 1" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "checkpoint, preset balanced" in stdout
+    assert (tmp_path / "s.safetensors").exists()
+
+
+def test_every_module_imports_without_the_extras():
+    """A control PC has no PyTorch: nothing of n2sr_deploy may need it, or n2sr_train's front."""
+    script = """
+import importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "safetensors", "platformdirs"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import n2sr_deploy, n2sr_train
+for module in pkgutil.walk_packages(n2sr_deploy.__path__, "n2sr_deploy."):
+    importlib.import_module(module.name)
+for name in ("cli", "config", "learner", "patches"):
+    importlib.import_module("n2sr_train." + name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_n2sr_deploy_loads_neither_torch_nor_onnx():
+    script = "import sys, n2sr_deploy; sys.exit(bool({'torch', 'onnx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_no_pickle_anywhere():
+    for package in ("n2sr_deploy", "n2sr_train"):
+        for path in (REPOSITORY / package).rglob("*.py"):
+            found = re.search(
+                r"\bpickle\b(?!=False| anywhere)|\btorch\.(load|save)\(|(?<![.\w])eval\(",
+                path.read_text().replace("allow_pickle=False", "").replace("no pickle", ""),
+            )
+            assert not found, f"{path} has {found}"

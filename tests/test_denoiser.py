@@ -1,0 +1,232 @@
+"""Draw, infer, merge: any size, tiles without seams, the same for a seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
+from n2sr_deploy.sampling import draw
+from tests.conftest import random_pixels, tiny_config
+
+
+class NearestNeighbour:
+    """A backend that is no network: every kept pixel fills its cell."""
+
+    name = "nearest neighbour"
+
+    def __init__(self, stride):
+        self.stride = stride
+        self.largest_batch = 0
+        self.closed = False
+
+    def infer(self, subsampled):
+        assert subsampled.dtype == np.float32
+        assert subsampled.flags.c_contiguous
+        self.largest_batch = max(self.largest_batch, len(subsampled))
+        return subsampled.repeat(self.stride[0], axis=2).repeat(self.stride[1], axis=3)
+
+    def close(self):
+        self.closed = True
+
+
+def with_fake(model, pattern=None, **settings):
+    metadata = replace(model.metadata, pattern=pattern or model.metadata.pattern)
+    fake = NearestNeighbour(metadata.pattern.stride)
+    return Denoiser(replace(model, metadata=metadata), backend=fake, **settings), fake
+
+
+def relative_difference(a, b, scale):
+    return max(np.abs(a.mean - b.mean).max(), np.abs(a.std - b.std).max()) / scale
+
+
+def test_the_mean_over_a_group_of_nearest_neighbours_is_the_mean_of_each_cell(model):
+    frame = random_pixels((32, 48), "uint16")
+    denoiser, _ = with_fake(model)
+    denoised = denoiser.denoise(frame, 4)
+    cells = frame.reshape(16, 2, 24, 2).astype(np.float64)
+    expected = cells.mean(axis=(1, 3)).repeat(2, axis=0).repeat(2, axis=1)
+    spread = cells.std(axis=(1, 3), ddof=1).repeat(2, axis=0).repeat(2, axis=1)
+    assert np.allclose(denoised.mean, expected, rtol=1e-4, atol=0.1)
+    assert np.allclose(denoised.std, spread, rtol=1e-3, atol=0.5)
+
+
+def test_denoising_brings_a_noisy_frame_nearer_to_the_truth(model, noisy):
+    from n2sr_deploy.phantom import clean_phantom
+
+    clean = clean_phantom((96, 128), spacing=12)
+    with Denoiser(model) as denoiser:
+        denoised = denoiser.denoise(noisy)
+    before, after = (np.mean((image - clean) ** 2) for image in (noisy.pixels, denoised.mean))
+    assert after < before / 2
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 15), (37, 53), (64, 8), (96, 128)])
+@pytest.mark.parametrize("n_samples", [1, 3, 4, 9])
+def test_any_shape_and_number_of_draws(model, shape, n_samples):
+    with Denoiser(model) as denoiser:
+        denoised = denoiser.denoise(random_pixels(shape, "int16"), n_samples)
+    for result in (denoised.mean, denoised.std):
+        assert result.shape == shape
+        assert result.dtype == np.float32
+        assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize("name", ["cell", "row", "column"])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_every_pattern_trains_exports_and_denoises(noisy, name, stride):
+    from n2sr_train import export_model, train
+
+    pattern = SamplingPattern.named(name, stride)
+    exported = export_model(train(noisy, tiny_config(pattern=pattern, steps=3)))
+    assert exported.metadata.pattern == pattern
+    with Denoiser(exported) as denoiser:
+        assert np.isfinite(denoiser.denoise(noisy).mean).all()
+
+
+@pytest.mark.parametrize("budget", [1, 150_000, 600_000])
+@pytest.mark.parametrize("shape", [(200, 330), (123, 257)])
+def test_tiles_leave_no_seam(model, budget, shape):
+    frame = random_pixels(shape, "float32")
+    with Denoiser(model) as whole, Denoiser(model, memory_budget=budget) as tiled:
+        assert len(list(whole._tiles(shape, 4))) == 1
+        assert len(list(tiled._tiles(shape, 4))) > 1
+        difference = relative_difference(whole.denoise(frame), tiled.denoise(frame), frame.std())
+    assert difference < 1e-5
+
+
+def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
+    denoiser, _ = with_fake(model, memory_budget=400_000)
+    covered = np.zeros((300, 411), int)
+    overlap = [denoiser._overlap(axis) for axis in (0, 1)]
+    for tile in denoiser._tiles(covered.shape, 4):
+        covered[tile.rows, tile.columns] += 1
+        for wanted, seen, size, axis in (
+            (tile.rows, tile.seen_rows, 300, 0),
+            (tile.columns, tile.seen_columns, 411, 1),
+        ):
+            assert overlap[axis] >= model.metadata.receptive_radius[axis]
+            assert seen.start == max(0, wanted.start - overlap[axis])
+            assert seen.stop >= min(size, wanted.stop + overlap[axis])
+        seen_pixels = (tile.seen_rows.stop - tile.seen_rows.start) * (
+            tile.seen_columns.stop - tile.seen_columns.start
+        )
+        assert seen_pixels * model.metadata.bytes_per_pixel <= 400_000
+    assert (covered == 1).all()
+
+
+def test_the_same_for_a_seed_whatever_the_threads_and_batch(model, noisy):
+    results = []
+    for n_threads, batch_size in ((1, 1), (2, 1), (3, 2), (0, 7)):
+        with Denoiser(model, n_threads=n_threads, batch_size=batch_size) as denoiser:
+            results.append(denoiser.denoise(noisy, 7, seed=9, frame_index=3))
+    for other in results[1:]:
+        assert relative_difference(results[0], other, noisy.pixels.std()) < 1e-5
+
+
+def test_seed_and_frame_index_choose_the_draws(model, noisy):
+    with Denoiser(model) as denoiser:
+        first = denoiser.denoise(noisy, 1)
+        again = denoiser.denoise(noisy, 1)
+        other_seed = denoiser.denoise(noisy, 1, seed=1)
+        other_frame = denoiser.denoise(noisy, 1, frame_index=1)
+    assert np.array_equal(first.mean, again.mean)
+    assert not np.array_equal(first.mean, other_seed.mean)
+    assert not np.array_equal(first.mean, other_frame.mean)
+
+
+def test_the_result_follows_the_counts(model, noisy):
+    with Denoiser(model) as denoiser:
+        plain = denoiser.denoise(noisy)
+        scaled = denoiser.denoise(noisy.pixels.astype(np.float64) * 1e4 + 1e6)
+    assert np.allclose(scaled.mean, plain.mean * 1e4 + 1e6, rtol=0, atol=10)
+    assert np.allclose(scaled.std, plain.std * 1e4, rtol=0, atol=10)
+
+
+def test_the_raw_frame_is_never_changed(model, noisy):
+    pixels = noisy.pixels.copy()
+    pixels.setflags(write=False)
+    with Denoiser(model) as denoiser:
+        denoiser.denoise(pixels)
+    assert np.array_equal(pixels, noisy.pixels)
+
+
+def test_batches_are_no_larger_than_asked(model, noisy):
+    for batch_size in (1, 3, 100):
+        denoiser, fake = with_fake(model, batch_size=batch_size)
+        denoiser.denoise(noisy, 7)
+        assert fake.largest_batch == min(batch_size, 7)
+
+
+def test_the_draws_are_those_of_the_sub_sampler(model, noisy):
+    class Recording(NearestNeighbour):
+        def infer(self, subsampled):
+            seen.append(subsampled.copy())
+            return super().infer(subsampled)
+
+    seen: list[np.ndarray] = []
+    pattern = model.metadata.pattern
+    Denoiser(model, backend=Recording(pattern.stride), batch_size=4).denoise(noisy, 4, seed=5)
+    mean, std = noisy.mean_and_std()
+    expected = draw(noisy.pixels, pattern, 4, seed=5, mean=mean, scale=std)
+    assert np.array_equal(seen[0][:, 0], expected)
+
+
+def test_closing_closes_the_backend(model, noisy):
+    denoiser, fake = with_fake(model)
+    with denoiser:
+        pass
+    assert fake.closed
+    closed = Denoiser(model)
+    closed.close()
+    with pytest.raises(ModelError, match="was closed"):
+        closed.denoise(noisy)
+
+
+@pytest.mark.parametrize(
+    ("frame", "n_samples", "error", "message"),
+    [
+        (np.zeros((7, 50)), 4, FrameError, "7 x 50 pixels, but this model needs at least 8 x 8"),
+        (np.zeros((40, 40)), 4, FrameError, "constant"),
+        (np.full((40, 40), np.nan), 4, FrameError, "NaN"),
+        (np.zeros((3, 40, 40)), 4, FrameError, "takes one frame"),
+        (np.eye(40), 0, SettingError, "n_samples is 0"),
+        (np.eye(40), -3, SettingError, "n_samples is -3"),
+    ],
+)
+def test_bad_frames_are_refused(model, frame, n_samples, error, message):
+    denoiser, _ = with_fake(model)
+    with pytest.raises(error, match=message):
+        denoiser.denoise(frame, n_samples)
+
+
+@pytest.mark.parametrize("setting", [{"batch_size": 0}, {"memory_budget": 0}, {"n_threads": -1}])
+def test_bad_settings_are_refused(model, setting):
+    with pytest.raises(SettingError, match="at least"):
+        Denoiser(model, **setting)
+
+
+def test_opening_what_is_no_model(tmp_path, checkpoint_path, model_path):
+    with pytest.raises(InputFileError, match="does not exist"):
+        Denoiser.open(tmp_path / "no.onnx")
+    with pytest.raises(ModelError, match="is a checkpoint, not an exported model; export it first"):
+        Denoiser.open(checkpoint_path)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(model_path.read_bytes()[:500])
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        Denoiser.open(broken)
+    broken.write_bytes(b"")
+    with pytest.raises(ModelError, match="not an ONNX model"):
+        Denoiser.open(broken)
+    with Denoiser.open(model_path) as denoiser:
+        assert denoiser.model.metadata.preset == "balanced"
+
+
+def test_a_frame_object_and_its_pixels_are_denoised_alike(model, noisy):
+    with Denoiser(model) as denoiser:
+        a = denoiser.denoise(noisy)
+        b = denoiser.denoise(Frame(pixels=noisy.pixels).pixels)
+    assert np.array_equal(a.mean, b.mean)

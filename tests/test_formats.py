@@ -1,0 +1,264 @@
+"""Frames come back from files as they went in; what is no frame is refused with a sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import TYPE_CHECKING
+
+import mrcfile
+import numpy as np
+import pytest
+import tifffile
+
+from n2sr_deploy import Frame, files, read_frame, write_frame
+from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
+from n2sr_deploy.formats import FORMATS
+from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def frame_of(dtype="float32", **known):
+    return Frame(pixels=random_pixels((20, 30), dtype), **known)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".mrc"])
+@pytest.mark.parametrize("unit", ["nm", "Å", "µm", "pm", "m"])
+def test_pixel_size_survives(tmp_path, suffix, unit):
+    frame = frame_of(pixel_size=(0.0127, 0.0254), unit=unit)
+    write_frame(tmp_path / f"a{suffix}", frame)
+    back = read_frame(tmp_path / f"a{suffix}")
+    in_nm = {"nm": 1, "Å": 0.1, "µm": 1e3, "pm": 1e-3, "m": 1e9}
+    assert back.pixel_size is not None
+    found = [size * in_nm[back.unit] for size in back.pixel_size]
+    assert found == pytest.approx([0.0127 * in_nm[unit], 0.0254 * in_nm[unit]], rel=1e-5)
+    assert np.array_equal(back.pixels, frame.pixels)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".mrc", ".npy"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32"])
+def test_pixels_survive(tmp_path, suffix, dtype):
+    pixels = random_pixels((20, 30), dtype)
+    if np.dtype(dtype).itemsize == 4:
+        pixels = (pixels.astype(np.float64) // 2**10).astype(dtype)  # exact in float32
+    write_frame(tmp_path / f"a{suffix}", Frame(pixels=pixels))
+    back = read_frame(tmp_path / f"a{suffix}")
+    assert np.array_equal(back.pixels, pixels)
+    assert back.pixel_size is None
+
+
+def test_history_survives_in_tiff_and_mrc(tmp_path):
+    frame = frame_of(history=("dark subtracted", "denoised"))
+    for name in ("a.tif", "a.mrc"):
+        write_frame(tmp_path / name, frame)
+        back = read_frame(tmp_path / name)
+        kept = back.history or back.metadata["labels"]
+        assert list(kept)[-2:] == ["dark subtracted", "denoised"]
+
+
+def test_big_endian_and_unusual_types_are_widened_without_loss():
+    for dtype, kept in (
+        (">u2", "uint16"),
+        (">f4", "float32"),
+        ("bool", "uint8"),
+        ("int8", "int16"),
+        ("float16", "float32"),
+        ("int64", "float64"),
+        ("uint64", "float64"),
+    ):
+        pixels = np.arange(600).reshape(20, 30).astype(dtype)
+        frame = Frame(pixels=pixels)
+        assert frame.pixels.dtype == np.dtype(kept)
+        assert np.array_equal(frame.pixels, pixels)
+
+
+@pytest.mark.parametrize("kind", ["imagej", "plain", "ome", "compressed", "bigtiff"])
+def test_one_frame_of_a_tiff_stack(tmp_path, kind):
+    stack = random_pixels((5, 20, 30), "uint16")
+    options = {
+        "imagej": {
+            "imagej": True,
+            "metadata": {"axes": "TYX", "unit": "nm"},
+            "resolution": (50, 25),
+        },
+        "plain": {"photometric": "minisblack"},
+        "ome": {
+            "ome": True,
+            "metadata": {"axes": "TYX", "PhysicalSizeX": 0.02, "PhysicalSizeXUnit": "nm"},
+        },
+        "compressed": {"compression": "zlib", "photometric": "minisblack"},
+        "bigtiff": {"bigtiff": True, "photometric": "minisblack"},
+    }[kind]
+    path = tmp_path / ("a.ome.tif" if kind == "ome" else "a.tif")
+    tifffile.imwrite(path, stack, **options)
+    for index in (0, 3):
+        frame = read_frame(path, index)
+        assert np.array_equal(frame.pixels, stack[index])
+        assert (frame.index, frame.n_frames) == (index, 5)
+    if kind == "imagej":
+        assert frame.pixel_size == pytest.approx((0.04, 0.02))
+        assert frame.unit == "nm"
+    if kind == "ome":
+        assert frame.pixel_size == pytest.approx((0.02, 0.02))
+    with pytest.raises(FileFormatError, match=r"holds 5 frames.*--frame 0 to --frame 4"):
+        read_frame(path)
+    with pytest.raises(FileFormatError, match="has no frame 5"):
+        read_frame(path, 5)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".npy"])
+def test_one_frame_of_other_stacks(tmp_path, suffix):
+    stack = random_pixels((5, 20, 30), "int16")
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npy":
+        np.save(path, stack)
+    else:
+        with mrcfile.new(path) as file:
+            file.set_data(stack)
+    assert np.array_equal(read_frame(path, 4).pixels, stack[4])
+    with pytest.raises(FileFormatError, match="holds 5 frames"):
+        read_frame(path)
+    with pytest.raises(FileFormatError, match="no frame -1"):
+        read_frame(path, -1)
+
+
+def test_a_file_is_known_by_its_content_not_its_name(tmp_path):
+    write_frame(tmp_path / "a.tif", frame_of())
+    renamed = (tmp_path / "a.tif").rename(tmp_path / "a.dat")
+    assert read_frame(renamed).shape == (20, 30)
+
+
+def test_the_shipped_pair_reads_with_its_pixel_size():
+    frame = read_frame(REPOSITORY / "examples" / "nist_haadf_pair_512.mrc", 1)
+    assert frame.shape == (512, 512)
+    assert frame.pixel_size == pytest.approx((7.88, 7.88))
+    assert frame.unit == "Å"
+
+
+def test_every_format_refuses_damaged_files(tmp_path):
+    for known in FORMATS:
+        whole = tmp_path / f"whole{known.extensions[0]}"
+        write_frame(whole, Frame(pixels=random_pixels((200, 300), "float32")))
+        data = whole.read_bytes()
+        for n in (0, 3, 8, 100, 600, 1200, len(data) // 2, len(data) - 1):
+            cut = tmp_path / f"cut{known.extensions[0]}"
+            cut.write_bytes(data[:n])
+            with pytest.raises(FileFormatError, match="cut"):
+                read_frame(cut)
+        noise = tmp_path / f"noise{known.extensions[0]}"
+        noise.write_bytes(np.random.default_rng(0).bytes(5000))
+        with pytest.raises(FileFormatError, match="noise"):
+            read_frame(noise)
+
+
+def test_not_an_image(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(FileFormatError, match="not an image n2sr reads; it reads TIFF"):
+        read_frame(tmp_path / "notes.txt")
+    with pytest.raises(InputFileError, match="does not exist"):
+        read_frame(tmp_path / "missing.tif")
+    with pytest.raises(InputFileError, match="is a folder"):
+        read_frame(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((20, 30, 3), np.uint8), "colour image"),
+        (np.zeros((20, 30), np.complex64), "complex"),
+        (np.zeros((0, 30)), "empty"),
+        (np.zeros((2, 2, 20, 30)), "Choose one with --frame"),
+        (np.full((20, 30), np.nan), "600 NaN or infinite pixels of 600"),
+        (np.where(np.eye(20, 30) == 1, np.inf, 0), "20 NaN or infinite"),
+        (np.array([["a", "b"]]), "takes numbers"),
+    ],
+)
+def test_what_is_no_frame(pixels, message):
+    with pytest.raises(FrameError, match=message):
+        Frame(pixels=pixels)
+
+
+def test_colour_and_complex_files(tmp_path):
+    tifffile.imwrite(tmp_path / "rgb.tif", np.zeros((20, 30, 3), np.uint8), photometric="rgb")
+    with pytest.raises(FrameError, match=r"rgb.tif is a colour image"):
+        read_frame(tmp_path / "rgb.tif")
+    np.save(tmp_path / "c.npy", np.zeros((20, 30), np.complex64))
+    with pytest.raises(FrameError, match="complex"):
+        read_frame(tmp_path / "c.npy")
+    np.save(tmp_path / "o.npy", np.array([[{}]]), allow_pickle=True)
+    with pytest.raises(FileFormatError, match="Python objects"):
+        read_frame(tmp_path / "o.npy")
+
+
+def test_constant_frame_has_no_statistics():
+    for value in (0.0, 7.0, 1e9):
+        with pytest.raises(FrameError, match="constant"):
+            Frame(pixels=np.full((40, 40), value)).mean_and_std()
+
+
+def test_statistics_of_large_counts_keep_their_digits():
+    pixels = random_pixels((50, 70), "uint32")
+    mean, std = Frame(pixels=pixels).mean_and_std()
+    assert mean == pytest.approx(pixels.mean(dtype=np.float64), rel=1e-12)
+    assert std == pytest.approx(pixels.astype(np.float64).std(), rel=1e-10)
+
+
+def test_an_existing_file_stays_unless_it_may_be_overwritten(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"precious")
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
+        write_frame(path, frame_of())
+    assert path.read_bytes() == b"precious"
+    write_frame(path, frame_of(), overwrite=True)
+    assert read_frame(path).shape == (20, 30)
+
+
+def test_unwritable_places(tmp_path):
+    with pytest.raises(OutputError, match=r"does not exist; create it first"):
+        write_frame(tmp_path / "no" / "a.tif", frame_of())
+    with pytest.raises(OutputError, match="does not write; it writes TIFF"):
+        write_frame(tmp_path / "a.jpg", frame_of())
+    (tmp_path / "b.tif").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        write_frame(tmp_path / "b.tif", frame_of(), overwrite=True)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def disk_is_full(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for failure, seen in ((disk_is_full, OutputError), (lambda _: 1 / 0, ZeroDivisionError)):
+        with pytest.raises(seen), files.replacing(path, overwrite=True) as temporary:
+            failure(temporary)
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "a.bin"
+
+    def write_while_another_does():
+        with files.replacing(path, overwrite=False) as temporary:
+            temporary.write_bytes(b"mine")
+            path.write_bytes(b"theirs")
+
+    with pytest.raises(OutputError, match="exists already"):
+        write_while_another_does()
+    assert path.read_bytes() == b"theirs"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="the measuring data are not here")
+def test_awkward_real_files_read_or_are_refused():
+    n_read = 0
+    for path in sorted(SHARED_DATA.rglob("*")):
+        if path.is_file():
+            with contextlib.suppress(N2SRError):  # any other error fails the test
+                n_read += read_frame(path, 0).pixels.size > 0
+    assert n_read >= 4

@@ -1,0 +1,295 @@
+"""The sub-sampler: its definition, and that the compiled kernels equal it bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from n2sr_deploy import reference, sampling
+from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.sampling import PIXEL_TYPES, SamplingPattern, Window, draw, held_out, merge
+from tests.conftest import random_pixels
+
+SAME_KERNELS = settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+PATTERNS = [
+    SamplingPattern.named("cell"),
+    SamplingPattern.named("row"),
+    SamplingPattern.named("column"),
+    SamplingPattern.named("cell", 3),
+    SamplingPattern.named("cell", 4),
+    SamplingPattern.named("cell", (2, 3)),
+    SamplingPattern.named("cell", (4, 1)),
+    SamplingPattern.named("row", 3),
+    SamplingPattern.named("column", 4),
+]
+patterns = st.sampled_from(PATTERNS)
+shapes = st.tuples(st.integers(5, 40), st.integers(5, 60))
+seeds = st.integers(0, 2**64 - 1)
+
+
+def turned_back(subsampled, first_sample=0):
+    return [
+        image[reference.ORIENTATIONS[(first_sample + m) % 4]] for m, image in enumerate(subsampled)
+    ]
+
+
+def test_philox_gives_the_known_answers_of_random123():
+    zeros = reference.philox4x32_10(np.zeros(4, np.uint64), 0)
+    assert [hex(word) for word in zeros] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
+    ones = reference.philox4x32_10(np.full(4, 2**32 - 1, np.uint64), 2**64 - 1)
+    assert [hex(word) for word in ones] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
+    counter = np.array([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], np.uint64)
+    pi = reference.philox4x32_10(counter, 0x299F31D0A4093822)
+    assert [hex(word) for word in pi] == ["0xd16cfe09", "0x94fdcceb", "0x5001e420", "0x24126ea1"]
+
+
+@SAME_KERNELS
+@given(pattern=patterns, shape=shapes, seed=seeds, frame_index=seeds)
+def test_a_group_of_draws_keeps_every_pixel_exactly_once(
+    kernels, pattern, shape, seed, frame_index
+):
+    rows, columns = (n // s * s for n, s in zip(shape, pattern.stride, strict=True))
+    frame = np.arange(rows * columns, dtype=np.float64).reshape(rows, columns)
+    n = pattern.group_size
+    if not frame.size:
+        return
+    for first in (0, n, 3 * n):
+        group = draw(frame, pattern, n, seed=seed, frame_index=frame_index, first_sample=first)
+        assert np.array_equal(np.sort(group, axis=None), frame.ravel())
+
+
+@SAME_KERNELS
+@given(pattern=patterns, shape=shapes, seed=seeds, sample=st.integers(0, 40))
+def test_kept_and_held_out_pixels_make_up_the_frame(kernels, pattern, shape, seed, sample):
+    rows, columns = (n // s * s for n, s in zip(shape, pattern.stride, strict=True))
+    frame = np.arange(rows * columns, dtype=np.float64).reshape(rows, columns)
+    if not frame.size:
+        return
+    kept = draw(frame, pattern, 1, seed=seed, first_sample=sample)[0]
+    mask = held_out(pattern, frame.shape, sample=sample, seed=seed)
+    assert np.array_equal(np.sort(kept, axis=None), frame[~mask])
+    kept_in_cells = (~mask).reshape(
+        rows // pattern.stride_y, pattern.stride_y, columns // pattern.stride_x, pattern.stride_x
+    )
+    assert (kept_in_cells.sum(axis=(1, 3)) == 1).all()
+    if pattern.shared == "row":
+        assert (mask.all(axis=1) | (~mask).all(axis=1)).all()
+    if pattern.shared == "column":
+        assert (mask.all(axis=0) | (~mask).all(axis=0)).all()
+
+
+@SAME_KERNELS
+@given(
+    pattern=patterns,
+    shape=st.tuples(st.integers(5, 20), st.integers(200, 700)),
+    dtype=st.sampled_from(PIXEL_TYPES),
+    seed=seeds,
+    frame_index=seeds,
+    first_sample=st.integers(0, 30),
+    n_samples=st.integers(1, 9),
+    n_threads=st.integers(0, 5),
+)
+def test_compiled_draw_equals_the_definition_bit_for_bit(
+    pattern, shape, dtype, seed, frame_index, first_sample, n_samples, n_threads
+):
+    frame = random_pixels(shape, dtype, seed % 1000)
+    mean, scale = float(frame.mean(dtype=np.float64)), float(frame.std(dtype=np.float64)) + 1
+    found = draw(
+        frame,
+        pattern,
+        n_samples,
+        seed=seed,
+        frame_index=frame_index,
+        first_sample=first_sample,
+        mean=mean,
+        scale=scale,
+        n_threads=n_threads,
+    )
+    expected = np.empty_like(found)
+    window = Window(0, 0, *pattern.cells(shape))
+    reference.draw(frame, pattern, window, first_sample, mean, scale, seed, frame_index, expected)
+    assert np.array_equal(found, expected)
+
+
+@SAME_KERNELS
+@given(
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 2500)),
+    n_samples=st.integers(1, 9),
+    first_sample=st.integers(0, 7),
+    scale=st.floats(1e-3, 1e6),
+    offset=st.floats(-1e6, 1e6),
+    n_threads=st.integers(0, 5),
+    data=st.data(),
+)
+def test_compiled_merge_equals_the_definition_bit_for_bit(
+    shape, n_samples, first_sample, scale, offset, n_threads, data
+):
+    outputs = np.random.default_rng(1).normal(size=(n_samples, *shape)).astype(np.float32)
+    top, left = (data.draw(st.integers(0, size - 1)) for size in shape)
+    wanted = shape[0] - top, shape[1] - left
+    results = {}
+    for name, module in (("found", sampling.KERNELS), ("expected", reference)):
+        whole = np.full((2, shape[0] + 2, shape[1] + 3), np.nan, np.float32)
+        mean, std = whole[:, 1 : 1 + wanted[0], 2 : 2 + wanted[1]]  # rows are not adjacent
+        module.merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
+        assert np.isnan(whole).sum() == whole.size - 2 * mean.size, "wrote outside"
+        results[name] = mean.copy(), std.copy()
+    assert np.array_equal(results["found"][0], results["expected"][0])
+    assert np.array_equal(results["found"][1], results["expected"][1])
+
+
+@SAME_KERNELS
+@given(pattern=patterns, sample=st.integers(0, 40), seed=seeds, n_threads=st.integers(0, 5))
+def test_compiled_kept_places_equal_the_definition(pattern, sample, seed, n_threads):
+    window = Window(3, 70, 5, 300)
+    found = sampling.KERNELS.kept(pattern, window, sample, seed, 7, n_threads)
+    assert np.array_equal(found, reference.kept(pattern, window, sample, seed, 7))
+
+
+def test_compiled_kernels_are_there_when_required():
+    """N2SR_REQUIRE_KERNELS=1 (CI) would have failed at import; without it, say what runs."""
+    assert sampling.describe_kernels()
+    if sampling.KERNELS is reference:
+        pytest.skip("the kernels are not built: the tests above compared NumPy with itself")
+    assert "compiled" in sampling.describe_kernels()
+
+
+@SAME_KERNELS
+@given(pattern=patterns, seed=seeds, data=st.data())
+def test_a_draw_depends_only_on_its_own_number(kernels, pattern, seed, data):
+    frame = random_pixels((23, 31), "uint16")
+    many = draw(frame, pattern, 20, seed=seed)
+    first, n = data.draw(st.integers(0, 19)), data.draw(st.integers(1, 6))
+    some = draw(frame, pattern, n, seed=seed, first_sample=first)
+    assert np.array_equal(many[first : first + n], some[: 20 - first])
+
+
+@SAME_KERNELS
+@given(pattern=patterns, seed=seeds, data=st.data())
+def test_a_window_draws_what_the_whole_frame_draws(kernels, pattern, seed, data):
+    frame = random_pixels((37, 41), "int16")
+    rows, columns = pattern.cells(frame.shape)
+    whole = turned_back(draw(frame, pattern, 5, seed=seed))
+    top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
+    window = Window(
+        top,
+        left,
+        data.draw(st.integers(1, rows - top)),
+        data.draw(st.integers(1, columns - left)),
+    )
+    part = turned_back(draw(frame, pattern, 5, seed=seed, window=window))
+    for of_whole, of_part in zip(whole, part, strict=True):
+        assert np.array_equal(
+            of_whole[top : top + window.height, left : left + window.width], of_part
+        )
+
+
+def test_draws_are_turned_as_defined_and_merge_turns_them_back(kernels):
+    pattern = SamplingPattern.named("cell")
+    frame = np.arange(24 * 36, dtype=np.float32).reshape(24, 36)
+    subsampled = draw(frame, pattern, 4, seed=5)
+    rows_grow = [image[-1].mean() > image[0].mean() for image in subsampled]
+    columns_grow = [image[:, -1].mean() > image[:, 0].mean() for image in subsampled]
+    assert rows_grow == [True, False, True, False]
+    assert columns_grow == [True, False, False, True]
+    mean, std = np.empty((2, 12, 18), np.float32)
+    merge(subsampled, mean=mean, std=std)
+    assert np.allclose(mean, frame.reshape(12, 2, 18, 2).mean(axis=(1, 3)))
+
+
+def test_pixels_beyond_the_frame_are_its_mirror_image(kernels):
+    frame = random_pixels((11, 13), "float32")
+    padded = np.pad(frame, ((0, 5), (0, 7)), mode="reflect")
+    pattern = SamplingPattern.named("cell")
+    window = Window(0, 0, 8, 10)
+    assert np.array_equal(
+        draw(frame, pattern, 4, seed=3, window=window), draw(padded, pattern, 4, seed=3)
+    )
+
+
+def test_merge_is_mean_and_sample_standard_deviation_in_counts(kernels):
+    outputs = np.random.default_rng(0).normal(size=(4, 6, 10)).astype(np.float32)
+    mean, std = np.empty((2, 6, 10), np.float32)
+    merge(outputs, mean=mean, std=std, offset=100, scale=20)
+    back = np.stack(turned_back(outputs)).astype(np.float64) * 20 + 100
+    assert np.allclose(mean, back.mean(axis=0), rtol=1e-5)
+    assert np.allclose(std, back.std(axis=0, ddof=1), rtol=1e-4)
+    merge(outputs[:1], mean=mean, std=std)
+    assert (std == 0).all()
+
+
+def test_every_pixel_of_a_cell_is_kept_equally_often(kernels):
+    pattern = SamplingPattern.named("cell", 3)
+    window = Window(0, 0, 300, 300)
+    counts = np.bincount(kernels.kept(pattern, window, 2, 11, 0, 0).ravel(), minlength=9)
+    expected = 90_000 / 9
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+def test_seed_frame_and_group_all_change_the_draw(kernels):
+    pattern = SamplingPattern.named("cell")
+    window = Window(0, 0, 40, 40)
+    base = kernels.kept(pattern, window, 0, 1, 1, 0)
+    for other in ((4, 1, 1), (0, 2, 1), (0, 1, 2), (0, 1 + 2**32, 1), (0, 1, 1 + 2**32)):
+        assert 0.1 < np.mean(base == kernels.kept(pattern, window, *other, 0)) < 0.4
+
+
+def test_the_frame_is_never_written_to(kernels):
+    frame = random_pixels((20, 20), "uint16")
+    frame.setflags(write=False)
+    draw(frame, SamplingPattern.named("cell"), 4, mean=5, scale=2)
+
+
+def test_a_frame_with_strides_draws_what_its_copy_draws(kernels):
+    wide = random_pixels((40, 60), "uint16")
+    pattern = SamplingPattern.named("cell")
+    for view in (wide[3:25, 7:47], wide.T, wide[::2, ::3], wide[::-1, ::-1]):
+        assert np.array_equal(draw(view, pattern, 4), draw(view.copy(), pattern, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f, p: draw(f[None], p, 1), FrameError, "takes one frame"),
+        (lambda f, p: draw(f[:0], p, 1), FrameError, "takes one frame"),
+        (lambda f, p: draw(f.astype(np.complex64), p, 1), FrameError, "convert it first"),
+        (lambda f, p: draw(f, p, 0), SettingError, "at least one draw"),
+        (lambda f, p: draw(f, p, 1, seed=-1), SettingError, "seed is -1"),
+        (lambda f, p: draw(f, p, 1, frame_index=2**64), SettingError, "frame_index"),
+        (lambda f, p: draw(f, p, 1, scale=0), SettingError, "scale is 0"),
+        (lambda f, p: draw(f, p, 1, scale=np.nan), SettingError, "scale is nan"),
+        (lambda f, p: draw(f, p, 1, first_sample=-1), SettingError, "out of range"),
+        (lambda f, p: draw(f, p, 1, window=Window(0, 0, 21, 5)), FrameError, "too far past"),
+        (lambda f, p: draw(f, p, 1, window=Window(-1, 0, 5, 5)), SettingError, "begins before"),
+        (lambda f, p: draw(f, p, 1, window=Window(2**16, 0, 5, 5)), FrameError, "in parts"),
+        (lambda f, p: draw(f, p, 1, out=np.empty((1, 3, 3), np.float32)), SettingError, "out is"),
+        (lambda f, p: held_out(p, f.shape, sample=-1), SettingError, "out of range"),
+        (lambda f, p: merge(f, mean=f), SettingError, "outputs is"),
+        (
+            lambda f, p: merge(np.zeros((2, 4, 4), np.float32), mean=np.zeros((5, 4), np.float32)),
+            SettingError,
+            "reach past",
+        ),
+        (
+            lambda f, p: merge(np.zeros((2, 4, 4), np.float32), mean=np.zeros((4, 4))),
+            SettingError,
+            "must be float32",
+        ),
+        (lambda f, p: SamplingPattern(stride_y=1, stride_x=1), SettingError, "holds out no pixel"),
+        (lambda f, p: SamplingPattern(stride_y=5, stride_x=2), SettingError, "1 to 4"),
+        (
+            lambda f, p: SamplingPattern(stride_y=2, stride_x=2, shared="row"),
+            SettingError,
+            "needs stride 1 along it",
+        ),
+        (lambda f, p: SamplingPattern.named("diagonal"), SettingError, "must be one of"),
+    ],
+)
+def test_bad_input_is_refused_with_a_sentence(call, error, message):
+    frame = random_pixels((20, 20), "uint16")
+    with pytest.raises(error, match=message):
+        call(frame, SamplingPattern.named("cell"))

@@ -1,0 +1,368 @@
+"""Training on one frame: it learns, repeats, stops when told, and keeps the best."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from n2sr_deploy import Frame, SamplingPattern
+from n2sr_deploy.errors import FrameError, ModelError, SettingError, TrainingError
+from n2sr_deploy.learning import LearnOptions
+from n2sr_train import Checkpoint, TrainingConfig, train
+from n2sr_train.config import PRESETS, NetworkConfig
+from n2sr_train.network import PaperUNet, build_network
+from n2sr_train.optimisers import build_optimisers
+from n2sr_train.patches import PatchSampler
+from n2sr_train.training import _has_bfloat16
+from tests.conftest import tiny_config
+
+
+def kmac_per_pixel(network, stride, cells):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network.to("meta")(torch.empty(1, 1, 4 * cells, 4 * cells))
+    return counter.get_total_flops() / 2 / (16 * cells**2 * stride[0] * stride[1]) / 1e3
+
+
+def test_preset_balanced_is_the_small_network():
+    network = build_network(PRESETS["balanced"].network, (2, 2), 0)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(204_804)
+    assert kmac_per_pixel(network, (2, 2), 16) == pytest.approx(15.7, abs=0.1)
+
+
+def test_preset_paper_is_the_papers_network_and_recipe():
+    config = PRESETS["paper"]
+    network = build_network(config.network, (2, 2), 0)
+    assert isinstance(network, PaperUNet)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(1.74e6, rel=0.03)
+    assert kmac_per_pixel(network, (2, 2), 32) == pytest.approx(395, rel=0.01)
+    assert (config.steps, config.batch, config.patch) == (6000, 10, 256)
+    assert (config.optimiser, config.learning_rate, config.schedule) == ("adam", 1e-4, "constant")
+    assert (config.n_samples, config.pattern.stride, config.turns) == (50, (2, 2), False)
+
+
+def test_preset_paper_can_be_run():
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=(64, 64)))
+    config = replace(PRESETS["paper"], steps=1, batch=1, patch=64, device="cpu")
+    checkpoint = train(frame, config)
+    assert checkpoint.summary["kept_step"] == 1
+
+
+@pytest.mark.parametrize("architecture", ["unet", "paper"])
+@pytest.mark.parametrize("stride", [(2, 2), (2, 1), (1, 3), (4, 4), (3, 2)])
+def test_a_network_gives_the_full_resolution(architecture, stride):
+    network = build_network(
+        NetworkConfig(architecture=architecture, channels=3, levels=2), stride, 0
+    )
+    with torch.no_grad():
+        assert network(torch.zeros(2, 1, 8, 12)).shape == (2, 1, 8 * stride[0], 12 * stride[1])
+
+
+def test_pixel_shuffle_of_unequal_strides_places_channels_by_rows():
+    from n2sr_train.network import pixel_shuffle
+
+    channels = torch.arange(6.0).reshape(1, 6, 1, 1).expand(1, 6, 2, 2)
+    expected = torch.tensor([[0.0, 1, 2], [3, 4, 5]]).repeat(2, 2)
+    assert torch.equal(pixel_shuffle(channels, (2, 3))[0, 0], expected)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "paper"])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_no_output_depends_on_input_beyond_the_receptive_radius(architecture, levels):
+    network = build_network(
+        NetworkConfig(architecture=architecture, channels=3, levels=levels), (2, 2), 0
+    )
+    radius, size = network.receptive_radius, 2 ** (levels + 5)
+    furthest = 0
+    for offset in range(0, 2**levels, 1):
+        at = size // 2 + offset
+        x = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_()
+        network(x)[0, 0, 2 * at, 2 * at].backward()
+        rows, columns = np.nonzero(x.grad[0, 0].numpy())
+        furthest = max(furthest, *(np.abs(index - at).max() for index in (rows, columns)))
+    assert furthest <= radius
+    assert radius <= 2.5 * furthest + 4, "tiles would overlap far more than they must"
+
+
+def test_the_same_seed_repeats_a_run_exactly_and_another_does_not(noisy, checkpoint):
+    again = train(noisy, tiny_config())
+    other = train(noisy, tiny_config(seed=1))
+    assert again.weights_sha256 == checkpoint.weights_sha256
+    assert [e["loss"] for e in again.history] == [e["loss"] for e in checkpoint.history]
+    assert other.weights_sha256 != checkpoint.weights_sha256
+
+
+def test_global_randomness_is_neither_used_nor_changed(noisy, checkpoint):
+    torch.manual_seed(123)
+    np.random.seed(123)  # noqa: NPY002
+    before = torch.get_rng_state()
+    assert train(noisy, tiny_config()).weights_sha256 == checkpoint.weights_sha256
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adam"])
+def test_training_lowers_the_validation_error(noisy, optimiser):
+    rate = {"muon": 0.006, "adam": 0.0025}[optimiser]
+    config = tiny_config(optimiser=optimiser, learning_rate=rate, steps=60, validation_every=5)
+    errors = [entry["validation_error"] for entry in train(noisy, config).history]
+    assert errors[-1] < min(errors[0], 0.95)
+
+
+def test_every_parameter_is_trained_by_exactly_one_optimiser():
+    for optimiser in ("muon", "adam"):
+        network = build_network(NetworkConfig(channels=3, levels=1), (2, 2), 0)
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        optimisers = build_optimisers(network, tiny_config(optimiser=optimiser))
+        network(torch.randn(1, 1, 8, 8)).square().mean().backward()
+        for each in optimisers:
+            each.set_rate(1.0)
+            each.step()
+        for name, parameter in network.named_parameters():
+            assert not torch.equal(before[name], parameter), name
+
+
+def test_progress_tells_every_step(noisy):
+    seen = []
+    train(noisy, tiny_config(), seen.append)
+    assert [status.step for status in seen] == list(range(1, 13))
+    assert seen[-1].remaining_s == 0
+    assert all(math.isfinite(status.loss) and status.steps_per_s > 0 for status in seen)
+    assert seen[0].validation_error is None
+    assert seen[-1].validation_error is not None
+
+
+def test_ctrl_c_keeps_the_best_so_far(noisy):
+    def stop_after(step):
+        def progress(status):
+            if status.step == step:
+                raise KeyboardInterrupt
+
+        return progress
+
+    for step in (1, 2, 9):
+        checkpoint = train(noisy, tiny_config(steps=1000), stop_after(step))
+        assert checkpoint.summary["stopped_by"] == "the user"
+        assert checkpoint.summary["steps"] == step
+        assert checkpoint.summary["kept_step"] <= step
+
+
+def test_seconds_bound_the_time(noisy):
+    checkpoint = train(noisy, tiny_config(steps=10**6, seconds=0.5))
+    assert checkpoint.summary["stopped_by"] == "seconds"
+    assert 1 < checkpoint.summary["steps"] < 10**6
+    assert checkpoint.history[-1]["step"] == checkpoint.summary["steps"]
+
+
+def test_the_weights_kept_are_those_of_the_lowest_validation_error(noisy):
+    checkpoint = train(noisy, tiny_config(steps=40))
+    lowest = min(checkpoint.history, key=lambda entry: entry["validation_error"])
+    assert checkpoint.summary["kept_step"] == lowest["step"]
+
+
+def test_a_diverging_run_is_told_or_keeps_what_was_good(noisy):
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match=r"divergence.*--seed"):
+        train(
+            noisy,
+            tiny_config(
+                optimiser="adam",
+                learning_rate=10.0,
+                steps=3000,
+                warmup_steps=0,
+                network=NetworkConfig(channels=8, levels=2),
+                validation_every=3000,
+            ),
+        )
+
+
+def test_arithmetic_is_counted(checkpoint):
+    config = checkpoint.config
+    network = build_network(config.network, (2, 2), 0)
+    patch_flop = 2e3 * kmac_per_pixel(network, (2, 2), 4) * config.patch**2
+    forward_and_backward = 3 * config.batch * 12
+    validation = 16 * len(checkpoint.history)
+    expected = patch_flop * (forward_and_backward + validation)
+    assert checkpoint.summary["tflop"] * 1e12 == pytest.approx(expected, rel=0.1)
+
+
+# ---- patches ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cell", "row", "column"])
+def test_validation_pixels_are_never_targets(name):
+    frame = Frame(pixels=np.arange(90 * 70, dtype=np.float64).reshape(90, 70))
+    config = tiny_config(pattern=SamplingPattern.named(name), batch=8, validation_fraction=0.1)
+    sampler = PatchSampler(frame, config, (8, 8))
+    mean, std = frame.mean_and_std()
+    values = np.rint(frame.pixels)
+    held = set(values[sampler.is_validation])
+    share = sampler.is_validation.mean()
+    assert 0.05 < share < 0.15
+    used, validated = set(), set()
+    for _ in range(40):
+        batch = sampler.next_batch()
+        used |= set(np.rint(batch.target[batch.counted == 1] * std + mean))
+    for batch in sampler.validation:
+        validated |= set(np.rint(batch.target[batch.counted == 1] * std + mean))
+    assert not used & held
+    assert validated <= held
+    assert len(used) > 0.8 * (values.size - len(held))
+
+
+@pytest.mark.parametrize("name", ["cell", "row", "column"])
+def test_what_is_put_in_is_never_a_target(name):
+    rng = np.random.default_rng(0)
+    frame = Frame(pixels=rng.permutation(96 * 96).reshape(96, 96).astype(np.float64))
+    pattern = SamplingPattern.named(name)
+    sampler = PatchSampler(frame, tiny_config(pattern=pattern), (8, 8))
+    for _ in range(20):
+        for x, y, counted in zip(*sampler.next_batch(), strict=True):
+            assert not set(x.ravel()) & set(y[counted == 1])
+            assert set(x.ravel()) < set(y.ravel())
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+def test_patches_of_shared_patterns_keep_rows_rows(name):
+    rows, columns = np.mgrid[:96, :96].astype(np.float64)
+    coordinate = rows if name == "row" else columns
+    sampler = PatchSampler(
+        Frame(pixels=coordinate), tiny_config(pattern=SamplingPattern.named(name)), (8, 8)
+    )
+    along = 1 if name == "row" else 0
+    for _ in range(20):
+        for patch in sampler.next_batch().target[:, 0]:
+            assert (np.diff(patch, axis=along) == 0).all()
+
+
+def test_square_patches_are_laid_in_all_eight_ways():
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=(64, 64)))
+    sampler = PatchSampler(frame, tiny_config(batch=100), (8, 8))
+    assert len({patch.tobytes() for patch in sampler.next_batch().target}) == 8
+    plain = PatchSampler(frame, tiny_config(batch=100, turns=False), (8, 8))
+    assert len({patch.tobytes() for patch in plain.next_batch().target}) == 1
+
+
+def test_frames_smaller_than_a_patch_give_smaller_patches():
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=(43, 200)))
+    sampler = PatchSampler(frame, tiny_config(), (8, 8))
+    assert sampler.shape == (40, 64)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.eye(7, 50), "7 x 50 pixels, but this network needs at least 8 x 8"),
+        (np.ones((50, 50)), "constant"),
+    ],
+)
+def test_frames_that_cannot_be_trained_on(pixels, message):
+    with pytest.raises(FrameError, match=message):
+        train(Frame(pixels=pixels), tiny_config())
+
+
+# ---- settings -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "balancd"}, "did you mean 'balanced'"),
+        ({"pattern": "rows"}, "did you mean 'row'"),
+        ({"stride": (5, 5)}, "1 to 4"),
+        ({"stride": (1, 1)}, "holds out no pixel"),
+        ({"steps": 0}, "steps is 0, but must be 1"),
+        ({"seconds": -1.0}, "seconds is -1.0"),
+        ({"seconds": math.nan}, "seconds is nan"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(SettingError, match=message):
+        TrainingConfig.from_options(LearnOptions(**options))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:cpu", "mps", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(noisy, device):
+    with pytest.raises(SettingError, match=device):
+        train(noisy, tiny_config(device=device))
+
+
+def test_options_override_the_preset():
+    options = LearnOptions(preset="paper", pattern="row", stride=(3, 3), steps=5, seed=7)
+    config = TrainingConfig.from_options(options)
+    assert config.pattern == SamplingPattern.named("row", 3)
+    assert (config.steps, config.seed, config.n_samples) == (5, 7, 50)
+
+
+# ---- checkpoints --------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_whole(checkpoint, checkpoint_path):
+    back = Checkpoint.open(checkpoint_path)
+    assert back.weights_sha256 == checkpoint.weights_sha256
+    assert back.config == checkpoint.config
+    assert back.history == checkpoint.history
+    assert back.summary == checkpoint.summary
+    assert (back.pixel_size, back.unit) == ((0.02, 0.03), "nm")
+    assert "preset balanced" in back.describe()
+
+
+def rewrite_header(path, change):
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def test_checkpoints_that_cannot_be_used(tmp_path, checkpoint_path, model_path):
+    path = tmp_path / "c.safetensors"
+
+    def refused(message):
+        with pytest.raises(ModelError, match=message):
+            Checkpoint.open(path)
+
+    path.write_bytes(checkpoint_path.read_bytes()[:-100])
+    refused("is not a checkpoint")
+    path.write_bytes(b"")
+    refused("is not a checkpoint")
+    path.write_bytes(checkpoint_path.read_bytes())
+    rewrite_header(path, lambda header: header.pop("__metadata__"))
+    refused("without n2sr's header")
+    path.write_bytes(checkpoint_path.read_bytes())
+
+    def change_inside(change):
+        def apply(header):
+            inside = json.loads(header["__metadata__"]["n2sr"])
+            change(inside)
+            header["__metadata__"]["n2sr"] = json.dumps(inside)
+
+        path.write_bytes(checkpoint_path.read_bytes())
+        rewrite_header(path, apply)
+
+    change_inside(lambda h: h.update(format_version=99))
+    refused("checkpoint format 99")
+    change_inside(lambda h: h["config"].update(colour="red"))
+    refused("damaged header.*colour")
+    change_inside(lambda h: h.pop("summary"))
+    refused("damaged header")
+    with pytest.raises(ModelError, match="looks like an exported model"):
+        Checkpoint.open(model_path)
+
+
+def test_bfloat16_is_used_only_where_the_machine_has_it():
+    assert _has_bfloat16(torch.device("cpu")) in (True, False)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(noisy):
+    checkpoint = train(noisy, tiny_config(device="cuda", steps=40))
+    assert checkpoint.history[-1]["validation_error"] < checkpoint.history[0]["validation_error"]
+    assert all(tensor.device.type == "cpu" for tensor in checkpoint.weights.values())
