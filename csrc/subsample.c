@@ -5,6 +5,11 @@
 #include <omp.h>
 #endif
 
+#if defined(__SSE2__) || defined(_M_X64)
+#include <emmintrin.h>
+#define N2SR_HAVE_STREAMING 1
+#endif
+
 #include "philox.h"
 #include "philox_x86.h"
 
@@ -35,6 +40,35 @@ int n2sr_openmp_threads(void)
     return omp_get_max_threads();
 #else
     return 0;
+#endif
+}
+
+/* Results larger than this go past the caches: the next reader would not find them there, and
+ * a line that is written whole need not be read first. Smaller ones stay for the network. */
+#define STREAMING_BYTES ((ptrdiff_t)16 << 20)
+
+/* to[j] <- from[j]; when streaming, past the caches, to be followed by a streaming_fence(). */
+static void put(const float *from, ptrdiff_t n, float *to, int streaming)
+{
+    ptrdiff_t j = 0;
+#ifdef N2SR_HAVE_STREAMING
+    if (streaming) {
+        for (; j < n && ((uintptr_t)(to + j) & 15); ++j)
+            to[j] = from[j];
+        for (; j + 4 <= n; j += 4)
+            _mm_stream_ps(to + j, _mm_loadu_ps(from + j));
+    }
+#else
+    (void)streaming;
+#endif
+    for (; j < n; ++j)
+        to[j] = from[j];
+}
+
+static void streaming_fence(void)
+{
+#ifdef N2SR_HAVE_STREAMING
+    _mm_sfence();
 #endif
 }
 
@@ -279,24 +313,21 @@ static int flips_y(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 3;
 static int flips_x(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 2; }
 
 N2SR_CLONES
-static void store(const float *restrict from, int width, int reversed, float *restrict to)
+static void reverse(const float *restrict from, ptrdiff_t width, float *restrict to)
 {
-    if (reversed)
-        for (ptrdiff_t j = 0; j < width; ++j)
-            to[j] = from[width - 1 - j];
-    else
-        for (ptrdiff_t j = 0; j < width; ++j)
-            to[j] = from[j];
+    for (ptrdiff_t j = 0; j < width; ++j)
+        to[j] = from[width - 1 - j];
 }
 
 /* All draws of cells (row, x .. x + width) of the window. */
 static void draw_chunk(const n2sr_frame *frame, n2sr_pattern pattern, n2sr_key key,
                        uint32_t first_sample, int n_samples, n2sr_window window, ptrdiff_t row,
-                       ptrdiff_t x, int width, float *subsampled)
+                       ptrdiff_t x, int width, float *subsampled, int streaming)
 {
     const int n = pattern.stride_y * pattern.stride_x;
     const ptrdiff_t cell_y = window.top + row, cell_x = window.left + x;
-    float pixels[N2SR_MAX_STRIDE * CHUNK], planes[N2SR_MAX_CELL][CHUNK], picked[CHUNK];
+    float pixels[N2SR_MAX_STRIDE * CHUNK], planes[N2SR_MAX_CELL][CHUNK];
+    float picked[CHUNK], reversed[CHUNK];
     int32_t places[N2SR_MAX_CELL][CHUNK];
     for (int k = 0; k < pattern.stride_y; ++k) {
         load(frame, cell_y * pattern.stride_y + k, cell_x * pattern.stride_x,
@@ -310,8 +341,10 @@ static void draw_chunk(const n2sr_frame *frame, n2sr_pattern pattern, n2sr_key k
         pick(planes, n, places[sample % (uint32_t)n], width, picked);
         const ptrdiff_t out_row = flips_y(sample) ? window.height - 1 - row : row;
         const ptrdiff_t out_x = flips_x(sample) ? window.width - x - width : x;
-        store(picked, width, flips_x(sample),
-              subsampled + ((ptrdiff_t)m * window.height + out_row) * window.width + out_x);
+        if (flips_x(sample))
+            reverse(picked, width, reversed);
+        put(flips_x(sample) ? reversed : picked, width,
+            subsampled + ((ptrdiff_t)m * window.height + out_row) * window.width + out_x, streaming);
     }
 }
 
@@ -319,13 +352,19 @@ void n2sr_draw(n2sr_frame frame, n2sr_pattern pattern, n2sr_key key, uint32_t fi
                int n_samples, n2sr_window window, float *subsampled, int n_threads)
 {
     const int team = threads(n_threads);
+    const ptrdiff_t cells = window.height * window.width;
+    const int streaming = cells * n_samples * (ptrdiff_t)sizeof(float) > STREAMING_BYTES;
     ptrdiff_t row;
     (void)team;
-#pragma omp parallel for num_threads(team) schedule(static)
-    for (row = 0; row < window.height; ++row)
-        for (ptrdiff_t x = 0; x < window.width; x += CHUNK)
-            draw_chunk(&frame, pattern, key, first_sample, n_samples, window, row, x,
-                       (int)min_size(CHUNK, window.width - x), subsampled);
+#pragma omp parallel num_threads(team)
+    {
+#pragma omp for schedule(static)
+        for (row = 0; row < window.height; ++row)
+            for (ptrdiff_t x = 0; x < window.width; x += CHUNK)
+                draw_chunk(&frame, pattern, key, first_sample, n_samples, window, row, x,
+                           (int)min_size(CHUNK, window.width - x), subsampled, streaming);
+        streaming_fence();
+    }
 }
 
 /* ---- merge ---------------------------------------------------------------------------- */
@@ -352,35 +391,31 @@ static void add_squares(const float *restrict from, int width, int reversed,
 }
 
 N2SR_CLONES
-static void divide(float *restrict values, int width, float divisor)
+static void multiply(float *restrict values, int width, float factor)
 {
     for (ptrdiff_t j = 0; j < width; ++j)
-        values[j] /= divisor;
+        values[j] *= factor;
 }
 
 N2SR_CLONES
-static void to_counts(const float *restrict values, int width, double offset, double scale,
-                      float *restrict out)
+static void to_counts(float *restrict values, int width, double offset, double scale)
 {
     for (ptrdiff_t j = 0; j < width; ++j)
-        out[j] = (float)((double)values[j] * scale + offset);
+        values[j] = (float)((double)values[j] * scale + offset);
 }
 
 N2SR_CLONES
-static void root_to_counts(const float *restrict variance, int width, double scale,
-                           float *restrict out)
+static void root_to_counts(float *restrict variance, int width, double scale)
 {
     for (ptrdiff_t j = 0; j < width; ++j)
-        out[j] = (float)((double)sqrtf(variance[j]) * scale);
+        variance[j] = (float)((double)sqrtf(variance[j]) * scale);
 }
-
-#define MERGE_CHUNK (4 * CHUNK)
 
 static void merge_chunk(const float *outputs, int n_samples, uint32_t first_sample,
                         ptrdiff_t height, ptrdiff_t width, ptrdiff_t y, ptrdiff_t x, int count,
-                        double offset, double scale, float *mean, float *std)
+                        double offset, double scale, float *mean, float *std, int streaming)
 {
-    float average[MERGE_CHUNK], variance[MERGE_CHUNK];
+    float average[CHUNK], variance[CHUNK];
     for (ptrdiff_t j = 0; j < count; ++j)
         average[j] = variance[j] = 0.0f;
     for (int pass = 0; pass < (std ? 2 : 1); ++pass) {
@@ -396,13 +431,16 @@ static void merge_chunk(const float *outputs, int n_samples, uint32_t first_samp
                 add_squares(from, count, reversed, average, variance);
         }
         if (pass == 0)
-            divide(average, count, (float)n_samples);
+            multiply(average, count, (float)(1.0 / n_samples));
         else
-            divide(variance, count, (float)(n_samples > 1 ? n_samples - 1 : 1));
+            multiply(variance, count, (float)(1.0 / (n_samples > 1 ? n_samples - 1 : 1)));
     }
-    to_counts(average, count, offset, scale, mean);
-    if (std)
-        root_to_counts(variance, count, scale, std);
+    to_counts(average, count, offset, scale);
+    put(average, count, mean, streaming);
+    if (std) {
+        root_to_counts(variance, count, scale);
+        put(variance, count, std, streaming);
+    }
 }
 
 void n2sr_merge(const float *outputs, int n_samples, uint32_t first_sample, ptrdiff_t height,
@@ -411,12 +449,18 @@ void n2sr_merge(const float *outputs, int n_samples, uint32_t first_sample, ptrd
                 ptrdiff_t mean_row, float *std, ptrdiff_t std_row, int n_threads)
 {
     const int team = threads(n_threads);
+    const int streaming = crop_height * crop_width * (ptrdiff_t)sizeof(float) > STREAMING_BYTES;
     ptrdiff_t row;
     (void)team;
-#pragma omp parallel for num_threads(team) schedule(static)
-    for (row = 0; row < crop_height; ++row)
-        for (ptrdiff_t x = 0; x < crop_width; x += MERGE_CHUNK)
-            merge_chunk(outputs, n_samples, first_sample, height, width, crop_top + row,
-                        crop_left + x, (int)min_size(MERGE_CHUNK, crop_width - x), offset, scale,
-                        mean + row * mean_row + x, std ? std + row * std_row + x : NULL);
+#pragma omp parallel num_threads(team)
+    {
+#pragma omp for schedule(static)
+        for (row = 0; row < crop_height; ++row)
+            for (ptrdiff_t x = 0; x < crop_width; x += CHUNK)
+                merge_chunk(outputs, n_samples, first_sample, height, width, crop_top + row,
+                            crop_left + x, (int)min_size(CHUNK, crop_width - x), offset,
+                            scale, mean + row * mean_row + x, std ? std + row * std_row + x : NULL,
+                            streaming);
+        streaming_fence();
+    }
 }

@@ -170,7 +170,8 @@ def merge(
 ) -> None:
     """Fill mean and std (h, w) from outputs (M, H, W), turned back and cropped at (top, left).
 
-    Sums run over the draws in order, in float32; std divides by M - 1 and is zero for M = 1.
+    Sums run over the draws in order, in float32, and are multiplied by 1 / M
+    for the mean and 1 / (M - 1) for the variance; std is zero for M = 1.
     Both become counts in float64: mean * scale + offset, std * scale.
     """
     crop = slice(top, top + mean.shape[0]), slice(left, left + mean.shape[1])
@@ -180,7 +181,7 @@ def merge(
     average = np.zeros(mean.shape, np.float32)
     for values in turned:
         average += values
-    average /= np.float32(len(turned))
+    average *= np.float32(1.0 / len(turned))
     mean[...] = average.astype(np.float64) * scale + offset
     if std is None:
         return
@@ -188,5 +189,5 @@ def merge(
     for values in turned:
         deviation = values - average
         variance += deviation * deviation
-    variance /= np.float32(max(len(turned) - 1, 1))
+    variance *= np.float32(1.0 / max(len(turned) - 1, 1))
     std[...] = np.sqrt(variance).astype(np.float64) * scale

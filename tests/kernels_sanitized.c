@@ -56,6 +56,8 @@ int main(void)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; ++s)
             for (int dtype = N2SR_UINT8; dtype <= N2SR_FLOAT64; ++dtype)
                 runs += run(patterns[p], (n2sr_dtype)dtype, sizes[s][0], sizes[s][1]);
+    /* Large enough for streaming stores. */
+    runs += run(patterns[0], N2SR_UINT16, 2051, 2053);
     printf("clean: %d runs\n", runs);
     return 0;
 }

@@ -142,6 +142,24 @@ def test_compiled_merge_equals_the_definition_bit_for_bit(
     assert np.array_equal(results["found"][1], results["expected"][1])
 
 
+def test_large_results_which_go_past_the_caches_are_the_same():
+    """Beyond 16 MiB the kernels write with streaming stores; odd sizes make odd addresses."""
+    frame = random_pixels((2051, 2053), "uint16")
+    pattern = SamplingPattern.named("cell")
+    found = draw(frame, pattern, 4, seed=1, mean=30_000, scale=9_000)
+    expected = np.empty_like(found)
+    window = Window(0, 0, *pattern.cells((2051, 2053)))
+    reference.draw(frame, pattern, window, 0, 30_000.0, 9_000.0, 1, 0, expected)
+    assert found.nbytes > 2**24
+    assert np.array_equal(found, expected)
+    outputs = random_pixels((3, 2051, 2053), "float32")
+    results = np.empty((2, 2, 2051, 2053), np.float32)
+    assert results[0, 0].nbytes > 2**24
+    for module, (mean, std) in zip((sampling.KERNELS, reference), results, strict=True):
+        module.merge(outputs, 1, 0, 0, 5.0, 2.0, mean, std, 0)
+    assert np.array_equal(results[0], results[1])
+
+
 @SAME_KERNELS
 @given(pattern=patterns, sample=st.integers(0, 40), seed=seeds, n_threads=st.integers(0, 5))
 def test_compiled_kept_places_equal_the_definition(pattern, sample, seed, n_threads):
