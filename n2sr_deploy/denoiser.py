@@ -56,7 +56,8 @@ class Denoiser:
         Bytes for the draws, the network and its outputs; larger frames go in tiles, which
         overlap by the network's receptive field and so leave no seam.
     batch_size
-        Draws the network is given at once; 1 needs the least memory and, on a CPU, the least time.
+        Draws the network is given at once; by default as many as the memory budget allows
+        without tiles, at least 1.
     n_threads
         For the kernels and the default backend; 0: one for each core.
 
@@ -74,10 +75,10 @@ class Denoiser:
         *,
         backend: Backend | None = None,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         n_threads: int = 0,
     ) -> None:
-        if batch_size < 1 or memory_budget < 1 or n_threads < 0:
+        if (batch_size is not None and batch_size < 1) or memory_budget < 1 or n_threads < 0:
             raise SettingError(
                 f"batch_size is {batch_size}, memory_budget {memory_budget} and n_threads "
                 f"{n_threads}; the first two must be at least 1, the last at least 0"
@@ -94,7 +95,7 @@ class Denoiser:
         path: str | Path,
         *,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         n_threads: int = 0,
     ) -> Self:
         """Open an exported model by its path; the settings are the class's.
@@ -170,6 +171,7 @@ class Denoiser:
         offset, scale = frame.mean_and_std()
         mean, std = np.empty(frame.shape, np.float32), np.empty(frame.shape, np.float32)
         stride_y, stride_x = meta.pattern.stride
+        at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
             window = Window(
                 tile.seen_rows.start // stride_y,
@@ -189,7 +191,7 @@ class Denoiser:
                 n_threads=self._n_threads,
             )
             merge(
-                self._infer(subsampled),
+                self._infer(subsampled, at_once),
                 top=tile.rows.start - tile.seen_rows.start,
                 left=tile.columns.start - tile.seen_columns.start,
                 offset=offset,
@@ -200,13 +202,13 @@ class Denoiser:
             )
         return Denoised(mean=mean, std=std)
 
-    def _infer(self, subsampled: FloatArray) -> FloatArray:
-        """(M, h, w) sub-samples to (M, H, W) outputs, `batch_size` at a time."""
+    def _infer(self, subsampled: FloatArray, at_once: int) -> FloatArray:
+        """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
         n_samples, height, width = subsampled.shape
         stride_y, stride_x = self.model.metadata.pattern.stride
         outputs = np.empty((n_samples, height * stride_y, width * stride_x), np.float32)
-        for first in range(0, n_samples, self._batch_size):
-            batch = slice(first, first + self._batch_size)
+        for first in range(0, n_samples, at_once):
+            batch = slice(first, first + at_once)
             outputs[batch] = self.backend.infer(subsampled[batch, None])[:, 0]
         return outputs
 
@@ -237,10 +239,8 @@ class Denoiser:
     def _tile_side(self, padded: Shape, n_samples: int) -> Shape:
         """Rows and columns of a tile without its overlap: multiples of the network's."""
         meta = self.model.metadata
-        float32 = 4
-        at_once = min(self._batch_size, n_samples)
-        bytes_per_pixel = at_once * meta.bytes_per_pixel + 2 * float32 * n_samples
-        pixels = self._memory_budget // bytes_per_pixel
+        at_once = min(self._batch_size or 1, n_samples)
+        pixels = self._memory_budget // self._bytes_per_pixel(at_once, n_samples)
         if padded[0] * padded[1] <= pixels:
             return padded
         rows, columns = (
@@ -248,3 +248,20 @@ class Denoiser:
             for axis, multiple in enumerate(meta.pad_multiple)
         )
         return rows, columns
+
+    def _draws_at_once(self, shape: Shape, n_samples: int) -> int:
+        """As many as were asked for, or as fit into the memory budget without tiles."""
+        if self._batch_size is not None:
+            return min(self._batch_size, n_samples)
+        rows, columns = self.model.metadata.padded(shape)
+        fitting = (
+            at_once
+            for at_once in range(n_samples, 1, -1)
+            if rows * columns * self._bytes_per_pixel(at_once, n_samples) <= self._memory_budget
+        )
+        return next(fitting, 1)
+
+    def _bytes_per_pixel(self, at_once: int, n_samples: int) -> int:
+        """Of a tile: the network's for each draw at once, and every draw's input and output."""
+        float32 = 4
+        return at_once * self.model.metadata.bytes_per_pixel + 2 * float32 * n_samples

@@ -39,14 +39,17 @@ class Optimiser:
 
 
 class _ConvolutionMuon(Optimiser):
-    """PyTorch's Muon, which takes matrices, on convolutions seen as (outputs, inputs * 9)."""
+    """PyTorch's Muon, which takes matrices, on convolutions seen as (outputs, inputs * 9).
+
+    The matrices share their memory with the weights.
+    """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
         self._weights = weights
-        self._matrices = [torch.nn.Parameter(weight.detach().flatten(1)) for weight in weights]
-        super().__init__(
-            torch.optim.Muon(self._matrices, lr=learning_rate, weight_decay=0.0, nesterov=True)
-        )
+        self._matrices = [
+            torch.nn.Parameter(weight.detach().view(len(weight), -1)) for weight in weights
+        ]
+        super().__init__(torch.optim.Muon(self._matrices, lr=learning_rate, weight_decay=0.0))
 
     def zero_grad(self) -> None:
         for weight in self._weights:

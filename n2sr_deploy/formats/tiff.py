@@ -46,7 +46,9 @@ def _read(path: Path, index: int | None) -> Frame:
         if isinstance(error, (FileFormatError, FrameError)):
             raise
         raise FileFormatError(f"{path} is truncated or no TIFF file: {error}") from error
-    history = metadata.pop("Info", "")
+    history = _history(str(metadata.get("Info", "")))
+    if history:
+        del metadata["Info"]  # it was n2sr's own
     return Frame(
         pixels=pixels,
         pixel_size=size,
@@ -54,7 +56,7 @@ def _read(path: Path, index: int | None) -> Frame:
         index=chosen,
         n_frames=n_frames,
         metadata=metadata,
-        history=_history(history),
+        history=history,
     )
 
 
@@ -92,8 +94,8 @@ def _pixel_size(file: tifffile.TiffFile) -> PixelSize:
         return None, None
     size = 1 / per_unit[0], 1 / per_unit[1]
     if file.imagej_metadata:
-        unit = file.imagej_metadata.get("unit")
-        return (size, _unescaped(str(unit))) if unit else (None, None)
+        unit = _unescaped(str(file.imagej_metadata.get("unit", "pixel")))
+        return (None, None) if unit in ("pixel", "pixels", "inch") else (size, unit)
     resolution_unit = tags.get("ResolutionUnit")
     if resolution_unit is not None and resolution_unit.value == _CENTIMETRE:
         return size, "cm"

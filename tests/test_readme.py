@@ -1,0 +1,72 @@
+"""What README prints is what works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy.cli import main
+from tests.conftest import REPOSITORY, tiny_config
+
+README = (REPOSITORY / "README.md").read_text()
+INDENTED = [line[4:] for line in README.splitlines() if line.startswith("    ")]
+COMMANDS = [line for line in INDENTED if line.startswith("n2sr ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def quick_training(monkeypatch, tmp_path):
+    """An empty folder, and a preset that takes a second."""
+    from n2sr_train import config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "PRESETS", {"balanced": replace(tiny_config(), steps=3)})
+
+
+def run(command):
+    result = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+
+
+def test_readme_opens_with_the_two_commands():
+    assert [line.split("#")[0].strip() for line in INDENTED[:2]] == ["make demo", "make test"]
+
+
+def test_every_command_runs_as_printed(quick_training, tmp_path):
+    simulate = [command for command in COMMANDS if command.startswith("n2sr simulate")]
+    others = [command for command in COMMANDS if command not in simulate]
+    assert len(simulate) == 1
+    assert len(others) >= 5
+    for command in (*simulate, *others):
+        run(command)
+
+
+def test_every_option_of_the_table_exists():
+    options = re.findall(r"^\| `(-[-\w]+)", README, re.MULTILINE)
+    assert len(options) >= 8
+    for command in ("denoise",):
+        text = CliRunner().invoke(main, [command, "--help"]).output
+        for option in options:
+            assert option in text
+
+
+def test_the_python_examples_run(quick_training):
+    run("n2sr simulate -o noisy.tif")
+    run("n2sr train noisy.tif -o sample.safetensors")
+    run("n2sr export sample.safetensors -o sample.onnx")
+    assert len(PYTHON) == 2
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_make_target_named_exists():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    named = re.findall(r"`make ([a-z -]+)`|^    make ([a-z-]+)", README, re.MULTILINE)
+    assert len(named) >= 4
+    for words in named:
+        for target in " ".join(words).split():
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
