@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 COMPILE_ARGS = {
     "msvc": ["/O2", "/std:c11", "/fp:precise"],
@@ -23,7 +24,8 @@ COMPILE_ARGS = {
 }
 OPENMP_ARGS = {  # compile and link arguments, the first that works
     "msvc": [(["/openmp"], [])],
-    "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
+    # On macOS a second OpenMP beside PyTorch's own would end the process: one thread there.
+    "unix": [] if sys.platform == "darwin" else [(["-fopenmp"], ["-fopenmp"])],
 }
 
 
@@ -63,7 +65,7 @@ class BuildKernels(build_ext):
                 self.compiler.link_executable(
                     objects, str(Path(folder, "probe")), extra_postargs=link_args
                 )
-            except (CompileError, LinkError):
+            except (CompileError, LinkError, PlatformError):
                 return False
         return True
 
@@ -72,7 +74,7 @@ kernels = Extension(
     "n2sr_deploy._subsample",
     ["csrc/_subsample.pyx", "csrc/subsample.c"],
     include_dirs=["csrc"],
-    depends=["csrc/philox.h", "csrc/subsample.h"],
+    depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
     optional=os.environ.get("N2SR_REQUIRE_KERNELS") != "1",
 )
 

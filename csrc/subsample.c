@@ -14,11 +14,13 @@
 #include "philox_x86.h"
 
 /* One binary for every x86-64: the loader picks the widest version the machine has. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(N2SR_NO_CLONES)
+#if defined(N2SR_NO_CLONES) || defined(__clang__) || !defined(__GNUC__) || \
+    !defined(__x86_64__) || !defined(__GLIBC__)
+#define N2SR_CLONES
+#elif __GNUC__ >= 12
 #define N2SR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define N2SR_CLONES
+#define N2SR_CLONES __attribute__((target_clones("avx2", "default")))
 #endif
 
 /* Cells handled at once: their pixels and kept places stay in the first-level cache. */

@@ -78,7 +78,7 @@ def draw_picture(noisy: Frame, denoised: Denoised, path: Path) -> None:
         ("denoised", denoised.mean, grey),
         ("spread (std of the draws)", denoised.std, {"cmap": "magma", "vmin": 0}),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(18, 6.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(18, 5.4), layout="constrained")
     for axis, (title, image, style) in zip(axes, panels, strict=True):
         drawn = axis.imshow(image[SHOWN], interpolation="nearest", **style)
         axis.set_title(title)

@@ -21,7 +21,7 @@ from n2sr_deploy.cli_options import (
     seed_option,
     training_options,
 )
-from n2sr_deploy.errors import InputFileError, ModelError, N2SRError
+from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -104,15 +104,13 @@ def main() -> None:
     "--samples",
     type=int,
     metavar="M",
-    help="Draws to average; by default the model's (balanced: 4).",
+    help="Draws to average; by default the model's own number.",
 )
 @frame_option
 @training_options
 @seed_option
 @overwrite_option
-@click.pass_context
 def denoise(
-    ctx: click.Context,
     noisy: Path,
     output: Path,
     model: Path | None,
@@ -128,18 +126,19 @@ def denoise(
     if model is not None:
         _refuse_training_options(options)
     _check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
-    if samples is not None and samples < 1:
-        raise click.BadParameter(
-            f"{samples} draws average nothing; give at least 1", ctx=ctx, param_hint="--samples"
+    if samples is not None and not 1 <= samples <= sampling.MAX_SAMPLES:
+        raise click.UsageError(
+            f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
         )
     noisy_frame = formats.read_frame(noisy, frame)
     seed = options.seed or 0
     with Denoiser(_model(model, noisy_frame, options)) as denoiser:
-        denoised = denoiser.denoise(noisy_frame, samples, seed=seed, frame_index=noisy_frame.index)
+        denoised = denoiser.denoise(noisy_frame, samples, seed=seed)
         meta = denoiser.model.metadata
     done = (
         f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
-        f"preset {meta.preset}, pattern {meta.pattern}, weights {meta.weights_sha256[:12]}"
+        f"frame {noisy_frame.index} of {noisy_frame.n_frames}, preset {meta.preset}, "
+        f"pattern {meta.pattern}, weights {meta.weights_sha256[:12]}"
     )
     formats.write_frame(
         output, noisy_frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite
@@ -181,7 +180,7 @@ def info(file: Path, frame: int) -> None:
         except ModelError as error:
             if file.suffix == ".onnx":
                 raise
-            raise InputFileError(
+            raise FileFormatError(
                 f"{file} is no frame, checkpoint or exported model that n2sr reads"
             ) from error
 
@@ -260,10 +259,8 @@ def _refuse_training_options(options: LearnOptions) -> None:
 def _check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> None:
     """Refuse, before any work, what could not be written afterwards, and the raw file itself."""
     for output in outputs:
-        formats.check_writable(output, overwrite=overwrite)
-        if raw is not None and output.exists() and raw.exists() and output.samefile(raw):
-            raise click.UsageError(f"{output} is the raw frame itself; write to another file")
-    if len(set(outputs)) < len(outputs):
+        formats.check_writable(output, overwrite=overwrite, inputs=[raw] if raw else [])
+    if len({output.resolve() for output in outputs}) < len(outputs):
         raise click.UsageError(
             f"{outputs[0]} is named for two outputs; give each a file of its own"
         )
@@ -286,4 +283,4 @@ def _describe_checkpoint(path: Path) -> str:
     for entry_point in entry_points(group="n2sr.descriptions", name="checkpoint"):
         description: str = entry_point.load()(path)
         return description
-    raise InputFileError(f"{path} is a checkpoint; reading it needs: pip install 'n2sr[train]'")
+    raise MissingExtraError("reading a checkpoint", "n2sr_train", "train")

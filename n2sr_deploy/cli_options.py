@@ -74,18 +74,19 @@ seed_option = click.option(
 def training_options(command: Command) -> Command:
     """Add the options of a training and pass them, with `seed`, as `options: LearnOptions`."""
 
-    @click.option("--preset", help="The recipe: balanced (default) or paper.")
+    @click.option("--preset", help="The recipe: balanced, unless you name another, or paper.")
     @click.option(
         "--pattern",
         type=click.Choice(PATTERN_NAMES),
-        help="Which pixels a draw keeps: one of every cell (default, for white noise), one row of "
-        "every two (noise correlated along rows, as in STEM), or one column.",
+        help="Which pixels a draw keeps: one of every cell (for white noise; unless you name "
+        "another), one row of every two (noise correlated along rows, as in STEM), or one column.",
     )
     @click.option(
         "--stride",
         type=StrideType(),
         metavar="N[,N]",
-        help=f"Pixels in a cell along an axis, or rows,columns: 2 (default) to {MAX_STRIDE}.",
+        help=f"Pixels in a cell along an axis, or rows,columns; 2, unless you say more, to "
+        f"{MAX_STRIDE}.",
     )
     @click.option("--seconds", type=float, help="Train at most this long.")
     @click.option("--steps", type=int, help="Train at most this many steps.")

@@ -11,7 +11,7 @@ from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import Window, draw, merge
+from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Denoised:
     """A denoised frame."""
 
@@ -130,7 +130,7 @@ class Denoiser:
         n_samples: int | None = None,
         *,
         seed: int = 0,
-        frame_index: int = 0,
+        frame_index: int | None = None,
     ) -> Denoised:
         """Denoise one frame.
 
@@ -140,9 +140,10 @@ class Denoiser:
             (H, W) in counts; never written to. It is standardised by its own mean and standard
             deviation.
         n_samples
-            M, the number of draws; by default the model's.
+            M, the number of draws, 1 to 1024; by default the model's.
         seed, frame_index
-            0 to 2**64 - 1; they choose the draws. Give successive frames successive indices.
+            0 to 2**64 - 1; they choose the draws. Give successive frames successive indices; by
+            default a `Frame`'s own index, 0 for an array.
 
         Returns
         -------
@@ -161,8 +162,10 @@ class Denoiser:
         meta = self.model.metadata
         if n_samples is None:
             n_samples = meta.n_samples
-        if n_samples < 1:
-            raise SettingError(f"n_samples is {n_samples}, but at least one draw is needed")
+        if not 1 <= n_samples <= MAX_SAMPLES:
+            raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
+        if frame_index is None:
+            frame_index = frame.index
         if frame.shape[0] < meta.pad_multiple[0] or frame.shape[1] < meta.pad_multiple[1]:
             raise FrameError(
                 f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
@@ -254,12 +257,8 @@ class Denoiser:
         if self._batch_size is not None:
             return min(self._batch_size, n_samples)
         rows, columns = self.model.metadata.padded(shape)
-        fitting = (
-            at_once
-            for at_once in range(n_samples, 1, -1)
-            if rows * columns * self._bytes_per_pixel(at_once, n_samples) <= self._memory_budget
-        )
-        return next(fitting, 1)
+        left = self._memory_budget // (rows * columns) - self._bytes_per_pixel(0, n_samples)
+        return min(max(left // self.model.metadata.bytes_per_pixel, 1), n_samples)
 
     def _bytes_per_pixel(self, at_once: int, n_samples: int) -> int:
         """Of a tile: the network's for each draw at once, and every draw's input and output."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from n2sr_deploy.sampling import describe_kernels
 from n2sr_deploy.version import VERSION
@@ -16,8 +19,6 @@ from n2sr_deploy.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_BASE = ("numpy", "tifffile", "mrcfile", "onnxruntime")
-_TRAIN = ("torch", "onnx", "onnxscript", "safetensors", "platformdirs")
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
@@ -25,9 +26,9 @@ def report() -> Iterator[tuple[str, str]]:
     """Pairs of topic and finding, in the order to show them."""
     yield "n2sr", VERSION
     yield "Python", f"{platform.python_version()} on {platform.platform()}"
-    for package in _BASE:
+    for package in _required(extra=None):
         yield package, _version(package) or "missing; install it with: pip install n2sr"
-    for package in _TRAIN:
+    for package in _required(extra="train"):
         yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
     yield "kernels", describe_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
@@ -46,20 +47,37 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _required(extra: str | None) -> list[str]:
+    """The packages n2sr says it needs, or one of its extras does."""
+    lines = [line.partition(";") for line in requires("n2sr") or ()]
+    wanted = "" if extra is None else f'extra == "{extra}"'
+    return [
+        re.split(r"[^\w.-]", package, maxsplit=1)[0]
+        for package, _, marker in lines
+        if marker.strip().replace("'", '"') == wanted
+    ]
+
+
 def _onnxruntime() -> str:
     if _version("onnxruntime") and _version("onnxruntime-gpu"):
         return (
             "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; "
             "uninstall both, then install the one you want"
         )
-    return "works, on the CPU"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"missing: {error}; install it with: pip install onnxruntime"
+    providers = ", ".join(onnxruntime.get_available_providers())
+    return f"works, on the CPU (built with {providers}; this version of n2sr uses the CPU's)"
 
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     cores = f"{os.cpu_count()} cores"
     if not cpuinfo.exists():
-        return f"{platform.processor() or platform.machine()}, {cores}"
+        found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+        return f"{platform.processor() or platform.machine()}, {cores}, {' '.join(found)}"
     lines = [line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line]
     facts = {key.strip(): value.strip() for key, value in lines}
     flags = facts.get("flags", facts.get("Features", "")).split()
@@ -80,7 +98,7 @@ def _gpu() -> str:
         return f"none: the NVIDIA driver answers error {code} to cuInit"
     number = ctypes.c_int()
     driver.cuDriverGetVersion(ctypes.byref(number))
-    supports = f"driver supports CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    supports = f"driver {_driver_version()}, for CUDA up to {_dotted(number.value)}"
     count = ctypes.c_int()
     driver.cuDeviceGetCount(ctypes.byref(count))
     names = []
@@ -90,6 +108,23 @@ def _gpu() -> str:
         driver.cuDeviceGetName(name, len(name), device)
         names.append(name.value.decode())
     return f"{', '.join(names) or 'none'}; {supports}"
+
+
+def _dotted(version_number: int) -> str:
+    return f"{version_number // 1000}.{version_number % 1000 // 10}"
+
+
+def _driver_version() -> str:
+    library = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+    try:
+        nvml = ctypes.CDLL(library)
+    except OSError:
+        return "of unknown version"
+    name = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2() != 0 or nvml.nvmlSystemGetDriverVersion(name, len(name)) != 0:
+        return "of unknown version"
+    nvml.nvmlShutdown()
+    return name.value.decode()
 
 
 def _training_device() -> str:

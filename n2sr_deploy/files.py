@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from n2sr_deploy.errors import InputFileError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 
@@ -24,12 +24,15 @@ def check_input(path: Path) -> None:
         raise InputFileError(f"{path} cannot be read; check its permissions")
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise OutputError when `path` cannot become a new file.
+def check_output(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise OutputError when `path` cannot become a new file, or is one of the inputs.
 
     Called before the work as well as before the writing: a user should not wait for a
     training whose result cannot be kept.
     """
+    for given in inputs:
+        if path.resolve() == given.resolve():
+            raise OutputError(f"{path} is the input itself, which is never changed; name another")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:

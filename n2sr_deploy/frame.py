@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,8 @@ from n2sr_deploy.sampling import PIXEL_TYPES, AnyArray
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_log = logging.getLogger("n2sr")
 
 # Types the kernels do not take, and the smallest type they take that holds every value
 # (64-bit integers: exact up to 2**53).
@@ -24,7 +27,7 @@ _WIDENED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
     """One frame (H, W) and what is known about it.
 
@@ -35,7 +38,8 @@ class Frame:
     """
 
     pixels: AnyArray
-    """(H, W), rows and columns, in counts; a native type the kernels take. Not to be written to."""
+    """(H, W), rows and columns, in counts; C-contiguous, of a native type the kernels take. Not to
+    be written to."""
     pixel_size: tuple[float, float] | None = None
     """Height and width of a pixel in `unit`, or None when unknown."""
     unit: str | None = None
@@ -51,6 +55,11 @@ class Frame:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
+        size = self.pixel_size
+        if size is not None and not all(np.isfinite(side) and side > 0 for side in size):
+            _log.warning("the pixel size %s makes no sense and is taken as unknown", size)
+            object.__setattr__(self, "pixel_size", None)
+            object.__setattr__(self, "unit", None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -123,7 +132,7 @@ def _checked(pixels: AnyArray) -> AnyArray:
     kept = np.dtype(_WIDENED.get(native.name, native))
     if kept not in PIXEL_TYPES:  # longdouble
         kept = np.dtype(np.float64)
-    pixels = pixels.astype(kept, copy=False)
+    pixels = np.ascontiguousarray(pixels, dtype=kept)
     if kept.kind == "f":
         n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
         if n_bad:

@@ -51,6 +51,7 @@ class TrainingStatus:
     n_steps: int
     """Steps in all, unless time runs out."""
     elapsed_s: float
+    """Since the first step began."""
     remaining_s: float
     """Estimated."""
     loss: float
@@ -58,6 +59,7 @@ class TrainingStatus:
     validation_error: float | None
     """The same on pixels never used as targets; None until first measured."""
     steps_per_s: float
+    """On average so far."""
 
 
 if TYPE_CHECKING:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import ort
@@ -47,7 +46,7 @@ class ModelMetadata:
     """Of the frame it was trained on, in `unit`."""
     unit: str | None = None
     noise: Mapping[str, Any] | None = None
-    """What was measured of the training frame's noise, if anything."""
+    """What was measured of the training frame's noise; None as long as nothing measures it."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has, with ValueError."""
@@ -109,9 +108,7 @@ class ModelMetadata:
                     f"{origin} has model format {version}, but this n2sr reads {FORMAT_VERSION}; "
                     "export its checkpoint again with this version"
                 )
-            values["pattern"] = SamplingPattern.named(
-                values["pattern"], _shape(values.pop("stride"))
-            )
+            values["pattern"] = _pattern(values["pattern"], _shape(values.pop("stride")))
             for key in ("pad_multiple", "receptive_radius"):
                 values[key] = _shape(values[key])
             if values["pixel_size"] is not None:
@@ -143,6 +140,7 @@ class ExportedModel:
     onnx: bytes
     """The ONNX file."""
     metadata: ModelMetadata
+    """What the file says of itself."""
 
     @classmethod
     def open(cls, path: str | Path) -> ExportedModel:
@@ -201,8 +199,17 @@ def looks_like_checkpoint(head: bytes) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and head[6:8] == b"\0\0"
 
 
+def _pattern(name: str, stride: Shape) -> SamplingPattern:
+    shared: dict[str, Literal["row", "column"] | None] = {
+        "cell": None,
+        "row": "row",
+        "column": "column",
+    }
+    return SamplingPattern(stride_y=stride[0], stride_x=stride[1], shared=shared[name])
+
+
 def _shape(values: Any) -> Shape:
     rows, columns = values
-    if not (math.isfinite(rows) and rows == int(rows) and columns == int(columns)):
+    if not (isinstance(rows, int) and isinstance(columns, int)):
         raise ValueError(f"{values} is no pair of integers")
-    return int(rows), int(columns)
+    return rows, columns

@@ -31,25 +31,26 @@ PIXEL_TYPES = tuple(
 )
 MAX_STRIDE = 4
 MAX_CELLS = 2**16  # along an axis: row and column of a cell share one 32-bit counter word
+MAX_SAMPLES = 1024  # far beyond where more draws help
 
 
-def _load_kernels() -> Any:
-    """The compiled kernels, or where they were not built the NumPy definition itself."""
+def _load_kernels() -> tuple[Any, str]:
+    """The compiled kernels, or where they cannot be loaded the NumPy definition, and why."""
     try:
-        return import_module("n2sr_deploy._subsample")
-    except ImportError:
+        return import_module("n2sr_deploy._subsample"), ""
+    except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
-        return reference
+        return reference, str(error)
 
 
-KERNELS = _load_kernels()
+KERNELS, _WHY_NOT_COMPILED = _load_kernels()
 
 
 def describe_kernels() -> str:
     """What draws and merges here, in words."""
     if KERNELS is reference:
-        return "NumPy reference (the compiled kernels are missing: slow)"
+        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {_WHY_NOT_COMPILED}"
     threads = KERNELS.openmp_threads()
     return f"compiled, OpenMP on {threads} threads" if threads else "compiled, without OpenMP"
 
@@ -105,8 +106,23 @@ class SamplingPattern:
             row of every `stride` rows (noise correlated along rows). ``column``: likewise.
         stride
             Along the thinned axes; a pair (stride_y, stride_x) for unequal cells.
+
+        Returns
+        -------
+        The pattern.
+
+        Raises
+        ------
+        SettingError
+            When there is no pattern of that name, the stride is out of range, or unequal
+            strides are given to a pattern that thins one axis.
         """
         sizes = (stride, stride) if isinstance(stride, int) else stride
+        if name in ("row", "column") and sizes[0] != sizes[1]:
+            raise SettingError(
+                f"stride is {sizes[0]},{sizes[1]}, but pattern {name} thins one axis; "
+                "give one number"
+            )
         if name == "cell":
             return cls(stride_y=sizes[0], stride_x=sizes[1])
         if name == "row":
@@ -187,7 +203,7 @@ def draw(
     SettingError
         When a number is out of range or `out` does not fit.
     """
-    _check_frame(frame, pattern)
+    _check_frame(frame)
     if window is None:
         window = Window(0, 0, *pattern.cells((frame.shape[0], frame.shape[1])))
     _check_window(window, pattern, frame)
@@ -198,9 +214,9 @@ def draw(
     shape = n_samples, window.height, window.width
     if out is None:
         out = np.empty(shape, np.float32)
-    elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+    elif out.shape != shape or out.dtype != np.float32 or not out.flags.carray:
         raise SettingError(
-            f"out is {out.dtype} {out.shape}, but must be C-contiguous float32 {shape}"
+            f"out is {out.dtype} {out.shape}, but must be C-contiguous writable float32 {shape}"
         )
     if frame.strides[1] != frame.itemsize:
         frame = np.ascontiguousarray(frame)
@@ -255,8 +271,11 @@ def merge(
     _check_samples(len(outputs), first_sample)
     for result in (mean,) if std is None else (mean, std):
         fits = result.ndim == 2 and result.dtype == np.float32 and result.size > 0
-        if not fits or result.shape != mean.shape or result.strides[1] != 4:
-            raise SettingError("mean and std must be float32 (h, w) of one shape, rows contiguous")
+        fits = fits and result.shape == mean.shape and result.strides[1] == result.itemsize
+        if not (fits and result.flags.writeable):
+            raise SettingError(
+                "mean and std must be writable float32 (h, w) of one shape, rows contiguous"
+            )
     bottom, right = top + mean.shape[0], left + mean.shape[1]
     if top < 0 or left < 0 or bottom > outputs.shape[1] or right > outputs.shape[2]:
         raise SettingError(
@@ -282,25 +301,39 @@ def held_out(
     pattern
         Which pixels compete to be kept.
     shape
-        (H, W) of the frame.
+        (H, W) of the frame, in whole cells: in a cell that is cut off, the pixel a draw keeps may
+        be the mirror image of another.
     sample, seed, frame_index, n_threads
         As for `draw`.
 
     Returns
     -------
     (H, W) bool in the frame's own orientation, true where the pixel is held out.
+
+    Raises
+    ------
+    SettingError
+        When the shape is not in whole cells, or a number is out of range.
+    FrameError
+        When the frame is too large.
     """
     _check_key(seed, frame_index)
     _check_samples(1, sample)
+    if min(shape) < 1 or shape[0] % pattern.stride_y or shape[1] % pattern.stride_x:
+        raise SettingError(
+            f"shape is {shape}, but must be a multiple of the stride {pattern.stride}"
+        )
     rows, columns = pattern.cells(shape)
-    place = KERNELS.kept(pattern, Window(0, 0, rows, columns), sample, seed, frame_index, n_threads)
+    window = Window(0, 0, rows, columns)
+    _check_cells(window, pattern)
+    place = KERNELS.kept(pattern, window, sample, seed, frame_index, n_threads)
     places = np.arange(pattern.group_size, dtype=np.uint8).reshape(pattern.stride)
     mask = place[:, None, :, None] != places[None, :, None, :]
-    whole: BoolArray = mask.reshape(rows * pattern.stride_y, columns * pattern.stride_x)
-    return whole[: shape[0], : shape[1]]
+    whole: BoolArray = mask.reshape(shape)
+    return whole
 
 
-def _check_frame(frame: AnyArray, pattern: SamplingPattern) -> None:
+def _check_frame(frame: AnyArray) -> None:
     if frame.ndim != 2 or frame.size == 0:
         raise FrameError(f"frame has shape {frame.shape}, but a draw takes one frame (H, W)")
     if frame.dtype not in PIXEL_TYPES:
@@ -315,11 +348,7 @@ def _check_window(window: Window, pattern: SamplingPattern, frame: AnyArray) -> 
     reach = bottom * pattern.stride_y, right * pattern.stride_x
     if min(window) < 0 or window.height == 0 or window.width == 0:
         raise SettingError(f"{window} is empty or begins before the frame")
-    if max(bottom, right) > MAX_CELLS:
-        raise FrameError(
-            f"{window} has cells beyond {MAX_CELLS} along an axis, the most a draw can number; "
-            "denoise the frame in parts"
-        )
+    _check_cells(window, pattern)
     if reach[0] > 2 * frame.shape[0] - 1 or reach[1] > 2 * frame.shape[1] - 1:
         raise FrameError(
             f"{window} reaches {reach[0]} rows and {reach[1]} columns, too far past a frame of "
@@ -327,10 +356,20 @@ def _check_window(window: Window, pattern: SamplingPattern, frame: AnyArray) -> 
         )
 
 
+def _check_cells(window: Window, pattern: SamplingPattern) -> None:
+    bottom = 0 if pattern.shared == "column" else window.top + window.height
+    right = 0 if pattern.shared == "row" else window.left + window.width
+    if max(bottom, right) > MAX_CELLS:
+        raise FrameError(
+            f"{window} has cells beyond {MAX_CELLS} along an axis, the most a draw can number; "
+            "denoise the frame in parts"
+        )
+
+
 def _check_key(seed: int, frame_index: int) -> None:
     for name, value in (("seed", seed), ("frame_index", frame_index)):
-        if not 0 <= value < 2**64:
-            raise SettingError(f"{name} is {value}, but must be 0 to 2**64 - 1")
+        if not (isinstance(value, (int, np.integer)) and 0 <= value < 2**64):
+            raise SettingError(f"{name} is {value}, but must be an integer, 0 to 2**64 - 1")
 
 
 def _check_samples(n_samples: int, first_sample: int) -> None:

@@ -5,13 +5,16 @@
     checkpoint = train(frame, TrainingConfig.named("balanced"))
     export_model(checkpoint).save("sample.onnx")
 
-Importing this package imports no PyTorch; the first use of these names does.
+Importing this package imports no PyTorch; the first use of these names does, and where it is
+missing says what to install.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from n2sr_train.learner import require_training_extra
 
 if TYPE_CHECKING:
     from n2sr_train.checkpoint import Checkpoint
@@ -32,4 +35,5 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_training_extra()
     return getattr(import_module(_HOME[name]), name)

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 _KEY = "n2sr"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """What a training leaves."""
 
@@ -37,6 +37,7 @@ class Checkpoint:
     pixel_size: tuple[float, float] | None
     """Of the frame trained on, in `unit`."""
     unit: str | None
+    """Of `pixel_size`, as the frame's file spelled it."""
     n2sr_version: str
     """The version that trained it."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError
-from n2sr_deploy.sampling import PATTERN_NAMES, SamplingPattern
+from n2sr_deploy.sampling import MAX_SAMPLES, PATTERN_NAMES, SamplingPattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,8 +27,10 @@ def _choice(name: str, value: str, known: Iterable[str]) -> None:
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise SettingError(f"{name} is {value}, but must be {low} to {high}")
+    whole = isinstance(low, int) and isinstance(high, int)
+    if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
+        kind = "a whole number, " if whole else ""
+        raise SettingError(f"{name} is {value}, but must be {kind}{low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _choice("optimiser", self.optimiser, ("muon", "adam"))
         _choice("schedule", self.schedule, ("cosine", "constant"))
-        _within("n_samples", self.n_samples, 1, 4096)
+        _within("n_samples", self.n_samples, 1, MAX_SAMPLES)
         _within("steps", self.steps, 1, 10**8)
         _within("batch", self.batch, 1, 4096)
         _within("patch", self.patch, 16, 4096)
@@ -139,14 +141,17 @@ class TrainingConfig:
             When something the user said is out of range.
         """
         config = cls.named(options.preset or DEFAULT_PRESET)
-        pattern = options.pattern or config.pattern.name
-        _choice("pattern", pattern, PATTERN_NAMES)
+        pattern = config.pattern
+        if options.pattern is not None or options.stride is not None:
+            name = options.pattern or pattern.name
+            _choice("pattern", name, PATTERN_NAMES)
+            pattern = SamplingPattern.named(name, options.stride or max(pattern.stride))
         given: dict[str, Any] = {
             key: getattr(options, key)
             for key in ("seconds", "steps", "seed", "device")
             if getattr(options, key) is not None
         }
-        return replace(config, pattern=SamplingPattern.named(pattern, options.stride or 2), **given)
+        return replace(config, pattern=pattern, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -175,7 +180,9 @@ DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {
     "balanced": TrainingConfig(),
-    # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it.
+    # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
+    # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and
+    # the draws of inference are stratified and turned.
     "paper": TrainingConfig(
         preset="paper",
         network=NetworkConfig(architecture="paper", channels=128, levels=5),

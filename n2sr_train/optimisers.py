@@ -1,8 +1,8 @@
 """The optimisers of a network, with one learning-rate schedule over all.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of each
-weight matrix by the nearest orthogonal matrix: all directions learn at the same speed. On one
-noisy frame it reaches in a third of the steps what Adam reaches (docs/decisions/0003).
+weight matrix by the nearest orthogonal matrix, so that all its directions learn at the same speed.
+What that gives on one noisy frame: docs/decisions/0002-muon.md.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from n2sr_train.config import TrainingConfig
 
 
@@ -64,14 +62,10 @@ class _ConvolutionMuon(Optimiser):
 def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Optimiser]:
     """The optimisers `config` asks for, together covering every parameter once."""
     if config.optimiser == "adam":
-        return [_adam(network.parameters(), config.learning_rate)]
+        return [Optimiser(torch.optim.Adam(network.parameters(), config.learning_rate))]
     matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in network.parameters() if not (p.ndim == 4 and p.shape[1] > 1)]
     return [
         _ConvolutionMuon(matrices, config.learning_rate),
-        _adam(others, config.adam_learning_rate),
+        Optimiser(torch.optim.Adam(others, config.adam_learning_rate, betas=(0.9, 0.99))),
     ]
-
-
-def _adam(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> Optimiser:
-    return Optimiser(torch.optim.Adam(parameters, learning_rate, betas=(0.9, 0.99)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy import reference
-from n2sr_deploy.errors import FrameError
+from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.sampling import draw, held_out
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class PatchSampler:
     ------
     FrameError
         When the frame is constant, or smaller than one multiple.
+    SettingError
+        When the patch is smaller than one multiple.
     """
 
     def __init__(self, frame: Frame, config: TrainingConfig, multiple: Shape) -> None:
@@ -56,6 +58,10 @@ class PatchSampler:
             raise FrameError(
                 f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this network needs at "
                 f"least {multiple[0]} x {multiple[1]} to train on"
+            )
+        if config.patch < max(multiple):
+            raise SettingError(
+                f"patch is {config.patch}, but this network needs at least {max(multiple)}"
             )
         mean, std = frame.mean_and_std()
         self._frame = reference.standardise(frame.pixels, mean, std)

@@ -53,7 +53,7 @@ def train(frame: Frame, config: TrainingConfig, progress: Progress | None = None
     -------
     The averaged weights with the lowest validation error. Ctrl-C ends the training and returns
     the best so far. Without a bound in seconds, the same seed on the same machine gives the same
-    weights bit for bit.
+    weights bit for bit on a CPU, and on a GPU as far as PyTorch's operations repeat there.
 
     Raises
     ------
@@ -87,14 +87,14 @@ class _Training:
         self.flop_of: dict[str, float] = {}
         self.loss = math.nan
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, torch.Tensor] | None = None
+        self.best: tuple[int, dict[str, torch.Tensor]] | None = None  # step and weights
         self.started = time.monotonic()
 
     def run(self, progress: Progress) -> Checkpoint:
         """Take all steps, or as many as time and the user allow."""
         why: Why = "steps"
         try:
-            with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
                 while why == "steps" and self.step < self.config.steps:
                     self._take_step()
                     last = self.step == self.config.steps
@@ -108,8 +108,10 @@ class _Training:
                         self._validate()
                     progress(self._status())
         except KeyboardInterrupt:
+            if not self.step:
+                raise
             why = "the user"
-            if self.best is None and self.step:
+            if self.best is None:
                 self._keep()
         return self._checkpoint(why)
 
@@ -173,8 +175,8 @@ class _Training:
 
     def _keep(self) -> None:
         kept = self.averaged.module.state_dict()
-        self.best = {name: tensor.detach().cpu().clone() for name, tensor in kept.items()}
-        self.best_step = self.step
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in kept.items()}
+        self.best = self.step, weights
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""
@@ -223,11 +225,12 @@ class _Training:
                 f"training was stopped by {why} before anything could be kept (step {self.step})"
                 + ("; try a lower learning rate or another --seed" if why == "divergence" else "")
             )
+        kept_step, weights = self.best
         if why == "divergence":
-            _log.warning("training diverged at step %d; kept step %d", self.step, self.best_step)
+            _log.warning("training diverged at step %d; kept step %d", self.step, kept_step)
         summary: dict[str, Any] = {
             "steps": self.step,
-            "kept_step": self.best_step,
+            "kept_step": kept_step,
             "seconds": round(self._elapsed(), 3),
             "tflop": self.flop / 1e12,
             "stopped_by": why,
@@ -236,7 +239,7 @@ class _Training:
             "torch": str(torch.__version__),
         }
         return Checkpoint(
-            weights=self.best,
+            weights=weights,
             config=self.config,
             history=self.history,
             summary=summary,
@@ -295,4 +298,5 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    names = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86-64 and of Arm
+    return any(capabilities.get(name, False) for name in names)

@@ -125,6 +125,16 @@ def kernels(request, monkeypatch):
     return sampling.KERNELS
 
 
+@pytest.fixture
+def compiled():
+    """The compiled kernels; without them there is nothing to compare."""
+    from n2sr_deploy import reference
+
+    if sampling.KERNELS is reference:
+        pytest.skip(sampling.describe_kernels())
+    return sampling.KERNELS
+
+
 def random_pixels(shape, dtype, seed=0):
     """Pixels that use the type's range."""
     rng = np.random.default_rng(seed)

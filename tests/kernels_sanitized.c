@@ -20,12 +20,17 @@ static int run(n2sr_pattern pattern, n2sr_dtype dtype, ptrdiff_t height, ptrdiff
 {
     const ptrdiff_t rows = (height + pattern.stride_y - 1) / pattern.stride_y;
     const ptrdiff_t columns = (width + pattern.stride_x - 1) / pattern.stride_x;
-    const n2sr_window windows[] = {{0, 0, rows, columns}, {rows / 2, columns / 2, 1, 1}};
+    /* All of it; one cell; and as far past the frame as it can be mirrored. */
+    const n2sr_window windows[] = {
+        {0, 0, rows, columns},
+        {rows / 2, columns / 2, 1, 1},
+        {1, 1, (2 * height - 1) / pattern.stride_y - 1, (2 * width - 1) / pattern.stride_x - 1},
+    };
     const n2sr_key key = {~0ull, 1ull << 40};
     void *pixels = allocated((size_t)(height * width * BYTES[dtype]));
     const n2sr_frame frame = {pixels, dtype, height, width, width * BYTES[dtype], 1.0, 2.0};
     int runs = 0;
-    for (int w = 0; w < 2; ++w)
+    for (int w = 0; w < 3; ++w)
         for (int n_samples = 1; n_samples <= 6; n_samples += 5) {
             const size_t cells = (size_t)(windows[w].height * windows[w].width);
             float *drawn = allocated(cells * (size_t)n_samples * sizeof(float));
@@ -36,6 +41,14 @@ static int run(n2sr_pattern pattern, n2sr_dtype dtype, ptrdiff_t height, ptrdiff
             n2sr_merge(drawn, n_samples, 2, windows[w].height, windows[w].width, 0, 0,
                        windows[w].height, windows[w].width, 1.0, 2.0, mean, windows[w].width,
                        w ? std : NULL, windows[w].width, 2);
+            /* A part, into rows that run backwards. */
+            if (windows[w].height > 2 && windows[w].width > 2) {
+                const ptrdiff_t h = windows[w].height - 2, wide = windows[w].width - 1;
+                float *part = allocated((size_t)(h * wide) * sizeof(float));
+                n2sr_merge(drawn, n_samples, 0, windows[w].height, windows[w].width, 1, 1, h, wide,
+                           0.0, 1.0, part + (h - 1) * wide, -wide, part + (h - 1) * wide, -wide, 2);
+                free(part);
+            }
             free(drawn), free(kept), free(mean), free(std);
             ++runs;
         }

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern
 from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
 from n2sr_deploy.sampling import draw
 from tests.conftest import random_pixels, tiny_config
@@ -77,11 +77,12 @@ def test_any_shape_and_number_of_draws(model, shape, n_samples):
 
 @pytest.mark.parametrize("name", ["cell", "row", "column"])
 @pytest.mark.parametrize("stride", [2, 3])
-def test_every_pattern_trains_exports_and_denoises(noisy, name, stride):
+def test_every_pattern_trains_exports_and_denoises(noisy, tmp_path, name, stride):
     from n2sr_train import export_model, train
 
     pattern = SamplingPattern.named(name, stride)
-    exported = export_model(train(noisy, tiny_config(pattern=pattern, steps=3)))
+    export_model(train(noisy, tiny_config(pattern=pattern, steps=3))).save(tmp_path / "m.onnx")
+    exported = ExportedModel.open(tmp_path / "m.onnx")
     assert exported.metadata.pattern == pattern
     with Denoiser(exported) as denoiser:
         assert np.isfinite(denoiser.denoise(noisy).mean).all()
@@ -98,8 +99,37 @@ def test_tiles_leave_no_seam(model, budget, shape):
     assert difference < 1e-5
 
 
+class BoxSum(NearestNeighbour):
+    """Every output depends equally on all input within `radius`, zero outside, as convolutions."""
+
+    def __init__(self, stride, radius):
+        super().__init__(stride)
+        self.radius = radius
+
+    def infer(self, subsampled):
+        padded = np.pad(subsampled.astype(np.float64), ((0, 0), (0, 0), *[(self.radius,) * 2] * 2))
+        box = (2 * self.radius + 1,) * 2
+        sums = np.lib.stride_tricks.sliding_window_view(padded, box, axis=(2, 3)).mean(axis=(4, 5))
+        return super().infer(np.ascontiguousarray(sums, np.float32))
+
+
+@pytest.mark.parametrize(("overlap", "seamless"), [(16, True), (8, False)])
+def test_tiles_overlap_by_all_the_network_sees_and_no_less_would_do(model, overlap, seamless):
+    """Radius 8 cells of 2 pixels, multiple 8: an overlap of 16 pixels is enough and needed."""
+    frame = random_pixels((88, 120), "float32")
+    metadata = replace(model.metadata, receptive_radius=(overlap, overlap), bytes_per_pixel=1)
+    known = replace(model, metadata=metadata)
+    results = []
+    for budget in (10**9, 60_000):
+        denoiser = Denoiser(known, backend=BoxSum((2, 2), radius=8), memory_budget=budget)
+        results.append(denoiser.denoise(frame))
+    assert len(list(denoiser._tiles(frame.shape, 4))) > 1
+    assert (relative_difference(*results, frame.std()) < 1e-5) == seamless
+
+
 def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
-    denoiser, _ = with_fake(model, memory_budget=400_000)
+    budget = 1_500_000
+    denoiser, _ = with_fake(model, memory_budget=budget)
     covered = np.zeros((300, 411), int)
     overlap = [denoiser._overlap(axis) for axis in (0, 1)]
     for tile in denoiser._tiles(covered.shape, 4):
@@ -114,7 +144,9 @@ def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
         seen_pixels = (tile.seen_rows.stop - tile.seen_rows.start) * (
             tile.seen_columns.stop - tile.seen_columns.start
         )
-        assert seen_pixels * model.metadata.bytes_per_pixel <= 400_000
+        float32 = 4
+        bytes_per_pixel = model.metadata.bytes_per_pixel + 2 * float32 * 4  # inputs and outputs
+        assert seen_pixels * bytes_per_pixel <= budget
     assert (covered == 1).all()
 
 
@@ -194,6 +226,7 @@ def test_closing_closes_the_backend(model, noisy):
         (np.full((40, 40), np.nan), 4, FrameError, "NaN"),
         (np.zeros((3, 40, 40)), 4, FrameError, "takes one frame"),
         (np.eye(40), 0, SettingError, "n_samples is 0"),
+        (np.eye(40), 10**9, SettingError, "n_samples is 1000000000, but must be 1 to 1024"),
         (np.eye(40), -3, SettingError, "n_samples is -3"),
     ],
 )

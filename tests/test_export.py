@@ -111,6 +111,12 @@ def test_a_model_that_differs_from_pytorch_is_refused_and_the_error_says_where(
         export_model(checkpoint)
 
 
+def test_a_model_that_gives_nan_is_refused(checkpoint):
+    weights = {name: tensor * np.nan for name, tensor in checkpoint.weights.items()}
+    with pytest.raises(ModelError, match="differs from PyTorch by inf"):
+        export_model(replace(checkpoint, weights=weights))
+
+
 def test_weights_of_another_network_are_refused(checkpoint):
     weights = dict(checkpoint.weights)
     weights.pop("head.bias")
@@ -144,6 +150,8 @@ def with_props(model, change):
         (lambda p: p.update({"n2sr.n_samples": "not json"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.n_samples": json.dumps("four")}), "damaged metadata"),
         (lambda p: p.update({"n2sr.pad_multiple": "[0, 8]"}), "damaged metadata"),
+        (lambda p: p.update({"n2sr.pad_multiple": "[8, Infinity]"}), "damaged metadata"),
+        (lambda p: p.update({"n2sr.pad_multiple": "[7, 8]"}), "damaged metadata"),
     ],
 )
 def test_models_with_other_metadata_are_refused(model, tmp_path, change, message):

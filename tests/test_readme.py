@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -70,3 +71,22 @@ def test_every_make_target_named_exists():
     for words in named:
         for target in " ".join(words).split():
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_figures_of_readme_are_those_of_the_benchmarks():
+    def figures(name):
+        path = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
+        return json.loads(path.read_text())["figures"]
+
+    for row in figures("quality"):
+        if "psnr_db" in row:
+            expected = [f"{row['psnr_db']:.2f} dB", f"{row['noisy_psnr_db']:.2f} dB"]
+            expected += [f"{row['tflop']:.1f} / 9300", f"{row['training_s']:.0f} s"]
+        else:
+            expected = [f"{row['excess_error']:.4f}", f"{row['noisy_excess_error']:.4f}"]
+        for figure in expected:
+            assert figure in README, (row["frame"], figure)
+    for row in figures("kernels"):
+        if row["kernel"] in ("draw, pattern cell", "merge"):
+            for key, digits in (("times_memcpy", 2), ("times_faster_than_numpy", 0)):
+                assert f"{row[key]:.{digits}f}" in README, (row["kernel"], key)

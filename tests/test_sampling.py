@@ -94,7 +94,7 @@ def test_kept_and_held_out_pixels_make_up_the_frame(kernels, pattern, shape, see
     n_threads=st.integers(0, 5),
 )
 def test_compiled_draw_equals_the_definition_bit_for_bit(
-    pattern, shape, dtype, seed, frame_index, first_sample, n_samples, n_threads
+    compiled, pattern, shape, dtype, seed, frame_index, first_sample, n_samples, n_threads
 ):
     frame = random_pixels(shape, dtype, seed % 1000)
     mean, scale = float(frame.mean(dtype=np.float64)), float(frame.std(dtype=np.float64)) + 1
@@ -126,13 +126,13 @@ def test_compiled_draw_equals_the_definition_bit_for_bit(
     data=st.data(),
 )
 def test_compiled_merge_equals_the_definition_bit_for_bit(
-    shape, n_samples, first_sample, scale, offset, n_threads, data
+    compiled, shape, n_samples, first_sample, scale, offset, n_threads, data
 ):
     outputs = np.random.default_rng(1).normal(size=(n_samples, *shape)).astype(np.float32)
     top, left = (data.draw(st.integers(0, size - 1)) for size in shape)
     wanted = shape[0] - top, shape[1] - left
     results = {}
-    for name, module in (("found", sampling.KERNELS), ("expected", reference)):
+    for name, module in (("found", compiled), ("expected", reference)):
         whole = np.full((2, shape[0] + 2, shape[1] + 3), np.nan, np.float32)
         mean, std = whole[:, 1 : 1 + wanted[0], 2 : 2 + wanted[1]]  # rows are not adjacent
         module.merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
@@ -142,7 +142,7 @@ def test_compiled_merge_equals_the_definition_bit_for_bit(
     assert np.array_equal(results["found"][1], results["expected"][1])
 
 
-def test_large_results_which_go_past_the_caches_are_the_same():
+def test_large_results_which_go_past_the_caches_are_the_same(compiled):
     """Beyond 16 MiB the kernels write with streaming stores; odd sizes make odd addresses."""
     frame = random_pixels((2051, 2053), "uint16")
     pattern = SamplingPattern.named("cell")
@@ -155,25 +155,24 @@ def test_large_results_which_go_past_the_caches_are_the_same():
     outputs = random_pixels((3, 2051, 2053), "float32")
     results = np.empty((2, 2, 2051, 2053), np.float32)
     assert results[0, 0].nbytes > 2**24
-    for module, (mean, std) in zip((sampling.KERNELS, reference), results, strict=True):
+    for module, (mean, std) in zip((compiled, reference), results, strict=True):
         module.merge(outputs, 1, 0, 0, 5.0, 2.0, mean, std, 0)
     assert np.array_equal(results[0], results[1])
 
 
 @SAME_KERNELS
 @given(pattern=patterns, sample=st.integers(0, 40), seed=seeds, n_threads=st.integers(0, 5))
-def test_compiled_kept_places_equal_the_definition(pattern, sample, seed, n_threads):
+def test_compiled_kept_places_equal_the_definition(compiled, pattern, sample, seed, n_threads):
     window = Window(3, 70, 5, 300)
-    found = sampling.KERNELS.kept(pattern, window, sample, seed, 7, n_threads)
+    found = compiled.kept(pattern, window, sample, seed, 7, n_threads)
     assert np.array_equal(found, reference.kept(pattern, window, sample, seed, 7))
 
 
-def test_compiled_kernels_are_there_when_required():
-    """N2SR_REQUIRE_KERNELS=1 (CI) would have failed at import; without it, say what runs."""
-    assert sampling.describe_kernels()
-    if sampling.KERNELS is reference:
-        pytest.skip("the kernels are not built: the tests above compared NumPy with itself")
+def test_the_kernels_in_use_are_told(compiled, monkeypatch):
     assert "compiled" in sampling.describe_kernels()
+    monkeypatch.setattr(sampling, "KERNELS", reference)
+    monkeypatch.setattr(sampling, "_WHY_NOT_COMPILED", "no libgomp")
+    assert sampling.describe_kernels().endswith("cannot be loaded: no libgomp")
 
 
 @SAME_KERNELS
@@ -256,6 +255,11 @@ def test_seed_frame_and_group_all_change_the_draw(kernels):
         assert 0.1 < np.mean(base == kernels.kept(pattern, window, *other, 0)) < 0.4
 
 
+def test_rows_that_share_their_choice_may_be_of_any_length(kernels):
+    frame = np.zeros((2, 2**16 + 10), np.uint8)
+    assert draw(frame, SamplingPattern.named("row"), 1).shape == (1, 1, 2**16 + 10)
+
+
 def test_the_frame_is_never_written_to(kernels):
     frame = random_pixels((20, 20), "uint16")
     frame.setflags(write=False)
@@ -286,6 +290,15 @@ def test_a_frame_with_strides_draws_what_its_copy_draws(kernels):
         (lambda f, p: draw(f, p, 1, window=Window(2**16, 0, 5, 5)), FrameError, "in parts"),
         (lambda f, p: draw(f, p, 1, out=np.empty((1, 3, 3), np.float32)), SettingError, "out is"),
         (lambda f, p: held_out(p, f.shape, sample=-1), SettingError, "out of range"),
+        (lambda f, p: held_out(p, (20, 21)), SettingError, "multiple of the stride"),
+        (lambda f, p: held_out(p, (2, 2**17 + 2)), FrameError, "in parts"),
+        (lambda f, p: draw(f, p, 1, seed=1.5), SettingError, "must be an integer"),
+        (
+            lambda f, p: draw(f, p, 1, out=np.broadcast_to(np.float32(0), (1, 10, 10))),
+            SettingError,
+            "writable",
+        ),
+        (lambda f, p: SamplingPattern.named("row", (2, 4)), SettingError, "give one number"),
         (lambda f, p: merge(f, mean=f), SettingError, "outputs is"),
         (
             lambda f, p: merge(np.zeros((2, 4, 4), np.float32), mean=np.zeros((5, 4), np.float32)),
@@ -295,7 +308,7 @@ def test_a_frame_with_strides_draws_what_its_copy_draws(kernels):
         (
             lambda f, p: merge(np.zeros((2, 4, 4), np.float32), mean=np.zeros((4, 4))),
             SettingError,
-            "must be float32",
+            "must be writable float32",
         ),
         (lambda f, p: SamplingPattern(stride_y=1, stride_x=1), SettingError, "holds out no pixel"),
         (lambda f, p: SamplingPattern(stride_y=5, stride_x=2), SettingError, "1 to 4"),

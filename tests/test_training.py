@@ -18,7 +18,6 @@ from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import build_optimisers
 from n2sr_train.patches import PatchSampler
-from n2sr_train.training import _has_bfloat16
 from tests.conftest import tiny_config
 
 
@@ -276,10 +275,12 @@ def test_frames_that_cannot_be_trained_on(pixels, message):
         ({"pattern": "rows"}, "did you mean 'row'"),
         ({"stride": (5, 5)}, "1 to 4"),
         ({"stride": (1, 1)}, "holds out no pixel"),
-        ({"steps": 0}, "steps is 0, but must be 1"),
+        ({"steps": 0}, "steps is 0, but must be a whole number, 1 to"),
         ({"seconds": -1.0}, "seconds is -1.0"),
         ({"seconds": math.nan}, "seconds is nan"),
         ({"seed": -1}, "seed is -1"),
+        ({"steps": 1.5}, "steps is 1.5, but must be a whole number"),
+        ({"pattern": "row", "stride": (2, 4)}, "give one number"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
@@ -357,8 +358,47 @@ def test_checkpoints_that_cannot_be_used(tmp_path, checkpoint_path, model_path):
         Checkpoint.open(model_path)
 
 
-def test_bfloat16_is_used_only_where_the_machine_has_it():
-    assert _has_bfloat16(torch.device("cpu")) in (True, False)
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"avx2": True, "avx512_bf16": False}, "float32")],
+)
+def test_bfloat16_is_used_only_where_the_machine_has_it(
+    noisy, monkeypatch, capabilities, precision
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    seen = set()
+    monkeypatch.setattr(
+        "n2sr_train.network.functional.max_pool2d",
+        lambda x, size: seen.add(x.dtype) or torch.nn.functional.avg_pool2d(x, size),
+    )
+    assert train(noisy, tiny_config(steps=1)).summary["precision"] == precision
+    assert seen == {getattr(torch, precision)}
+
+
+def test_cudnn_stays_on(noisy):
+    enabled: list[bool] = []
+    train(noisy, tiny_config(steps=1), lambda _: enabled.append(torch.backends.cudnn.enabled))
+    assert enabled == [True]
+
+
+def test_a_patch_must_hold_one_multiple(noisy):
+    with pytest.raises(SettingError, match="patch is 16, but this network needs at least 64"):
+        train(noisy, tiny_config(patch=16, network=NetworkConfig(channels=2, levels=5)))
+
+
+def test_ctrl_c_before_the_first_step_stops(noisy, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchSampler, "next_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(noisy, tiny_config())
+
+
+@pytest.mark.gpu
+def test_a_seed_repeats_a_run_on_a_gpu(noisy):
+    a, b = (train(noisy, tiny_config(device="cuda")) for _ in range(2))
+    assert a.weights_sha256 == b.weights_sha256
 
 
 @pytest.mark.gpu

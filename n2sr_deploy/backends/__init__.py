@@ -16,6 +16,10 @@ def open_backend(onnx: bytes, *, n_threads: int = 0) -> Backend:
     n_threads
         0: as many as the backend wants.
 
+    Returns
+    -------
+    The backend, ready to infer.
+
     Raises
     ------
     ModelError

@@ -26,6 +26,11 @@ class Backend(Protocol):
         Returns
         -------
         (M, 1, H, W) float32, C-contiguous.
+
+        Raises
+        ------
+        ModelError
+            When the library fails, or the backend was closed.
         """
 
     def close(self) -> None:

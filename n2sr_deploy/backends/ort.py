@@ -47,7 +47,14 @@ class OnnxRuntimeBackend:
         """Run the network; see `Backend.infer`."""
         if self._session is None:
             raise ModelError("this backend was closed; open the model again")
-        (output,) = self._session.run(None, {self._session.get_inputs()[0].name: subsampled})
+        feed = {self._session.get_inputs()[0].name: subsampled}
+        try:
+            (output,) = self._session.run(None, feed)
+        except Exception as error:
+            raise ModelError(
+                f"ONNX Runtime failed on input of shape {subsampled.shape} ({_first_line(error)}); "
+                "if memory ran out, lower the memory budget"
+            ) from error
         result: FloatArray = output
         return result
 
@@ -74,5 +81,8 @@ def _load(onnx: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.Infer
     try:
         return onnxruntime.InferenceSession(onnx, options, providers=[_PROVIDER])
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"ONNX Runtime cannot load it ({first_line})") from error
+        raise ModelError(f"ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

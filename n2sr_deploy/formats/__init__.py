@@ -6,6 +6,7 @@ its name below. Files are recognised by content first, then by extension.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from n2sr_deploy.errors import FileFormatError, OutputError
 from n2sr_deploy.formats import mrc, npy, tiff
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from n2sr_deploy.formats.base import Format
     from n2sr_deploy.frame import Frame
 
@@ -52,16 +55,17 @@ def is_frame_file(path: Path) -> bool:
     return _of_file(path) is not None
 
 
-def check_writable(path: Path, *, overwrite: bool) -> None:
+def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raise what `write_frame` would raise about the path itself, before there is a frame.
 
     Raises
     ------
     OutputError
-        When the extension is of no format n2sr writes, or the path cannot become a new file.
+        When the extension is of no format n2sr writes, or the path cannot become a new file or
+        is one of the inputs.
     """
     _of_output(path)
-    files.check_output(path, overwrite=overwrite)
+    files.check_output(path, overwrite=overwrite, inputs=inputs)
 
 
 def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> None:
@@ -78,7 +82,12 @@ def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> N
     path = Path(path)
     written_by = _of_output(path)
     with files.replacing(path, overwrite=overwrite) as temporary:
-        written_by.write(temporary, frame)
+        try:
+            written_by.write(temporary, frame)
+        except (ValueError, struct.error) as error:  # the format cannot hold it
+            raise OutputError(
+                f"{path} cannot hold this frame as {written_by.name}: {error}"
+            ) from error
 
 
 def _of_file(path: Path) -> Format | None:

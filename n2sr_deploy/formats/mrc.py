@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import warnings
 from typing import TYPE_CHECKING
 
@@ -44,13 +45,15 @@ def _read(path: Path, index: int | None) -> Frame:
             raise
         raise FileFormatError(f"{path} is truncated or no MRC file: {error}") from error
     known = min(size) > 0 and max(size) < np.inf
+    others, history = _split(labels)
     return Frame(
         pixels=pixels,
         pixel_size=size if known else None,
         unit="Å" if known else None,
         index=chosen,
         n_frames=n_frames,
-        metadata={"labels": labels} if labels else {},
+        metadata={"labels": others} if others else {},
+        history=history,
     )
 
 
@@ -66,10 +69,33 @@ def _write(path: Path, frame: Frame) -> None:
             file.voxel_size = (width, height, 0.0)
         elif frame.pixel_size is not None:
             _log.warning("MRC keeps lengths only: the pixel size in %r is lost", frame.unit)
-        labels = [*frame.metadata.get("labels", ()), *frame.history]
-        for i, label in enumerate(labels[-_LABELS:]):
+        labels = [*frame.metadata.get("labels", ()), *_wrapped(frame.history)][-_LABELS:]
+        for i, label in enumerate(labels):
             file.header.label[i] = label.encode("ascii", "replace")[:_LABEL_LENGTH]
-        file.header.nlabl = min(len(labels), _LABELS)
+        file.header.nlabl = len(labels)
+
+
+def _wrapped(history: tuple[str, ...]) -> list[str]:
+    """Each line of history in labels: the first begins with "- ", those it goes on in with "+ "."""
+    labels = []
+    for line in history:
+        parts = textwrap.wrap(line, _LABEL_LENGTH - 2) or [""]
+        labels += ["- " + parts[0], *("+ " + part for part in parts[1:])]
+    return labels
+
+
+def _split(labels: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels of others, and the lines of history in n2sr's."""
+    others: list[str] = []
+    history: list[str] = []
+    for label in labels:
+        if label.startswith("- "):
+            history.append(label[2:])
+        elif label.startswith("+ ") and history:
+            history[-1] += " " + label[2:]
+        else:
+            others.append(label)
+    return tuple(others), tuple(history)
 
 
 FORMAT = Format(

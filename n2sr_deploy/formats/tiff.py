@@ -28,6 +28,7 @@ _DAMAGE = (
     OSError,
     IndexError,
     KeyError,
+    ElementTree.ParseError,
     struct.error,
     zlib.error,
 )
@@ -45,6 +46,11 @@ def _read(path: Path, index: int | None) -> Frame:
     except _DAMAGE as error:
         if isinstance(error, (FileFormatError, FrameError)):
             raise
+        if "imagecodecs" in str(error):
+            raise FileFormatError(
+                f"{path} is compressed in a way that needs another package; "
+                "pip install imagecodecs, or save it uncompressed"
+            ) from error
         raise FileFormatError(f"{path} is truncated or no TIFF file: {error}") from error
     history = _history(str(metadata.get("Info", "")))
     if history:
@@ -74,7 +80,11 @@ def _pixels(file: tifffile.TiffFile, path: Path, index: int | None) -> tuple[Any
         raise FrameError(f"{path} has axes {series.axes}, but n2sr takes rows and columns (YX)")
     n_frames = int(np.prod(series.shape[:-2]))
     chosen = choose(path, n_frames, index)
-    if len(series.pages) == n_frames:
+    if series.dataoffset is not None:  # one block, as ImageJ writes stacks
+        dtype = series.dtype.newbyteorder(file.byteorder)
+        shape = n_frames, *series.shape[-2:]
+        pixels = np.memmap(path, dtype, mode="r", offset=series.dataoffset, shape=shape)[chosen]
+    elif len(series.pages) == n_frames:
         page = series.pages[chosen]
         if page is None:
             raise FileFormatError(f"{path} has no pixels for frame {chosen}")
@@ -112,7 +122,11 @@ def _ome_pixel_size(xml: str) -> PixelSize:
         if element.tag.endswith("}Pixels") and "PhysicalSizeX" in element.attrib:
             width = float(element.attrib["PhysicalSizeX"])
             height = float(element.attrib.get("PhysicalSizeY", width))
-            return (height, width), element.attrib.get("PhysicalSizeXUnit", "µm")
+            unit = element.attrib.get("PhysicalSizeXUnit", "µm")
+            nm = nanometres(unit), nanometres(element.attrib.get("PhysicalSizeYUnit", unit))
+            if nm[0] is not None and nm[1] is not None:
+                height *= nm[1] / nm[0]
+            return (height, width), unit
     return None, None
 
 
