@@ -4,8 +4,9 @@
 
 A 4096 x 4096 uint16 frame, M = 4. A kernel "must move" the bytes it reads plus the bytes it writes;
 the copy beside it moves as many in all (half read, half written): a plain memcpy (NumPy's copyto)
-on one thread, and the same split over as many threads as the kernel has. Each round times kernel and copy next to each other; the ratio is the
-median over the rounds. All buffers are allocated and touched before.
+on one thread, and the same split over as many threads as the kernel has. Each round times kernel
+and copy next to each other; the ratio is the median over the rounds. All buffers are allocated and
+touched before.
 """
 
 from __future__ import annotations

@@ -143,7 +143,8 @@ def describe(row: dict[str, Any]) -> str:
         f"{row['frame']:30} {row['preset']}, seed {row['seed']}, M = {row['n_samples']}: "
         f"{quality}; "
         f"{row['tflop']:.1f} TFLOP, {row['training_s']:.0f} s, kept step {row['kept_step']} of "
-        f"{row['steps']}; exported in {row['export_s']:.3f} s, denoised in {row['denoising_s']:.2f} s"
+        f"{row['steps']}; exported in {row['export_s']:.3f} s, "
+        f"denoised in {row['denoising_s']:.2f} s"
     )
 
 

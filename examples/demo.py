@@ -1,6 +1,6 @@
 """The main job on a real frame: learn from one noisy STEM frame, export, denoise, compare.
 
-    python examples/demo.py OUT [SECONDS]
+    python examples/demo.py OUT
 
 The second exposure of the same area is used only to measure the result.
 """
@@ -16,22 +16,26 @@ import numpy as np
 from n2sr_deploy import Denoised, Denoiser, Frame, read_frame, write_frame
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.progress import shown_training
+from n2sr_deploy.sampling import describe_kernels
 from n2sr_train import TrainingConfig, export_model, train
 
 PAIR = Path(__file__).with_name("nist_haadf_pair_512.mrc")
 SHOWN = slice(128, 384), slice(128, 384)  # the middle, so that pixels can be seen
 
 
-def main(out: Path, seconds: float) -> None:
+# This detector's noise is correlated along the scan, so whole rows are kept or held out.
+OPTIONS = LearnOptions(pattern="row", seconds=60)
+
+
+def main(out: Path, options: LearnOptions = OPTIONS) -> None:
     """Run the whole chain and write every step's file to `out`."""
     out.mkdir(parents=True, exist_ok=True)
+    print(f"kernels: {describe_kernels()}")
     noisy, second = read_frame(PAIR, 0), read_frame(PAIR, 1)
     print(f"noisy frame: {noisy.describe()}")
 
-    # This detector's noise is correlated along the scan, so whole rows are kept or held out.
-    config = TrainingConfig.from_options(LearnOptions(pattern="row", seconds=seconds))
     with shown_training() as progress:
-        checkpoint = train(noisy, config, progress)
+        checkpoint = train(noisy, TrainingConfig.from_options(options), progress)
     checkpoint.save(out / "sample.safetensors", overwrite=True)
     print(f"learned: {checkpoint.describe()}")
 
@@ -89,6 +93,6 @@ def draw_picture(noisy: Frame, denoised: Denoised, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) == 3 else 60.0)
+    main(Path(sys.argv[1]))

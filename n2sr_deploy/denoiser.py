@@ -42,6 +42,15 @@ class _Tile(NamedTuple):
     seen_rows: slice
     seen_columns: slice
 
+    def window(self, stride: Shape) -> Window:
+        """What the network must see, in cells."""
+        return Window(
+            self.seen_rows.start // stride[0],
+            self.seen_columns.start // stride[1],
+            (self.seen_rows.stop - self.seen_rows.start) // stride[0],
+            (self.seen_columns.stop - self.seen_columns.start) // stride[1],
+        )
+
 
 class Denoiser:
     """Denoises frames with one exported model. Not to be shared between threads.
@@ -162,35 +171,20 @@ class Denoiser:
         meta = self.model.metadata
         if n_samples is None:
             n_samples = meta.n_samples
-        if not 1 <= n_samples <= MAX_SAMPLES:
-            raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
-        if frame_index is None:
-            frame_index = frame.index
-        if frame.shape[0] < meta.pad_multiple[0] or frame.shape[1] < meta.pad_multiple[1]:
-            raise FrameError(
-                f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
-                f"least {meta.pad_multiple[0]} x {meta.pad_multiple[1]}"
-            )
+        self._check(frame, n_samples)
         offset, scale = frame.mean_and_std()
-        mean, std = np.empty(frame.shape, np.float32), np.empty(frame.shape, np.float32)
-        stride_y, stride_x = meta.pattern.stride
+        mean, std = np.empty((2, *frame.shape), np.float32)
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
-            window = Window(
-                tile.seen_rows.start // stride_y,
-                tile.seen_columns.start // stride_x,
-                (tile.seen_rows.stop - tile.seen_rows.start) // stride_y,
-                (tile.seen_columns.stop - tile.seen_columns.start) // stride_x,
-            )
             subsampled = draw(
                 frame.pixels,
                 meta.pattern,
                 n_samples,
                 seed=seed,
-                frame_index=frame_index,
+                frame_index=frame.index if frame_index is None else frame_index,
                 mean=offset,
                 scale=scale,
-                window=window,
+                window=tile.window(meta.pattern.stride),
                 n_threads=self._n_threads,
             )
             merge(
@@ -204,6 +198,16 @@ class Denoiser:
                 n_threads=self._n_threads,
             )
         return Denoised(mean=mean, std=std)
+
+    def _check(self, frame: Frame, n_samples: int) -> None:
+        if not 1 <= n_samples <= MAX_SAMPLES:
+            raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
+        rows, columns = self.model.metadata.pad_multiple
+        if frame.shape[0] < rows or frame.shape[1] < columns:
+            raise FrameError(
+                f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
+                f"least {rows} x {columns}"
+            )
 
     def _infer(self, subsampled: FloatArray, at_once: int) -> FloatArray:
         """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
