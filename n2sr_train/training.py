@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from n2sr_train.optimisers import build_optimisers
 from n2sr_train.patches import Batch, PatchSampler
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
@@ -112,14 +113,14 @@ class _Training:
                 raise
             why = "the user"
             if self.best is None:
-                self._keep()
+                self._validate()
         return self._checkpoint(why)
 
     def _take_step(self) -> None:
         for optimiser in self.optimisers:
             optimiser.set_rate(self._rate())
         batch = self._on_device(self.sampler.next_batch())
-        with self._counting("step"):
+        with self._counting_flop("step"):
             for optimiser in self.optimisers:
                 optimiser.zero_grad()
             error = self._error(self.network, batch)
@@ -128,8 +129,7 @@ class _Training:
             optimiser.step()
         self.averaged.update_parameters(self.network)
         value = float(error.detach())
-        first = self.step == 0
-        self.loss = value if first else self.loss + _SMOOTHING * (value - self.loss)
+        self.loss = value if self.step == 0 else self.loss + _SMOOTHING * (value - self.loss)
         self.step += 1
 
     def _average(
@@ -155,7 +155,7 @@ class _Training:
     @torch.no_grad()
     def _validate(self) -> None:
         """Measure the error on pixels never used as targets; keep the weights if it fell."""
-        with self._counting("validation"):
+        with self._counting_flop("validation"):
             errors = [float(self._error(self.averaged, batch)) for batch in self.validation]
         error = sum(errors) / len(errors)
         if math.isfinite(error) and error <= self._best_error():
@@ -195,14 +195,19 @@ class _Training:
     def _time_is_up(self) -> bool:
         return self.config.seconds is not None and self._elapsed() >= self.config.seconds
 
-    def _counting(self, what: str) -> _CountFlop:
-        return _CountFlop(self, what)
+    @contextmanager
+    def _counting_flop(self, what: str) -> Iterator[None]:
+        """Count the arithmetic of the first block of its kind, and add it for every one."""
+        if what in self.flop_of:
+            yield
+        else:
+            with FlopCounterMode(display=False) as counter:
+                yield
+            self.flop_of[what] = counter.get_total_flops()
+        self.flop += self.flop_of[what]
 
     def _on_device(self, batch: Batch) -> list[torch.Tensor]:
-        return [
-            torch.from_numpy(part).to(self.device, memory_format=torch.channels_last)
-            for part in batch
-        ]
+        return [torch.from_numpy(part).to(self.device) for part in batch]
 
     def _status(self) -> TrainingStatus:
         elapsed = self._elapsed()
@@ -247,25 +252,6 @@ class _Training:
             unit=self.frame.unit,
             n2sr_version=VERSION,
         )
-
-
-class _CountFlop:
-    """Counts the arithmetic of the first block of each kind, and adds it for every block."""
-
-    def __init__(self, training: _Training, what: str) -> None:
-        self.training, self.what = training, what
-        self.counter: FlopCounterMode | None = None
-
-    def __enter__(self) -> None:
-        if self.what not in self.training.flop_of:
-            self.counter = FlopCounterMode(display=False)
-            self.counter.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        if self.counter is not None:
-            self.counter.__exit__(*error)  # type: ignore[no-untyped-call]
-            self.training.flop_of[self.what] = self.counter.get_total_flops()
-        self.training.flop += self.training.flop_of[self.what]
 
 
 def _device(name: str) -> torch.device:

@@ -79,6 +79,8 @@ def test_the_figures_of_readme_are_those_of_the_benchmarks():
         return json.loads(path.read_text())["figures"]
 
     for row in figures("quality"):
+        if row["seed"] != 0:
+            continue
         if "psnr_db" in row:
             expected = [f"{row['psnr_db']:.2f} dB", f"{row['noisy_psnr_db']:.2f} dB"]
             expected += [f"{row['tflop']:.1f} / 9300", f"{row['training_s']:.0f} s"]
