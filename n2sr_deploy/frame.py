@@ -75,18 +75,24 @@ class Frame:
         Raises
         ------
         FrameError
-            When all pixels are equal.
+            When all pixels are equal, or too large for float32 results.
         """
         height, width = self.shape
-        mean = sum(float(row.sum(dtype=np.float64)) for row in self.pixels) / (height * width)
-        squares = sum(float(np.square(row - mean, dtype=np.float64).sum()) for row in self.pixels)
+        with np.errstate(over="ignore", invalid="ignore"):  # told below
+            mean = sum(float(row.sum(dtype=np.float64)) for row in self.pixels) / (height * width)
+            squares = sum(
+                float(np.square(row - mean, dtype=np.float64).sum()) for row in self.pixels
+            )
         std = (squares / (height * width)) ** 0.5
+        if not abs(mean) + 100 * std < float(np.finfo(np.float32).max):
+            raise FrameError(
+                f"frame has values too large for float32 results (mean {mean:g}, standard "
+                f"deviation {std:g}); divide it by a constant first"
+            )
         if not std > abs(mean) * 1e-9:
             raise FrameError(
                 f"frame is constant (every pixel is {mean:g}): there is no signal to learn from"
             )
-        if not np.isfinite(std):
-            raise FrameError("frame has values too large to square; divide it by a constant first")
         return mean, std
 
     def with_pixels(self, pixels: AnyArray, what_was_done: str) -> Self:

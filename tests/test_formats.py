@@ -243,6 +243,13 @@ def test_constant_frame_has_no_statistics():
             Frame(pixels=np.full((40, 40), value)).mean_and_std()
 
 
+@pytest.mark.parametrize("scale", [1e38, 1e160, 1e300])
+def test_values_too_large_for_the_result_are_refused(scale):
+    pixels = np.random.default_rng(0).normal(size=(40, 40)) * scale
+    with pytest.raises(FrameError, match="too large for float32"):
+        Frame(pixels=pixels).mean_and_std()
+
+
 def test_statistics_of_large_counts_keep_their_digits():
     pixels = random_pixels((50, 70), "uint32")
     mean, std = Frame(pixels=pixels).mean_and_std()
