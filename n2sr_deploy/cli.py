@@ -60,13 +60,16 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except N2SRError as error:
             raise _InputError(" ".join(str(error).split())) from error
+        except MemoryError as error:
+            raise click.ClickException(f"not enough memory: {error}") from error
 
 
 class _ToStderr(logging.Handler):
-    """Says the library's warnings as the command line speaks."""
+    """Says what the library logs as the command line speaks."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(prefix + record.getMessage(), err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,7 +82,8 @@ def main() -> None:
     """Denoise electron-microscope frames with a network trained on the one noisy frame in hand."""
     logger = logging.getLogger("n2sr")
     if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):
-        logger.addHandler(_ToStderr(logging.WARNING))
+        logger.addHandler(_ToStderr(logging.INFO))
+        logger.setLevel(logging.INFO)
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it
 
 
@@ -132,6 +136,8 @@ def denoise(
         )
     noisy_frame = formats.read_frame(noisy, frame)
     seed = options.seed or 0
+    if std is not None and samples == 1:
+        raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
     with Denoiser(_model(model, noisy_frame, options)) as denoiser:
         denoised = denoiser.denoise(noisy_frame, samples, seed=seed)
         meta = denoiser.model.metadata

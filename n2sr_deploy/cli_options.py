@@ -74,21 +74,22 @@ seed_option = click.option(
 def training_options(command: Command) -> Command:
     """Add the options of a training and pass them, with `seed`, as `options: LearnOptions`."""
 
-    @click.option("--preset", help="The recipe: balanced, unless you name another, or paper.")
+    @click.option("--preset", help="The recipe: balanced (unless you name one) or paper.")
     @click.option(
         "--pattern",
         type=click.Choice(PATTERN_NAMES),
         help="Which pixels a draw keeps: one of every cell (for white noise; unless you name "
-        "another), one row of every two (noise correlated along rows, as in STEM), or one column.",
+        "another), whole rows (noise correlated along rows, as in STEM), or whole columns.",
     )
     @click.option(
         "--stride",
         type=StrideType(),
         metavar="N[,N]",
-        help=f"Pixels in a cell along an axis, or rows,columns; 2, unless you say more, to "
-        f"{MAX_STRIDE}.",
+        help=f"Pixels in a cell along an axis, or rows,columns: 2 to {MAX_STRIDE}",
     )
-    @click.option("--seconds", type=float, help="Train at most this long.")
+    @click.option(
+        "--seconds", type=float, help="End the training after this time, with the step it is in."
+    )
     @click.option("--steps", type=int, help="Train at most this many steps.")
     @click.option("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one.")
     @functools.wraps(command)

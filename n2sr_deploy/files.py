@@ -24,8 +24,10 @@ def check_input(path: Path) -> None:
         raise InputFileError(f"{path} cannot be read; check its permissions")
 
 
-def check_output(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raise OutputError when `path` cannot become a new file, or is one of the inputs.
+def check_output(
+    path: Path, *, overwrite: bool, inputs: Iterable[Path] = (), suffix: str = ""
+) -> None:
+    """Raise OutputError when `path` cannot become a new file ending in `suffix`, or is an input.
 
     Called before the work as well as before the writing: a user should not wait for a
     training whose result cannot be kept.
@@ -41,6 +43,8 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) ->
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {path.parent} cannot be written to; choose another")
+    if not path.name.endswith(suffix):
+        raise OutputError(f"{path} must end in {suffix}, or nobody will know what it is")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _log = logging.getLogger("n2sr")
+_RESOLVED = 1e-6  # of the mean; about ten steps of float32
 
 # Types the kernels do not take, and the smallest type they take that holds every value
 # (64-bit integers: exact up to 2**53).
@@ -89,7 +90,12 @@ class Frame:
                 f"frame has values too large for float32 results (mean {mean:g}, standard "
                 f"deviation {std:g}); divide it by a constant first"
             )
-        if not std > abs(mean) * 1e-9:
+        if std and std < abs(mean) * _RESOLVED and self.pixels.min() < self.pixels.max():
+            raise FrameError(
+                f"frame varies by {std:g} around {mean:g}, too little for float32 results; "
+                f"subtract {mean:g} first"
+            )
+        if not std > abs(mean) * _RESOLVED:
             raise FrameError(
                 f"frame is constant (every pixel is {mean:g}): there is no signal to learn from"
             )
@@ -130,9 +136,9 @@ def _checked(pixels: AnyArray) -> AnyArray:
             "convert it to one grey channel (H, W) first"
         )
     if pixels.ndim != 2:
+        hint = ". Choose one with --frame" if pixels.ndim > 2 else ""
         raise FrameError(
-            f"frame has shape {pixels.shape}, but denoise takes one frame (H, W). "
-            "Choose one with --frame"
+            f"frame has shape {pixels.shape}, but denoise takes one frame (H, W){hint}"
         )
     native = pixels.dtype.newbyteorder("=")
     kept = np.dtype(_WIDENED.get(native.name, native))

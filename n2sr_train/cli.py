@@ -42,7 +42,7 @@ def train_command(
 
     Ctrl-C ends the training and keeps the best so far.
     """
-    files.check_output(output, overwrite=overwrite, inputs=[noisy])
+    files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
     noisy_frame = read_frame(noisy, frame)
     require_training_extra()
     from n2sr_train.config import TrainingConfig
@@ -68,7 +68,7 @@ def train_command(
 @overwrite_option
 def export_command(checkpoint: Path, output: Path, precision: str, overwrite: bool) -> None:
     """Make a CHECKPOINT a portable model, checked against PyTorch before it is written."""
-    files.check_output(output, overwrite=overwrite, inputs=[checkpoint])
+    files.check_output(output, overwrite=overwrite, inputs=[checkpoint], suffix=".onnx")
     files.check_input(checkpoint)
     require_training_extra()
     from n2sr_train.checkpoint import Checkpoint

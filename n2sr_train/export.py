@@ -197,7 +197,7 @@ def _cache(template: bytes, path: Path) -> None:
         with files.replacing(path, overwrite=True) as temporary:
             temporary.write_bytes(template)
     except (OSError, OutputError) as error:
-        _log.info("cannot keep the export template: %s", error)
+        _log.debug("cannot keep the export template: %s", error)
 
 
 def _export_template(config: NetworkConfig, stride: Shape, precision: Precision) -> bytes:

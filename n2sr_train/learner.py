@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,9 @@ def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedMo
     from n2sr_train.export import export_model
     from n2sr_train.training import train
 
-    return export_model(train(frame, TrainingConfig.from_options(options), progress))
+    checkpoint = train(frame, TrainingConfig.from_options(options), progress)
+    logging.getLogger("n2sr").info("learned: %s", checkpoint.describe())
+    return export_model(checkpoint)
 
 
 def describe_checkpoint(path: Path) -> str:

@@ -170,6 +170,11 @@ class _Training:
             }
         )
 
+    def _error_of_the_mean(self) -> float:
+        """The validation error of a result that is flat."""
+        squares = [(target.square() * counted).sum() for _, target, counted in self.validation]
+        return float(sum(squares) / sum(counted.sum() for *_, counted in self.validation))
+
     def _best_error(self) -> float:
         return min((entry["validation_error"] for entry in self.history), default=math.inf)
 
@@ -233,6 +238,11 @@ class _Training:
         kept_step, weights = self.best
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept_step)
+        if not self._best_error() < self._error_of_the_mean():
+            _log.warning(
+                "after %d steps the network is no better than the frame's mean; train longer",
+                kept_step,
+            )
         summary: dict[str, Any] = {
             "steps": self.step,
             "kept_step": kept_step,

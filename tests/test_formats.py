@@ -250,6 +250,12 @@ def test_values_too_large_for_the_result_are_refused(scale):
         Frame(pixels=pixels).mean_and_std()
 
 
+def test_variation_that_float32_cannot_show_is_refused():
+    pixels = 1e9 + np.random.default_rng(0).normal(size=(40, 40))
+    with pytest.raises(FrameError, match=r"varies by .* too little for float32.* subtract 1e\+09"):
+        Frame(pixels=pixels).mean_and_std()
+
+
 def test_statistics_of_large_counts_keep_their_digits():
     pixels = random_pixels((50, 70), "uint32")
     mean, std = Frame(pixels=pixels).mean_and_std()

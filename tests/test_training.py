@@ -152,6 +152,14 @@ def test_ctrl_c_keeps_the_best_so_far(noisy):
         assert checkpoint.summary["kept_step"] <= step
 
 
+def test_a_network_no_better_than_the_mean_is_told(noisy, caplog):
+    train(noisy, tiny_config(steps=1))
+    assert "no better than the frame's mean; train longer" in caplog.text
+    caplog.clear()
+    train(noisy, tiny_config(steps=60))
+    assert caplog.text == ""
+
+
 def test_seconds_bound_the_time(noisy):
     checkpoint = train(noisy, tiny_config(steps=10**6, seconds=0.5))
     assert checkpoint.summary["stopped_by"] == "seconds"
