@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _SMOOTHING = 0.05  # of the loss that is shown
+_LEARNED_LITTLE = 0.995  # of the error of a flat result
 Why = Literal["steps", "seconds", "the user", "divergence"]
 
 
@@ -238,9 +239,9 @@ class _Training:
         kept_step, weights = self.best
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept_step)
-        if not self._best_error() < self._error_of_the_mean():
+        if not self._best_error() < _LEARNED_LITTLE * self._error_of_the_mean():
             _log.warning(
-                "after %d steps the network is no better than the frame's mean; train longer",
+                "after %d steps the network is hardly better than the frame's mean; train longer",
                 kept_step,
             )
         summary: dict[str, Any] = {

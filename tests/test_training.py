@@ -152,9 +152,9 @@ def test_ctrl_c_keeps_the_best_so_far(noisy):
         assert checkpoint.summary["kept_step"] <= step
 
 
-def test_a_network_no_better_than_the_mean_is_told(noisy, caplog):
+def test_a_network_hardly_better_than_the_mean_is_told(noisy, caplog):
     train(noisy, tiny_config(steps=1))
-    assert "no better than the frame's mean; train longer" in caplog.text
+    assert "hardly better than the frame's mean; train longer" in caplog.text
     caplog.clear()
     train(noisy, tiny_config(steps=60))
     assert caplog.text == ""
