@@ -85,7 +85,8 @@ def training_options(command: Command) -> Command:
         "--stride",
         type=StrideType(),
         metavar="N[,N]",
-        help=f"Pixels in a cell along an axis, or rows,columns: 2 to {MAX_STRIDE}",
+        help="Pixels in a cell along an axis, or rows,columns: "
+        f"2 to {MAX_STRIDE}; else the preset's.",
     )
     @click.option(
         "--seconds", type=float, help="End the training after this time, with the step it is in."
