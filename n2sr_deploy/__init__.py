@@ -15,11 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from n2sr_deploy.defects import repair
     from n2sr_deploy.denoiser import Denoised, Denoiser
     from n2sr_deploy.errors import N2SRError
     from n2sr_deploy.formats import read_frame, write_frame
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.noise import Noise, measure_noise
     from n2sr_deploy.sampling import SamplingPattern
 
 __all__ = [
@@ -28,8 +30,11 @@ __all__ = [
     "ExportedModel",
     "Frame",
     "N2SRError",
+    "Noise",
     "SamplingPattern",
+    "measure_noise",
     "read_frame",
+    "repair",
     "write_frame",
 ]
 
@@ -39,8 +44,11 @@ _HOME = {
     "ExportedModel": "model",
     "Frame": "frame",
     "N2SRError": "errors",
+    "Noise": "noise",
     "SamplingPattern": "sampling",
+    "measure_noise": "noise",
     "read_frame": "formats",
+    "repair": "defects",
     "write_frame": "formats",
 }
 

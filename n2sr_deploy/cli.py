@@ -125,6 +125,7 @@ def denoise(
     overwrite: bool,
 ) -> None:
     """Denoise the frame NOISY. The raw file is only read."""
+    from n2sr_deploy.defects import repair, untouched
     from n2sr_deploy.denoiser import Denoiser
 
     if model is not None:
@@ -135,11 +136,14 @@ def denoise(
             f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
         )
     noisy_frame = formats.read_frame(noisy, frame)
+    repaired = repair(noisy_frame) if options.repair else untouched(noisy_frame)
+    if model is not None and repaired.describe():
+        click.echo(f"mended: {repaired.describe()}", err=True)
     seed = options.seed or 0
     if std is not None and samples == 1:
         raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
     with Denoiser(_model(model, noisy_frame, options)) as denoiser:
-        denoised = denoiser.denoise(noisy_frame, samples, seed=seed)
+        denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
         meta = denoiser.model.metadata
     done = (
         f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
@@ -147,13 +151,13 @@ def denoise(
         f"pattern {meta.pattern}, weights {meta.weights_sha256[:12]}"
     )
     formats.write_frame(
-        output, noisy_frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite
+        output, repaired.frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite
     )
     click.echo(f"{output}: denoised, mean of {samples or meta.n_samples} draws")
     if std is not None:
         formats.write_frame(
             std,
-            noisy_frame.with_pixels(denoised.std, done.format("standard deviation")),
+            repaired.frame.with_pixels(denoised.std, done.format("standard deviation")),
             overwrite=overwrite,
         )
         click.echo(f"{std}: standard deviation of the draws")
@@ -164,8 +168,14 @@ def denoise(
 @click.option(
     "--frame", type=int, default=0, metavar="N", help="Which frame of a stack, counted from 0."
 )
-def info(file: Path, frame: int) -> None:
-    """Tell what FILE is: a frame, a checkpoint or an exported model."""
+@click.option(
+    "--second",
+    type=int,
+    metavar="N",
+    help="Another frame of the same area: the noise is then measured from the difference.",
+)
+def info(file: Path, frame: int, second: int | None) -> None:
+    """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
     files.check_input(file)
@@ -180,6 +190,10 @@ def info(file: Path, frame: int) -> None:
             click.echo(f"  {key}: {value}")
         for line in found.history:
             click.echo(f"  history: {line}")
+        for line in _noise_lines(
+            found, None if second is None else formats.read_frame(file, second)
+        ):
+            click.echo(f"  {line}")
     else:
         try:
             click.echo(f"{file}: {ExportedModel.open(file).describe()}")
@@ -254,8 +268,18 @@ def simulate(
         click.echo(f"{clean}: the clean phantom")
 
 
+def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
+    """What the noise is, and the pattern it asks for."""
+    from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
+
+    if min(frame.shape) < SMALLEST or (second is None and frame.pixels.min() == frame.pixels.max()):
+        return []
+    noise = measure_noise(frame, second)
+    return [f"found: {noise.describe()}", choose_pattern(noise)[2]]
+
+
 def _refuse_training_options(options: LearnOptions) -> None:
-    for name in ("preset", "pattern", "stride", "seconds", "steps", "device"):
+    for name in ("preset", "pattern", "stride", "seconds", "steps", "init", "device"):
         if getattr(options, name) is not None:
             raise click.UsageError(
                 f"--{name} is about training, but --model gives a trained network; leave one out"

@@ -62,6 +62,11 @@ frame_option = click.option(
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists."
 )
+repair_option = click.option(
+    "--no-repair",
+    is_flag=True,
+    help="Leave hot pixels and offsets of rows and columns as they are.",
+)
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -74,12 +79,15 @@ seed_option = click.option(
 def training_options(command: Command) -> Command:
     """Add the options of a training and pass them, with `seed`, as `options: LearnOptions`."""
 
-    @click.option("--preset", help="The recipe: balanced (unless you name one) or paper.")
+    @click.option(
+        "--preset",
+        help="The recipe: fast, balanced (unless you name one), best, or paper (a day or more).",
+    )
     @click.option(
         "--pattern",
         type=click.Choice(PATTERN_NAMES),
-        help="Which pixels a draw keeps: one of every cell (for white noise; unless you name "
-        "another), whole rows (noise correlated along rows, as in STEM), or whole columns.",
+        help="Which pixels a draw keeps: one of every cell (for white noise), whole rows (noise "
+        "correlated along rows, as in STEM), or whole columns; by default what the noise asks for.",
     )
     @click.option(
         "--stride",
@@ -92,6 +100,13 @@ def training_options(command: Command) -> Command:
         "--seconds", type=float, help="End the training after this time, with the step it is in."
     )
     @click.option("--steps", type=int, help="Train at most this many steps.")
+    @click.option(
+        "--init",
+        metavar="CHECKPOINT",
+        help="Start from another frame's network; or `random`. By default from the weights that "
+        "n2sr carries.",
+    )
+    @repair_option
     @click.option("--device", help="cpu, cuda or cuda:N; by default a GPU where there is one.")
     @functools.wraps(command)
     def with_options(
@@ -101,6 +116,8 @@ def training_options(command: Command) -> Command:
         stride: Shape | None,
         seconds: float | None,
         steps: int | None,
+        init: str | None,
+        no_repair: bool,
         device: str | None,
         seed: int,
         **kwargs: Any,
@@ -112,6 +129,8 @@ def training_options(command: Command) -> Command:
             seconds=seconds,
             steps=steps,
             seed=seed,
+            init=init,
+            repair=not no_repair,
             device=device,
         )
         command(*args, options=options, **kwargs)

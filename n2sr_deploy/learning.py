@@ -38,6 +38,11 @@ class LearnOptions:
     """An upper bound on the number of steps."""
     seed: int | None = None
     """Of everything random in the training."""
+    init: str | None = None
+    """The path of a checkpoint to start from, or ``random``; by default the weights that the
+    learner carries, where they fit."""
+    repair: bool = True
+    """Whether hot pixels are replaced and offsets of rows and columns subtracted first."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one."""
 

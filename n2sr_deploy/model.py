@@ -45,8 +45,11 @@ class ModelMetadata:
     pixel_size: tuple[float, float] | None = None
     """Of the frame it was trained on, in `unit`."""
     unit: str | None = None
+    n_orientations: int = 4
+    """In how many ways the draws are laid before the network: 4, mirrored and turned by half; 8,
+    transposed too, every second group of draws."""
     noise: Mapping[str, Any] | None = None
-    """What was measured of the training frame's noise; None as long as nothing measures it."""
+    """What was measured of the training frame's noise, see `n2sr_deploy.noise.Noise`."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has, with ValueError."""
@@ -56,6 +59,9 @@ class ModelMetadata:
         ):
             if multiple < 1 or multiple % stride or radius < 0:
                 raise ValueError(f"pad_multiple {multiple} or receptive_radius {radius}")
+        square = self.pad_multiple[0] == self.pad_multiple[1]
+        if self.n_orientations not in ((4, 8) if square else (4,)):
+            raise ValueError(f"n_orientations {self.n_orientations!r}")
         for name in ("n_samples", "bytes_per_pixel"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -77,6 +83,7 @@ class ModelMetadata:
             "n2sr_version": self.n2sr_version,
             "pixel_size": self.pixel_size,
             "unit": self.unit,
+            "n_orientations": self.n_orientations,
             "noise": self.noise,
         }
         return {_PREFIX + key: json.dumps(value) for key, value in values.items()}

@@ -13,6 +13,7 @@ from safetensors import torch as safetensors_torch
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
+from n2sr_deploy.noise import Noise
 from n2sr_train.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Checkpoint:
     """Of `pixel_size`, as the frame's file spelled it."""
     n2sr_version: str
     """The version that trained it."""
+    noise: Noise | None = None
+    """What was measured of the frame's noise before the training."""
 
     @property
     def weights_sha256(self) -> str:
@@ -66,6 +69,7 @@ class Checkpoint:
             "pixel_size": self.pixel_size,
             "unit": self.unit,
             "n2sr_version": self.n2sr_version,
+            "noise": self.noise.to_dict() if self.noise else None,
         }
         data = safetensors_torch.save(
             {name: tensor.contiguous() for name, tensor in self.weights.items()},
@@ -121,6 +125,7 @@ class Checkpoint:
                 pixel_size=(size[0], size[1]) if size else None,
                 unit=header["unit"],
                 n2sr_version=header["n2sr_version"],
+                noise=Noise.from_dict(header["noise"]) if header["noise"] else None,
             )
         except ModelError:
             raise

@@ -20,7 +20,7 @@ from n2sr_deploy.cli_options import (
 )
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.progress import shown_training
-from n2sr_train.learner import require_training_extra
+from n2sr_train.learner import learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,13 +44,8 @@ def train_command(
     """
     files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
     noisy_frame = read_frame(noisy, frame)
-    require_training_extra()
-    from n2sr_train.config import TrainingConfig
-    from n2sr_train.training import train
-
-    config = TrainingConfig.from_options(options)
     with shown_training() as progress:
-        checkpoint = train(noisy_frame, config, progress)
+        checkpoint = learn_checkpoint(noisy_frame, options, progress)
     checkpoint.save(output, overwrite=overwrite)
     click.echo(f"{output}: {checkpoint.describe()}")
 

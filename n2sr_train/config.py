@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError
+from n2sr_deploy.noise import choose_pattern
 from n2sr_deploy.sampling import MAX_SAMPLES, PATTERN_NAMES, SamplingPattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.noise import Noise
 
 
 def _choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -39,15 +41,22 @@ class NetworkConfig:
 
     architecture: Literal["unet", "paper"] = "unet"
     """``unet``: the small U-Net; ``paper``: the paper's, see `n2sr_train.network`."""
-    channels: int = 32
-    """Feature channels of every convolution; arithmetic grows with their square."""
-    levels: int = 4
-    """Poolings; each doubles how far the network sees and the multiple frames are padded to."""
+    channels: tuple[int, ...] = (32, 48, 64, 64, 32)
+    """Feature channels at the sub-sampled resolution, then after each pooling; 2 to 7 numbers.
+    Each pooling doubles how far the network sees and the multiple frames are padded to. The
+    paper's network has the first number everywhere."""
+
+    @property
+    def levels(self) -> int:
+        """How many poolings there are."""
+        return len(self.channels) - 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # JSON keeps a list
         _choice("architecture", self.architecture, ("unet", "paper"))
-        _within("channels", self.channels, 1, 1024)
-        _within("levels", self.levels, 1, 6)
+        _within("the number of poolings", self.levels, 1, 6)
+        for channels in self.channels:
+            _within("channels", channels, 1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +75,31 @@ class TrainingConfig:
     """The network to train."""
     pattern: SamplingPattern = field(default_factory=lambda: SamplingPattern.named("cell"))
     """How frames are sub-sampled, in training and afterwards."""
+    margin: int = 0
+    """Held-out pixels no farther than this, in rows or columns, from a kept one are not learned
+    from; for noise that is correlated along both axes. 0: all held-out pixels are."""
+    start: str = "packaged"
+    """Where the weights begin. ``packaged``: from those this package carries for the preset and
+    pattern, at random where there are none; ``random``; or the path of a checkpoint of the same
+    network."""
     n_samples: int = 4
     """M, the number of draws that denoising averages unless told otherwise."""
-    steps: int = 1500
+    n_orientations: Literal[4, 8] = 4
+    """In how many ways denoising lays the draws before the network; 8 adds transposed ones, where
+    cells are square."""
+    steps: int = 2600
     """Steps of the optimiser; the learning rate ends at zero there."""
     seconds: float | None = None
     """An upper bound on the training time: the schedule is shortened to end there. None: no bound.
     A run bounded by time does not repeat exactly."""
-    batch: int = 4
+    batch: int = 2
     """Patches in a step."""
     patch: int = 256
     """Rows and columns of a patch, in pixels of the frame; smaller frames give smaller patches."""
     optimiser: Literal["muon", "adam"] = "muon"
     """``muon``: orthogonalised momentum for the convolutions' weights and Adam for the rest;
     ``adam``: Adam for all."""
-    learning_rate: float = 0.006
+    learning_rate: float = 0.012
     """The highest learning rate; of Muon where Muon is used."""
     adam_learning_rate: float = 0.0025
     """The highest learning rate of what Adam trains beside Muon."""
@@ -95,7 +114,7 @@ class TrainingConfig:
     """Whether patches are mirrored and turned by right angles, where the pattern allows."""
     validation_fraction: float = 0.02
     """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
-    validation_every: int = 50
+    validation_every: int = 100
     """Steps between two measurements of the validation error."""
     seed: int = 0
     """Of everything random; the same seed on the same machine repeats a run exactly."""
@@ -106,6 +125,8 @@ class TrainingConfig:
         _choice("optimiser", self.optimiser, ("muon", "adam"))
         _choice("schedule", self.schedule, ("cosine", "constant"))
         _within("n_samples", self.n_samples, 1, MAX_SAMPLES)
+        _choice("n_orientations", str(self.n_orientations), ("4", "8"))
+        _within("margin", self.margin, 0, 2)
         _within("steps", self.steps, 1, 10**8)
         _within("batch", self.batch, 1, 4096)
         _within("patch", self.patch, 16, 4096)
@@ -132,8 +153,8 @@ class TrainingConfig:
         return PRESETS[preset]
 
     @classmethod
-    def from_options(cls, options: LearnOptions) -> TrainingConfig:
-        """A preset's settings with what the user said put in.
+    def from_options(cls, options: LearnOptions, noise: Noise | None = None) -> TrainingConfig:
+        """A preset's settings with what the noise asks for and what the user said put in.
 
         Raises
         ------
@@ -141,8 +162,10 @@ class TrainingConfig:
             When something the user said is out of range.
         """
         config = cls.named(options.preset or DEFAULT_PRESET)
-        pattern = config.pattern
-        if options.pattern is not None or options.stride is not None:
+        pattern, margin = config.pattern, config.margin
+        if noise is not None and options.pattern is None and options.stride is None:
+            pattern, margin, _ = choose_pattern(noise)
+        elif options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
             _choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(pattern.stride))
@@ -151,7 +174,9 @@ class TrainingConfig:
             for key in ("seconds", "steps", "seed", "device")
             if getattr(options, key) is not None
         }
-        return replace(config, pattern=pattern, **given)
+        if options.init is not None:
+            given["start"] = options.init
+        return replace(config, pattern=pattern, margin=margin, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -179,13 +204,23 @@ class TrainingConfig:
 DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {
+    "fast": TrainingConfig(
+        preset="fast", network=NetworkConfig(channels=(16, 24, 32, 48, 48)), steps=2000
+    ),
     "balanced": TrainingConfig(),
+    "best": TrainingConfig(
+        preset="best",
+        network=NetworkConfig(channels=(48, 48, 64, 64, 32)),
+        n_samples=32,
+        n_orientations=8,
+        steps=6000,
+    ),
     # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
     # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and
     # the draws of inference are stratified and turned.
     "paper": TrainingConfig(
         preset="paper",
-        network=NetworkConfig(architecture="paper", channels=128, levels=5),
+        network=NetworkConfig(architecture="paper", channels=(128,) * 6),
         n_samples=50,
         steps=6000,
         batch=10,

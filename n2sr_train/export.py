@@ -112,12 +112,14 @@ def _metadata(
         receptive_radius=(radius * stride_y, radius * stride_x),
         bytes_per_pixel=network.bytes_per_pixel,
         n_samples=config.n_samples,
+        n_orientations=config.n_orientations if stride_y == stride_x else 4,
         preset=config.preset,
         precision=precision,
         weights_sha256=checkpoint.weights_sha256,
         n2sr_version=VERSION,
         pixel_size=checkpoint.pixel_size,
         unit=checkpoint.unit,
+        noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
     )
 
 

@@ -6,7 +6,9 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from n2sr_deploy.defects import repair, untouched
 from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import LearnOptions, Progress
     from n2sr_deploy.model import ExportedModel
+    from n2sr_train.checkpoint import Checkpoint
+
+_log = logging.getLogger("n2sr")
 
 
 def require_training_extra() -> None:
@@ -27,14 +32,41 @@ def require_training_extra() -> None:
 
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
     """Train on one noisy frame and export; what `train` and `export_model` raise, it raises."""
+    checkpoint = learn_checkpoint(frame, options, progress)
+    from n2sr_train.export import export_model
+
+    _log.info("learned: %s", checkpoint.describe())
+    return export_model(checkpoint)
+
+
+def learn_checkpoint(frame: Frame, options: LearnOptions, progress: Progress) -> Checkpoint:
+    """Mend the frame, measure its noise, choose the pattern, train.
+
+    What was found and chosen is logged. What `train` raises, it raises.
+    """
     require_training_extra()
     from n2sr_train.config import TrainingConfig
-    from n2sr_train.export import export_model
     from n2sr_train.training import train
 
-    checkpoint = train(frame, TrainingConfig.from_options(options), progress)
-    logging.getLogger("n2sr").info("learned: %s", checkpoint.describe())
-    return export_model(checkpoint)
+    config = TrainingConfig.from_options(options)  # refuses bad settings before any work
+    noise = None
+    if min(frame.shape) < SMALLEST:
+        _log.warning(
+            "the frame is too small to measure its noise (%d x %d are needed): it is taken as "
+            "white unless --pattern says otherwise",
+            SMALLEST,
+            SMALLEST,
+        )
+    else:
+        repaired = repair(frame) if options.repair else None
+        noise = measure_noise(frame, repaired=repaired or untouched(frame))
+        frame = repaired.frame if repaired else frame
+        _log.info("found: %s", noise.describe())
+        config = TrainingConfig.from_options(options, noise)
+        _, _, why = choose_pattern(noise)
+        chosen = options.pattern is None and options.stride is None
+        _log.info("%s%s", why, "" if chosen else f"; as you said: pattern {config.pattern}")
+    return train(frame, config, progress, noise)
 
 
 def describe_checkpoint(path: Path) -> str:

@@ -24,7 +24,7 @@ def build_network(config: NetworkConfig, stride: Shape, seed: int) -> SmallUNet 
     kind = SmallUNet if config.architecture == "unet" else PaperUNet
     with torch.random.fork_rng(devices=[]):  # PyTorch's own initialisation, seeded for us alone
         torch.manual_seed(seed)
-        return kind(config.channels, config.levels, stride)
+        return kind(config.channels, stride)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -62,21 +62,25 @@ class _TwoConvolutions(nn.Module):
 class SmallUNet(nn.Module):
     """A U-Net at the sub-sampled resolution, then one pixel shuffle to the full one.
 
-    Two convolutions on every level down and up, skips by concatenation, `channels` everywhere.
-    With 32 channels, 4 levels and stride (2, 2): 205 k parameters, 15.7 kMAC per output pixel.
+    Two convolutions on every level down and up, `channels[level]` features each. What comes up
+    is brought to the finer level's channels before it is doubled, where that is cheap, and added
+    to what went down. Few channels where there are many pixels, more where there are few:
+    arithmetic per output pixel in docs/decisions/0006-network.md.
     """
 
-    def __init__(self, channels: int, levels: int, stride: Shape) -> None:
+    def __init__(self, channels: tuple[int, ...], stride: Shape) -> None:
         super().__init__()
         self.stride = stride
-        self.levels = levels
         self.channels = channels
+        self.levels = len(channels) - 1
+        inputs = (1, *channels)
         self.down = nn.ModuleList(
-            _TwoConvolutions(channels if level else 1, channels) for level in range(levels + 1)
+            _TwoConvolutions(*pair) for pair in zip(inputs, channels, strict=False)
         )
-        self.up = nn.ModuleList(_TwoConvolutions(2 * channels, channels) for _ in range(levels))
-        self.head = _conv(channels, channels)
-        self.to_pixels = _conv(channels, stride[0] * stride[1])
+        finer = range(self.levels - 1, -1, -1)
+        self.narrow = nn.ModuleList(nn.Conv2d(channels[i + 1], channels[i], 1) for i in finer)
+        self.up = nn.ModuleList(_TwoConvolutions(channels[i], channels[i]) for i in finer)
+        self.to_pixels = _conv(channels[0], stride[0] * stride[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
@@ -84,12 +88,11 @@ class SmallUNet(nn.Module):
         for level, convolutions in enumerate(self.down):
             if level:
                 skips.append(x)
-                x = functional.max_pool2d(x, 2)  # (N, C, h / 2**level, w / 2**level)
+                x = functional.max_pool2d(x, 2)  # (N, C[level - 1], h / 2**level, w / 2**level)
             x = convolutions(x)
-        for convolutions in self.up:
-            x = torch.cat([_double(x), skips.pop()], dim=1)  # (N, 2 C, ...), twice the size
-            x = convolutions(x)
-        x = self.to_pixels(_activate(self.head(x)))  # (N, stride_y * stride_x, h, w)
+        for narrow, convolutions in zip(self.narrow, self.up, strict=True):
+            x = convolutions(_double(narrow(x)) + skips.pop())  # twice the size
+        x = self.to_pixels(x)  # (N, stride_y * stride_x, h, w)
         return pixel_shuffle(x, self.stride)
 
     @property
@@ -102,33 +105,35 @@ class SmallUNet(nn.Module):
         down = sum(2 << level for level in range(self.levels + 1))
         up = sum(2 << level for level in range(self.levels))
         resampling = sum(2 << level for level in range(self.levels))
-        return down + up + resampling + 2
+        return down + up + resampling + 1
 
     @property
     def bytes_per_pixel(self) -> int:
         """About the memory of inference for each pixel of the frame and draw, float32."""
-        maps_alive = 6  # two wide inputs of a convolution, its output, a work space
-        return maps_alive * 4 * self.channels // (self.stride[0] * self.stride[1])
+        maps_alive = (
+            6  # a skip, two inputs of a sum, a convolution's input and output, a work space
+        )
+        return maps_alive * 4 * self.channels[0] // (self.stride[0] * self.stride[1])
 
 
 class PaperUNet(nn.Module):
     """The paper's network as far as its text tells: ~1.74 M parameters, 395 kMAC per pixel.
 
-    128 features everywhere; an encoder with `levels` = 5 poolings at the sub-sampled resolution,
+    128 features everywhere; an encoder with five poolings at the sub-sampled resolution,
     a decoder with additive skips, and two more convolutions after the doubling to full
     resolution. Ours has 1.77 M parameters and 395 kMAC per output pixel at stride (2, 2).
     """
 
-    def __init__(self, channels: int, levels: int, stride: Shape) -> None:
+    def __init__(self, channels: tuple[int, ...], stride: Shape) -> None:
         super().__init__()
         self.stride = stride
-        self.levels = levels
-        self.channels = channels
-        self.first = nn.ModuleList([_conv(1, channels), _conv(channels, channels)])
-        self.down = nn.ModuleList(_conv(channels, channels) for _ in range(levels))
-        self.up = nn.ModuleList(_conv(channels, channels) for _ in range(levels - 1))
-        self.full = nn.ModuleList([_conv(channels, channels), _conv(channels, channels)])
-        self.to_pixels = _conv(channels, 1)
+        self.levels = levels = len(channels) - 1
+        self.channels = features = channels[0]
+        self.first = nn.ModuleList([_conv(1, features), _conv(features, features)])
+        self.down = nn.ModuleList(_conv(features, features) for _ in range(levels))
+        self.up = nn.ModuleList(_conv(features, features) for _ in range(levels - 1))
+        self.full = nn.ModuleList([_conv(features, features), _conv(features, features)])
+        self.to_pixels = _conv(features, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from n2sr_train.config import TrainingConfig
 
 
+_MOMENTUM = 0.95
+
+
 class Optimiser:
     """One of PyTorch's optimisers whose learning rate is told as a share of its highest."""
 
@@ -36,36 +39,81 @@ class Optimiser:
         self._optimiser.step()
 
 
-class _ConvolutionMuon(Optimiser):
-    """PyTorch's Muon, which takes matrices, on convolutions seen as (outputs, inputs * 9).
+class _Muon:
+    """Muon on convolutions seen as matrices (outputs, 9 * inputs), all of one shape at once.
 
-    The matrices share their memory with the weights.
+    It equals torch.optim.Muon, which takes the matrices one by one: on networks as small as ours
+    that is most of a step (docs/decisions/0002-muon.md).
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
-        self._weights = weights
-        self._matrices = [
-            torch.nn.Parameter(weight.detach().view(len(weight), -1)) for weight in weights
+        self._learning_rate = self._highest = learning_rate
+        by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+        for weight in weights:
+            by_shape.setdefault(_as_matrix(weight.detach()).shape, []).append(weight)
+        self._groups = [
+            (group, torch.zeros(len(group), *shape, device=group[0].device))
+            for shape, group in by_shape.items()
         ]
-        super().__init__(torch.optim.Muon(self._matrices, lr=learning_rate, weight_decay=0.0))
+
+    def set_rate(self, share: float) -> None:
+        """Set the learning rate, 0 to 1 of the highest."""
+        self._learning_rate = self._highest * share
 
     def zero_grad(self) -> None:
-        for weight in self._weights:
-            weight.grad = None
+        """Forget the gradients."""
+        for weights, _ in self._groups:
+            for weight in weights:
+                weight.grad = None
 
+    @torch.no_grad()
     def step(self) -> None:
-        for weight, matrix in zip(self._weights, self._matrices, strict=True):
-            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-        super().step()
+        """Move the weights."""
+        for weights, momentum in self._groups:
+            gradients = [w.grad for w in weights if w.grad is not None]
+            gradient = torch.stack([_as_matrix(g) for g in gradients])  # (n, rows, columns)
+            momentum.lerp_(gradient, 1 - _MOMENTUM)
+            rows, columns = gradient.shape[1:]
+            rate = self._learning_rate * max(1.0, rows / columns) ** 0.5
+            update = _orthogonal(gradient.lerp(momentum, _MOMENTUM)).mul_(-rate)
+            moved: list[torch.Tensor] = list(weights)
+            torch._foreach_add_(moved, [_as_weight(u, weights[0]) for u in update.unbind()])
 
 
-def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Optimiser]:
+def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """(n, rows, columns): about the nearest orthogonal matrix of each, by Newton and Schulz.
+
+    Five steps of the quintic iteration of Jordan et al., whose singular values end between about
+    0.7 and 1.2.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.mT if tall else x
+
+
+def _as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """(outputs, inputs, 3, 3) -> (outputs, 9 * inputs); no copy where channels are last."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _as_weight(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse, for a weight of the same shape as another."""
+    outputs, inputs, height, width = like.shape
+    return matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+
+
+def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Optimiser | _Muon]:
     """The optimisers `config` asks for, together covering every parameter once."""
     if config.optimiser == "adam":
         return [Optimiser(torch.optim.Adam(network.parameters(), config.learning_rate))]
     matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in network.parameters() if not (p.ndim == 4 and p.shape[1] > 1)]
     return [
-        _ConvolutionMuon(matrices, config.learning_rate),
+        _Muon(matrices, config.learning_rate),
         Optimiser(torch.optim.Adam(others, config.adam_learning_rate, betas=(0.9, 0.99))),
     ]

@@ -19,18 +19,33 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import BoolArray, FloatArray, Shape
     from n2sr_train.config import TrainingConfig
 
-_VALIDATION_PATCHES = 16
+_VALIDATION_PATCHES = 12
 
 
 class Batch(NamedTuple):
-    """Patches in, patches out, and where the error counts."""
+    """Patches in, patches out, and where the error counts; 1 there, 0 elsewhere."""
 
     subsampled: FloatArray
     """(N, 1, H / stride_y, W / stride_x)."""
     target: FloatArray
     """(N, 1, H, W), the noisy patches."""
     counted: FloatArray
-    """(N, 1, H, W), 1 where a pixel is held out and may be used, 0 elsewhere."""
+    """(N, 1, H, W), the held-out pixels that are learned from."""
+
+
+class ValidationPatch(NamedTuple):
+    """One patch, drawn from as denoising does, and where its error is measured."""
+
+    subsampled: FloatArray
+    """(M, 1, H / stride_y, W / stride_x), each draw in its orientation."""
+    held_out: FloatArray
+    """(M, 1, H, W), 1 where a draw does not keep a pixel, turned back."""
+    target: FloatArray
+    """(1, H, W), the noisy patch."""
+    learned: FloatArray
+    """(1, H, W), 1 where pixels are learned from."""
+    unseen: FloatArray
+    """(1, H, W), 1 where they never are."""
 
 
 class PatchSampler:
@@ -74,33 +89,58 @@ class PatchSampler:
         )
         self._n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
-        self.validation = self._validation_batches()
+        self.validation = self._validation_patches()
 
     def next_batch(self) -> Batch:
-        """The next batch to learn from: no validation pixel is counted."""
-        patches = [self._patch(~self.is_validation) for _ in range(self._config.batch)]
-        return _stacked(patches)
+        """The next batch to learn from."""
+        return _stacked([self._patch() for _ in range(self._config.batch)])
 
-    def _validation_batches(self) -> list[Batch]:
-        """The fixed batches to validate on: only validation pixels are counted."""
-        patches = [self._patch(self.is_validation) for _ in range(_VALIDATION_PATCHES)]
-        size = min(self._config.batch, _VALIDATION_PATCHES)
-        return [_stacked(patches[i : i + size]) for i in range(0, _VALIDATION_PATCHES, size)]
+    def _validation_patches(self) -> list[ValidationPatch]:
+        """The fixed patches to validate on, with one group of draws each, at most four."""
+        pattern, patches = self._config.pattern, []
+        n_samples = min(pattern.group_size, 4)
+        for _ in range(_VALIDATION_PATCHES):
+            target, unseen = self._crop()
+            seed, index = self._config.seed, self._n_drawn
+            self._n_drawn += 1
+            subsampled = draw(target, pattern, n_samples, seed=seed, frame_index=index)
+            held = [self._held_out(sample, seed, index) for sample in range(n_samples)]
+            patches.append(
+                ValidationPatch(
+                    subsampled[:, None],
+                    np.stack(held).astype(np.float32)[:, None],
+                    target[None],
+                    (~unseen).astype(np.float32)[None],
+                    unseen.astype(np.float32)[None],
+                )
+            )
+        return patches
 
-    def _patch(self, usable: BoolArray) -> Batch:
-        """One patch (1, ...) at a random place, randomly turned and sub-sampled."""
-        (height, width), pattern = self.shape, self._config.pattern
+    def _crop(self) -> tuple[FloatArray, BoolArray]:
+        """A patch (H, W) at a random place, randomly turned, and which pixels are never seen."""
+        height, width = self.shape
         turn = int(self._rng.integers(self._n_turns))
         top = int(self._rng.integers(self._frame.shape[0] - height + 1))
         left = int(self._rng.integers(self._frame.shape[1] - width + 1))
         crop = slice(top, top + height), slice(left, left + width)
         target = np.ascontiguousarray(_turned(self._frame[crop], turn))
+        return target, _turned(self.is_validation[crop], turn)
+
+    def _held_out(self, sample: int, seed: int, frame_index: int) -> BoolArray:
+        """(H, W): which pixels a draw may be compared with."""
+        held = held_out(
+            self._config.pattern, self.shape, sample=sample, seed=seed, frame_index=frame_index
+        )
+        return ~_dilated(~held, self._config.margin) if self._config.margin else held
+
+    def _patch(self) -> Batch:
+        """One patch (1, ...) sub-sampled."""
+        target, unseen = self._crop()
         seed, index = self._config.seed, self._n_drawn
         self._n_drawn += 1
-        subsampled = draw(target, pattern, 1, seed=seed, frame_index=index)
-        counted = held_out(pattern, self.shape, seed=seed, frame_index=index)
-        counted = counted & _turned(usable[crop], turn)
-        return Batch(subsampled[None], target[None, None], counted.astype(np.float32)[None, None])
+        subsampled = draw(target, self._config.pattern, 1, seed=seed, frame_index=index)
+        counted = (self._held_out(0, seed, index) & ~unseen).astype(np.float32)
+        return Batch(subsampled[None], target[None, None], counted[None, None])
 
     def _allowed_turns(self) -> int:
         """1: none; 4: mirrorings and the half turn; 8: quarter turns too."""
@@ -109,6 +149,15 @@ class PatchSampler:
             return 1
         square = self.shape[0] == self.shape[1] and pattern.stride_y == pattern.stride_x
         return 8 if square else 4
+
+
+def _dilated(mask: BoolArray, reach: int) -> BoolArray:
+    """True wherever the mask is within `reach` rows and columns."""
+    for axis in (0, 1):
+        padded = np.pad(mask, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis)
+        mask = np.asarray(windows.any(axis=-1))
+    return mask
 
 
 def _turned(image: np.ndarray, turn: int) -> np.ndarray:

@@ -74,7 +74,7 @@ def tiny_config(**changes):
     return replace(
         TrainingConfig(),
         **{
-            "network": NetworkConfig(channels=4, levels=2),
+            "network": NetworkConfig(channels=(4, 4, 4)),
             "patch": 64,
             "batch": 2,
             "steps": 12,

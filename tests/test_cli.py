@@ -296,7 +296,8 @@ def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
     )
     assert process.stderr is not None
     with process.stderr:
-        assert "training, step 1" in process.stderr.readline()
+        while "training, step 1" not in process.stderr.readline():
+            assert process.poll() is None
         process.kill()
         process.wait(timeout=60)
     assert list(tmp_path.iterdir()) == [noisy_file]
@@ -317,7 +318,8 @@ def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stderr is not None
-    assert "training, step 1" in process.stderr.readline()
+    while "training, step 1" not in process.stderr.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 0

@@ -263,3 +263,32 @@ def test_a_frame_object_and_its_pixels_are_denoised_alike(model, noisy):
         a = denoiser.denoise(noisy)
         b = denoiser.denoise(Frame(pixels=noisy.pixels).pixels)
     assert np.array_equal(a.mean, b.mean)
+
+
+def test_the_mean_of_the_frame_is_kept(model, noisy):
+    with Denoiser(model) as denoiser:
+        denoised = denoiser.denoise(noisy)
+    assert denoised.mean.mean(dtype=np.float64) == pytest.approx(
+        noisy.pixels.mean(dtype=np.float64), abs=1e-6
+    )
+
+
+def test_every_second_group_of_draws_is_transposed_where_the_model_says_so(model, noisy):
+    """And turned back: a network that only repeats pixels sees no difference."""
+
+    shapes = set()
+
+    class Watched(NearestNeighbour):
+        def infer(self, subsampled):
+            shapes.add(subsampled.shape[2:])
+            return super().infer(subsampled)
+
+    results = []
+    for n_orientations in (4, 8):
+        metadata = replace(model.metadata, n_orientations=n_orientations)
+        turned = replace(model, metadata=metadata)
+        with Denoiser(turned, backend=Watched((2, 2))) as denoiser:
+            results.append(denoiser.denoise(noisy, 12).mean)
+    height, width = (n // 2 for n in noisy.shape)
+    assert shapes == {(height, width), (width, height)}
+    assert np.allclose(*results, atol=1e-6)

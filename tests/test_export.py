@@ -119,7 +119,7 @@ def test_a_model_that_gives_nan_is_refused(checkpoint):
 
 def test_weights_of_another_network_are_refused(checkpoint):
     weights = dict(checkpoint.weights)
-    weights.pop("head.bias")
+    weights.pop("to_pixels.bias")
     with pytest.raises(ModelError, match="do not fit"):
         export_model(replace(checkpoint, weights=weights))
 

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from n2sr_deploy import Frame, SamplingPattern
-from n2sr_deploy.errors import FrameError, ModelError, SettingError, TrainingError
+from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy.errors import (
+    FrameError,
+    InputFileError,
+    ModelError,
+    SettingError,
+    TrainingError,
+)
 from n2sr_deploy.learning import LearnOptions
-from n2sr_train import Checkpoint, TrainingConfig, train
+from n2sr_deploy.phantom import clean_phantom, noisy_draw
+from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import build_optimisers
@@ -29,10 +36,10 @@ def kmac_per_pixel(network, stride, cells):
     return counter.get_total_flops() / 2 / (16 * cells**2 * stride[0] * stride[1]) / 1e3
 
 
-def test_preset_balanced_is_the_small_network():
-    network = build_network(PRESETS["balanced"].network, (2, 2), 0)
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(204_804)
-    assert kmac_per_pixel(network, (2, 2), 16) == pytest.approx(15.7, abs=0.1)
+@pytest.mark.parametrize(("preset", "at_most"), [("fast", 4.5), ("balanced", 16), ("best", 64)])
+def test_presets_keep_to_their_arithmetic(preset, at_most):
+    network = build_network(PRESETS[preset].network, (2, 2), 0)
+    assert kmac_per_pixel(network, (2, 2), 16) <= at_most
 
 
 def test_preset_paper_is_the_papers_network_and_recipe():
@@ -50,15 +57,13 @@ def test_preset_paper_can_be_run():
     frame = Frame(pixels=np.random.default_rng(0).normal(size=(64, 64)))
     config = replace(PRESETS["paper"], steps=1, batch=1, patch=64, device="cpu")
     checkpoint = train(frame, config)
-    assert checkpoint.summary["kept_step"] == 1
+    assert checkpoint.summary["steps"] == 1
 
 
 @pytest.mark.parametrize("architecture", ["unet", "paper"])
 @pytest.mark.parametrize("stride", [(2, 2), (2, 1), (1, 3), (4, 4), (3, 2)])
 def test_a_network_gives_the_full_resolution(architecture, stride):
-    network = build_network(
-        NetworkConfig(architecture=architecture, channels=3, levels=2), stride, 0
-    )
+    network = build_network(NetworkConfig(architecture=architecture, channels=(3, 3, 3)), stride, 0)
     with torch.no_grad():
         assert network(torch.zeros(2, 1, 8, 12)).shape == (2, 1, 8 * stride[0], 12 * stride[1])
 
@@ -75,7 +80,7 @@ def test_pixel_shuffle_of_unequal_strides_places_channels_by_rows():
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_no_output_depends_on_input_beyond_the_receptive_radius(architecture, levels):
     network = build_network(
-        NetworkConfig(architecture=architecture, channels=3, levels=levels), (2, 2), 0
+        NetworkConfig(architecture=architecture, channels=(3,) * (levels + 1)), (2, 2), 0
     )
     radius, size = network.receptive_radius, 2 ** (levels + 5)
     furthest = 0
@@ -116,7 +121,7 @@ def test_training_lowers_the_validation_error(noisy, optimiser):
 
 def test_every_parameter_is_trained_by_exactly_one_optimiser():
     for optimiser in ("muon", "adam"):
-        network = build_network(NetworkConfig(channels=3, levels=1), (2, 2), 0)
+        network = build_network(NetworkConfig(channels=(3, 3)), (2, 2), 0)
         before = {name: p.detach().clone() for name, p in network.named_parameters()}
         optimisers = build_optimisers(network, tiny_config(optimiser=optimiser))
         network(torch.randn(1, 1, 8, 8)).square().mean().backward()
@@ -133,8 +138,10 @@ def test_progress_tells_every_step(noisy):
     assert [status.step for status in seen] == list(range(1, 13))
     assert seen[-1].remaining_s == 0
     assert all(math.isfinite(status.loss) and status.steps_per_s > 0 for status in seen)
-    assert seen[0].validation_error is None
-    assert seen[-1].validation_error is not None
+    errors = [status.validation_error for status in seen]
+    assert errors[0] is not None
+    assert errors[-1] is not None
+    assert errors[-1] < errors[0]
 
 
 def test_ctrl_c_keeps_the_best_so_far(noisy):
@@ -167,10 +174,11 @@ def test_seconds_bound_the_time(noisy):
     assert checkpoint.history[-1]["step"] == checkpoint.summary["steps"]
 
 
-def test_the_weights_kept_are_those_of_the_lowest_validation_error(noisy):
+def test_the_weights_kept_are_hardly_worse_than_the_lowest_validation_error(noisy):
     checkpoint = train(noisy, tiny_config(steps=40))
-    lowest = min(checkpoint.history, key=lambda entry: entry["validation_error"])
-    assert checkpoint.summary["kept_step"] == lowest["step"]
+    errors = {entry["step"]: entry["validation_error"] for entry in checkpoint.history}
+    assert errors[checkpoint.summary["kept_step"]] <= 1.01 * min(errors.values())
+    assert checkpoint.summary["kept_step"] > 20
 
 
 def test_a_diverging_run_is_told_or_keeps_what_was_good(noisy):
@@ -182,7 +190,7 @@ def test_a_diverging_run_is_told_or_keeps_what_was_good(noisy):
                 learning_rate=10.0,
                 steps=3000,
                 warmup_steps=0,
-                network=NetworkConfig(channels=8, levels=2),
+                network=NetworkConfig(channels=(8, 8, 8)),
                 validation_every=3000,
             ),
         )
@@ -193,7 +201,7 @@ def test_arithmetic_is_counted(checkpoint):
     network = build_network(config.network, (2, 2), 0)
     patch_flop = 2e3 * kmac_per_pixel(network, (2, 2), 4) * config.patch**2
     forward_and_backward = 3 * config.batch * 12
-    validation = 16 * len(checkpoint.history)
+    validation = 12 * 4 * len(checkpoint.history)
     expected = patch_flop * (forward_and_backward + validation)
     assert checkpoint.summary["tflop"] * 1e12 == pytest.approx(expected, rel=0.1)
 
@@ -216,7 +224,7 @@ def test_validation_pixels_are_never_targets(name):
         batch = sampler.next_batch()
         used |= set(np.rint(batch.target[batch.counted == 1] * std + mean))
     for batch in sampler.validation:
-        validated |= set(np.rint(batch.target[batch.counted == 1] * std + mean))
+        validated |= set(np.rint(batch.target[batch.unseen == 1] * std + mean))
     assert not used & held
     assert validated <= held
     assert len(used) > 0.8 * (values.size - len(held))
@@ -391,7 +399,7 @@ def test_cudnn_stays_on(noisy):
 
 def test_a_patch_must_hold_one_multiple(noisy):
     with pytest.raises(SettingError, match="patch is 16, but this network needs at least 64"):
-        train(noisy, tiny_config(patch=16, network=NetworkConfig(channels=2, levels=5)))
+        train(noisy, tiny_config(patch=16, network=NetworkConfig(channels=(2,) * 6)))
 
 
 def test_ctrl_c_before_the_first_step_stops(noisy, monkeypatch):
@@ -414,3 +422,102 @@ def test_training_on_a_gpu(noisy):
     checkpoint = train(noisy, tiny_config(device="cuda", steps=40))
     assert checkpoint.history[-1]["validation_error"] < checkpoint.history[0]["validation_error"]
     assert all(tensor.device.type == "cpu" for tensor in checkpoint.weights.values())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 40), (2, 40, 8)])
+def test_muon_all_at_once_is_torchs_muon_one_by_one(shape):
+    from n2sr_train.optimisers import _orthogonal
+
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    parameters = [torch.nn.Parameter(torch.zeros(shape[1:])) for _ in range(shape[0])]
+    torchs = torch.optim.Muon(parameters, lr=1.0, weight_decay=0.0, momentum=0.0)
+    for parameter, matrix in zip(parameters, matrices, strict=True):
+        parameter.grad = matrix
+    torchs.step()
+    scale = max(1.0, shape[1] / shape[2]) ** 0.5
+    for parameter, ours in zip(parameters, _orthogonal(matrices), strict=True):
+        assert torch.allclose(-parameter.detach() / scale, ours, atol=0.03)  # torch's in bfloat16
+
+
+@pytest.mark.parametrize("pattern", ["cell", "row", "column"])
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_packaged_weights_denoise_before_any_training(preset, pattern):
+    """On a phantom of another make than they were trained on."""
+    clean = clean_phantom((256, 256), spacing=16)
+    noisy = noisy_draw(clean, gain=0.05, read_noise=0.02)
+    if pattern == "column":
+        clean, noisy = clean.T, np.ascontiguousarray(noisy.T)
+    config = replace(
+        PRESETS[preset],
+        pattern=SamplingPattern.named(pattern),
+        steps=1,
+        learning_rate=1e-6,
+        adam_learning_rate=1e-6,
+        device="cpu",
+    )
+    model = export_model(train(Frame(pixels=noisy), config))
+    with Denoiser(model) as denoiser:
+        denoised = denoiser.denoise(noisy).mean
+    assert np.mean((denoised - clean) ** 2) < 0.1 * np.mean((noisy - clean) ** 2)
+
+
+def test_packaged_weights_are_small():
+    from n2sr_train import starting
+
+    files = sorted(starting._FOLDER.glob("*.safetensors"))
+    assert files
+    assert all(path.stat().st_size < 1e6 for path in files)
+
+
+def test_training_goes_on_from_a_checkpoint(noisy, checkpoint, tmp_path):
+    checkpoint.save(tmp_path / "first.safetensors")
+    config = tiny_config(start=str(tmp_path / "first.safetensors"), steps=1)
+    again = train(noisy, config)
+    lowest = min(entry["validation_error"] for entry in checkpoint.history)
+    assert again.history[0]["validation_error"] == pytest.approx(lowest, rel=0.05)
+    assert again.history[0]["step"] == 0
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_fix(noisy, checkpoint, tmp_path):
+    checkpoint.save(tmp_path / "first.safetensors")
+    with pytest.raises(ModelError, match=r"--preset balanced --pattern cell --stride 2"):
+        train(
+            noisy,
+            tiny_config(
+                start=str(tmp_path / "first.safetensors"), pattern=SamplingPattern.named("row")
+            ),
+        )
+    with pytest.raises(InputFileError):
+        train(noisy, tiny_config(start=str(tmp_path / "none.safetensors")))
+
+
+@pytest.mark.parametrize("margin", [1, 2])
+def test_pixels_within_the_margin_of_a_kept_one_are_not_learned_from(noisy, margin):
+    config = tiny_config(pattern=SamplingPattern.named("cell", 4), margin=margin, turns=False)
+    sampler = PatchSampler(noisy, config, (16, 16))
+    batch = sampler.next_batch()
+    for counted, target, subsampled in zip(
+        batch.counted[:, 0], batch.target[:, 0], batch.subsampled[:, 0], strict=True
+    ):
+        kept = np.isin(target, subsampled)
+        for y, x in np.argwhere(counted > 0):
+            near = kept[max(y - margin, 0) : y + margin + 1, max(x - margin, 0) : x + margin + 1]
+            assert not near.any()
+        assert counted.any()
+
+
+def test_weights_from_before_the_error_rose_are_kept(noisy, monkeypatch):
+    """A training that is spoiled in its middle keeps what it had."""
+    from n2sr_train import training
+
+    class Spoiled(training._Training):
+        def _take_step(self):
+            super()._take_step()
+            if self.step > 8:
+                with torch.no_grad():
+                    for weight in self.averaged.parameters():
+                        weight.add_(torch.ones_like(weight))
+
+    config = tiny_config(steps=16, validation_every=4)
+    kept = Spoiled(noisy, config).run(lambda status: None).summary["kept_step"]
+    assert 0 < kept <= 8

@@ -1,0 +1,77 @@
+"""How often the measured noise is the simulated one, over many frames.
+
+    python -m benchmarks.noise [--frames 100]
+
+Frames of benchmarks/simulation.py, a quarter each with white noise and with noise correlated along
+rows, along columns and along both.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from benchmarks.results import keep
+from benchmarks.simulation import simulated_frame, unit_noise
+from n2sr_deploy import Frame
+from n2sr_deploy.noise import choose_pattern, measure_noise
+
+SHAPE = (512, 512)
+SEED = 5
+KINDS = ("white", "rows", "columns", "both")
+
+
+def measured(index: int) -> dict[str, object]:
+    """Simulate a frame, measure it, compare."""
+    rng = np.random.default_rng([SEED, index])
+    clean = simulated_frame(SHAPE, rng) * rng.uniform(0.3, 0.7)
+    gain, read_noise = float(np.exp(rng.uniform(np.log(0.02), 0))), float(rng.uniform(0, 0.1))
+    kind = KINDS[index % 4]
+    along_rows, along_columns = rng.uniform(0.12, 0.6, 2)
+    if kind in ("white", "columns"):
+        along_rows = 0.0
+    if kind in ("white", "rows"):
+        along_columns = 0.0
+    noise = unit_noise(SHAPE, rng, along_rows, along_columns)
+    pixels = clean + noise * np.sqrt(gain * clean + read_noise**2)
+    found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    pattern, margin, _ = choose_pattern(found)
+    expected = {"white": "cell", "rows": "row", "columns": "column", "both": "both"}[kind]
+    errors = found.along_rows[0] - along_rows, found.along_columns[0] - along_columns
+    return {
+        "kind": kind,
+        "contrast": float(clean.std() / clean.mean()),
+        "gain": gain,
+        "read_noise": read_noise,
+        "right_pattern": ("both" if margin else pattern.name) == expected,
+        "correlation_error": float(np.abs(errors).max()),
+        "gain_error": None if found.gain is None else found.gain / gain - 1,
+        "std_error": float(found.std / np.sqrt(np.mean(gain * clean + read_noise**2)) - 1),
+        "hot_pixels": found.hot_pixels,
+        "offsets_found": bool(found.row_offsets or found.column_offsets),
+    }
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=100)
+    rows = [measured(index) for index in range(parser.parse_args().frames)]
+    told = [row for row in rows if row["gain_error"] is not None]
+    summary = {
+        "frames": len(rows),
+        "right_pattern": sum(bool(row["right_pattern"]) for row in rows),
+        "correlation_within_0.05": sum(row["correlation_error"] < 0.05 for row in rows),
+        "gain_told": len(told),
+        "gain_within_10_percent_of_those": sum(abs(row["gain_error"]) < 0.1 for row in told),
+        "false_hot_pixels": sum(row["hot_pixels"] for row in rows),
+        "false_offsets": sum(row["offsets_found"] for row in rows),
+    }
+    for name, value in summary.items():
+        print(f"{name}: {value}")
+    print(f"kept in {keep('noise', {'summary': summary, 'rows': rows})}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What others do with one noisy frame: each a function of the frame and a score to tune by.
+
+Where a method has a parameter it gets the best of a list, by the truth or the second exposure,
+which no user has: these are upper bounds. ZS-N2N (Mansour and Heckel, CVPR 2023) is written here
+from its paper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from skimage.restoration import (
+    denoise_nl_means,
+    denoise_tv_chambolle,
+    denoise_wavelet,
+)
+from torch import nn
+
+from n2sr_deploy.noise import measure_noise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from n2sr_deploy import Frame
+
+    Score = Callable[[np.ndarray], float]
+
+
+def best(score: Score, images: Any) -> np.ndarray:
+    """The image of the highest score."""
+    return max(images, key=score)
+
+
+def gaussian(noisy: Frame, score: Score) -> np.ndarray:
+    """A Gaussian of the best width."""
+    pixels = noisy.pixels.astype(np.float32)
+    widths = 0.7 * 1.15 ** np.arange(16)
+    return best(score, (ndimage.gaussian_filter(pixels, width) for width in widths))
+
+
+def total_variation(noisy: Frame, score: Score) -> np.ndarray:
+    """Total variation of the best weight."""
+    scaled, back = _scaled(noisy)
+    weights = 0.5 * 1.35 ** np.arange(9)
+    return best(score, (back(denoise_tv_chambolle(scaled, weight)) for weight in weights))
+
+
+def wavelets(noisy: Frame, score: Score) -> np.ndarray:
+    """Wavelet shrinkage (BayesShrink), of the best assumed noise."""
+    scaled, back = _scaled(noisy)
+    sigmas = _sigma(noisy) * np.array([0.7, 1.0, 1.4, 2.0])
+    return best(
+        score,
+        (
+            back(denoise_wavelet(scaled, sigma=s, wavelet="sym4", rescale_sigma=True))
+            for s in sigmas
+        ),
+    )
+
+
+def non_local_means(noisy: Frame, score: Score) -> np.ndarray:
+    """Non-local means of the best strength."""
+    scaled, back = _scaled(noisy)
+    sigma = _sigma(noisy)
+    images = (
+        back(
+            denoise_nl_means(
+                scaled, patch_size=7, patch_distance=9, h=h * sigma, sigma=sigma, fast_mode=True
+            )
+        )
+        for h in (0.4, 0.8, 1.2)
+    )
+    return best(score, images)
+
+
+def bm3d(noisy: Frame, score: Score) -> np.ndarray:
+    """BM3D with the noise's mean strength."""
+    import bm3d as library
+
+    scaled, back = _scaled(noisy)
+    return back(library.bm3d(scaled, _sigma(noisy)))
+
+
+def vst_bm3d(noisy: Frame, score: Score) -> np.ndarray:
+    """BM3D between the generalised Anscombe transform of the measured noise and its inverse."""
+    import bm3d as library
+
+    noise = measure_noise(noisy)
+    if not noise.gain:
+        return bm3d(noisy, score)
+    gain, floor = noise.gain, 3 / 8 * noise.gain**2 + (noise.read_noise or 0.0) ** 2
+    pixels = noisy.pixels.astype(np.float64)
+    stabilised = 2 / gain * np.sqrt(np.maximum(gain * pixels + floor, 0))
+    low, span = stabilised.min(), np.ptp(stabilised)
+    denoised = library.bm3d((stabilised - low) / span, 1 / span) * span + low
+    # The closed form of the exact unbiased inverse (Makitalo and Foi 2013).
+    d = np.maximum(denoised, 1e-3)
+    inverse = d**2 / 4 + 1.5**0.5 / (4 * d) - 11 / (8 * d**2) + 5 * 1.5**0.5 / (8 * d**3) - 1 / 8
+    sigma2 = ((noise.read_noise or 0.0) / gain) ** 2
+    return gain * np.maximum(inverse - sigma2, 0)
+
+
+def zs_n2n(noisy: Frame, score: Score) -> np.ndarray:
+    """Zero-Shot Noise2Noise: two layers of 48 channels, pair down-sampling, 2000 steps."""
+    torch.manual_seed(0)
+    scaled, back = _scaled(noisy)
+    frame = torch.from_numpy(scaled[None, None].astype(np.float32))
+    frame = frame[..., : frame.shape[2] // 2 * 2, : frame.shape[3] // 2 * 2]
+    network = nn.Sequential(
+        nn.Conv2d(1, 48, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(48, 48, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(48, 1, 1),
+    ).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, 1000, 0.5)
+
+    def denoised(image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            noise = network(image)
+        return image - noise.float()
+
+    first, second = _pair(frame)
+    for _ in range(2000):
+        a, b = denoised(first), denoised(second)
+        residual = ((a - second).square().mean() + (b - first).square().mean()) / 2
+        whole_a, whole_b = _pair(denoised(frame))
+        consistency = ((a - whole_a).square().mean() + (b - whole_b).square().mean()) / 2
+        optimiser.zero_grad()
+        (residual + consistency).backward()
+        optimiser.step()
+        schedule.step()
+    result = scaled.copy()
+    with torch.no_grad():
+        result[: frame.shape[2], : frame.shape[3]] = denoised(frame)[0, 0].numpy()
+    return back(result)
+
+
+def _pair(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two half-size images: the means of each cell's diagonals."""
+    a, b = image[..., ::2, ::2], image[..., 1::2, 1::2]
+    c, d = image[..., ::2, 1::2], image[..., 1::2, ::2]
+    return (a + b) / 2, (c + d) / 2
+
+
+def _scaled(noisy: Frame) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The frame in units of its standard deviation, and the way back."""
+    mean, std = noisy.mean_and_std()
+    return (noisy.pixels - mean) / std, lambda image: image * std + mean
+
+
+def _sigma(noisy: Frame) -> float:
+    """The noise in units of the frame's standard deviation."""
+    return measure_noise(noisy).std / noisy.mean_and_std()[1]
+
+
+PEERS: dict[str, Callable[[Frame, Score], np.ndarray]] = {
+    "Gaussian, best": gaussian,
+    "total variation, best": total_variation,
+    "wavelets, best": wavelets,
+    "non-local means, best": non_local_means,
+    "BM3D": bm3d,
+    "VST + BM3D": vst_bm3d,
+    "ZS-N2N": zs_n2n,
+}

@@ -1,0 +1,144 @@
+"""Train the starting weights that n2sr_train carries, on simulated frames whose truth is known.
+
+    python -m benchmarks.starting_weights [--preset fast balanced best] [--pattern cell row]
+
+Each network sees sub-sampled noisy frames of `simulation.py` at all noise levels from nearly
+clean to hopeless, and learns their clean frames. The results go to n2sr_train/weights, in float16,
+where a training finds them; a network of pattern `column` starts from the transposed `row`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.simulation import simulated_frame, unit_noise
+from n2sr_deploy import reference
+from n2sr_deploy.sampling import SamplingPattern, draw
+from n2sr_train.config import TrainingConfig
+from n2sr_train.network import build_network
+from n2sr_train.optimisers import build_optimisers
+
+FOLDER = Path(__file__).parents[1] / "n2sr_train" / "weights"
+FRAME = 384  # pixels along a simulated frame
+N_FRAMES, N_HELD_BACK = 3000, 100
+SEED = 7
+NOISE_RANGE = 0.2, 10.0  # standard deviations of the noise over that of the signal
+FLAT_SHARE = 0.04  # of the patches, so that pure noise gives a flat field
+BATCH = 4
+
+torch.set_flush_denormal(True)
+
+
+def frame(index: int) -> np.ndarray:
+    """The clean frame of a number."""
+    rng = np.random.default_rng([SEED, index])
+    return simulated_frame((FRAME, FRAME), rng).astype(np.float16)
+
+
+def patch(rng: np.random.Generator, frames: np.ndarray, pattern: SamplingPattern, size: int) -> Any:
+    """A sub-sampled noisy patch (1, h, w) and its clean patch (1, H, W), both standardised."""
+    clean = frames[rng.integers(len(frames))].astype(np.float32)
+    mean, signal = float(clean.mean()), max(float(clean.std()), 0.02)
+    if rng.random() < FLAT_SHARE:
+        clean = np.full_like(clean, mean)
+    top, left = rng.integers(FRAME - size + 1, size=2)
+    clean = clean[top : top + size, left : left + size]
+    turns = 8 if pattern.stride_y == pattern.stride_x else 4
+    turn = rng.integers(turns)
+    clean = np.ascontiguousarray(
+        (clean.T if turn >= 4 else clean)[reference.ORIENTATIONS[turn % 4]]
+    )
+    variance = (signal * math.exp(rng.uniform(*np.log(NOISE_RANGE)))) ** 2
+    share = rng.uniform()  # of the variance that grows with the intensity
+    along_rows = rng.uniform(0, 0.6) if pattern.shared == "row" else 0.0
+    noise = unit_noise(clean.shape, rng, along_rows)
+    noisy = clean + noise * np.sqrt(variance * (share * clean + 1 - share))
+    std = math.sqrt(signal**2 + variance * (share * mean + 1 - share))
+    standardised = ((noisy - mean) / std).astype(np.float32)
+    seed = int(rng.integers(2**63))
+    return draw(standardised, pattern, 1, seed=seed), ((clean - mean) / std)[None]
+
+
+def batch(rng: np.random.Generator, n: int, *where: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """`n` patches: (n, 1, h, w) and (n, 1, H, W)."""
+    subsampled, clean = zip(*(patch(rng, *where) for _ in range(n)), strict=True)
+    return tuple(torch.from_numpy(np.stack(x).astype(np.float32)) for x in (subsampled, clean))
+
+
+def relative_error(network: torch.nn.Module, batches: list[Any]) -> float:
+    """The mean error that is left, in variances of each clean patch."""
+    errors = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for subsampled, clean in batches:
+            squared = (network(subsampled).float() - clean).square().mean((1, 2, 3))
+            errors += (squared / (clean.var((1, 2, 3)) + 0.02)).tolist()
+    return float(np.mean(errors))
+
+
+def trained(preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: int) -> Any:
+    """The averaged network after `steps` steps; a trapezoid of a schedule."""
+    config = TrainingConfig.named(preset)
+    network = build_network(config.network, pattern.stride, SEED)
+    optimisers = build_optimisers(network, config)
+    averaged = copy.deepcopy(network)
+    size = 192 if pattern.name == "cell" else 128
+    held_back = np.random.default_rng(SEED + 1)
+    check = [batch(held_back, 16, frames[:N_HELD_BACK], pattern, size) for _ in range(8)]
+    rng = np.random.default_rng(SEED)
+    start = time.perf_counter()
+    for step in range(steps):
+        rate = min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+        for optimiser in optimisers:
+            optimiser.set_rate(rate)
+            optimiser.zero_grad()
+        subsampled, clean = batch(rng, BATCH, frames[N_HELD_BACK:], pattern, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(subsampled)
+        # In shares of what there is to explain, or the cleanest patches would rule.
+        weight = 1 / (clean.var((1, 2, 3), keepdim=True) + 0.05)
+        ((output.float() - clean).square() * weight).mean().backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        with torch.no_grad():
+            decay = min(0.998, (1 + step) / (10 + step))
+            for average, weight in zip(averaged.parameters(), network.parameters(), strict=True):
+                average.lerp_(weight, 1 - decay)
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            error = relative_error(averaged, check)
+            elapsed = time.perf_counter() - start
+            print(f"  step {step + 1}: error left {error:.4f}, {elapsed:.0f} s", flush=True)
+    return averaged
+
+
+def main() -> None:
+    """Simulate, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", nargs="+", default=["fast", "balanced", "best"])
+    parser.add_argument("--pattern", nargs="+", default=["cell", "row"])
+    parser.add_argument("--steps", type=int, default=6000)
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor() as pool:
+        frames = np.stack(list(pool.map(frame, range(N_FRAMES), chunksize=20)))
+    FOLDER.mkdir(exist_ok=True)
+    for name in arguments.pattern:
+        for preset in arguments.preset:
+            print(f"{preset}, {name}", flush=True)
+            network = trained(preset, SamplingPattern.named(name), frames, arguments.steps)
+            weights = {key: value.half() for key, value in network.state_dict().items()}
+            path = FOLDER / f"{preset}-{name}.safetensors"
+            save_file(weights, path)
+            print(f"  {path.name}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""The noise of a frame, measured from the frame itself, and the pattern it asks for."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n2sr_deploy.defects import Repaired, repair
+from n2sr_deploy.errors import FrameError
+from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.spectrum import WHITE, Spectrum, variance_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.sampling import AnyArray
+
+_log = logging.getLogger("n2sr")
+SMALLEST = 48  # rows and columns below which a spectrum says too little
+_LARGEST = 1024  # rows and columns that are enough; more would take longer
+_CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What was measured; intensities and deviations in counts of the frame."""
+
+    std: float
+    """Standard deviation of the noise, over the frame."""
+    along_rows: tuple[float, ...]
+    """Correlation of the noise between pixels of a row, at distances 1, 2, 3."""
+    along_columns: tuple[float, ...]
+    """Correlation between pixels of a column."""
+    gain: float | None
+    """Variance = gain * x + read_noise ** 2; None where the intensities vary too little to tell
+    the two apart."""
+    read_noise: float | None
+    """Standard deviation at intensity 0; 0 where it cannot be told from none."""
+    hot_pixels: int
+    """Hot or dead pixels and x-ray spikes."""
+    row_offsets: float
+    """Standard deviation of the offsets of rows; 0: none found."""
+    column_offsets: float
+    """Likewise of columns."""
+    saturated: float
+    """Share of the pixels that pile up at the upper limit; 0: none found."""
+    is_integer: bool
+    """Whether all values are whole numbers."""
+    counts_events: bool
+    """Whether they count single events: whole numbers, their variance equal to their mean."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        values = asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Noise:
+        """From what JSON kept."""
+        lists = {key: tuple(values[key]) for key in ("along_rows", "along_columns")}
+        return cls(**{**values, **lists})
+
+    def describe(self) -> str:
+        """In words."""
+        strength = f"std {self.std:.3g}"
+        if self.gain is not None:
+            strength += f" (gain {self.gain:.3g}, read noise {self.read_noise:.3g})"
+        found = [
+            f"noise of {strength}, correlation of neighbours {self.along_rows[0]:.2f} along rows "
+            f"and {self.along_columns[0]:.2f} along columns",
+            f"{self.hot_pixels} hot pixels" if self.hot_pixels else "",
+            f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
+            f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
+            f"{self.saturated:.2%} of the pixels saturated" if self.saturated else "",
+            "values count single events" if self.counts_events else "",
+        ]
+        return ", ".join(filter(None, found))
+
+
+def measure_noise(
+    frame: Frame, second: Frame | None = None, repaired: Repaired | None = None
+) -> Noise:
+    """Measure the noise of one frame.
+
+    Parameters
+    ----------
+    frame
+        (H, W) in counts, at least 48 x 48; of larger frames the middle 1024 x 1024.
+    second
+        Another exposure of the same area, registered: the noise is then that of their
+        difference, and need not be told from specimen.
+    repaired
+        What `repair` made of `frame`, if it is at hand.
+
+    Returns
+    -------
+    The noise. Deterministic.
+
+    Raises
+    ------
+    FrameError
+        When the frame is constant or too small, or the second has another shape.
+    """
+    height, width = frame.shape
+    if min(height, width) < SMALLEST:
+        raise FrameError(
+            f"frame is {height} x {width} pixels, but its noise can be measured from "
+            f"{SMALLEST} x {SMALLEST} on"
+        )
+    frame.mean_and_std()  # refuses a constant frame
+    repaired = repaired or repair(frame)
+    if second is None:
+        spectrum = Spectrum(_middle(repaired.frame))
+        model = variance_model(spectrum)
+    else:
+        spectrum, intensity = _pair(repaired.frame, second)
+        model = variance_model(spectrum, intensity)
+    is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
+    is_poisson = model is not None and abs(model.gain - 1) < 0.15
+    return Noise(
+        std=spectrum.noise_std,
+        along_rows=spectrum.correlation(1),
+        along_columns=spectrum.correlation(0),
+        gain=model.gain if model else None,
+        read_noise=model.read_noise if model else None,
+        hot_pixels=int(repaired.hot.sum()),
+        row_offsets=float(repaired.row_offsets.std()),
+        column_offsets=float(repaired.column_offsets.std()),
+        saturated=_saturated(frame.pixels),
+        is_integer=is_integer,
+        counts_events=is_integer and is_poisson and bool(frame.pixels.min() >= 0),
+    )
+
+
+def _middle(frame: Frame) -> AnyArray:
+    """The middle of a frame, as much of it as is enough, float64."""
+    rows, columns = (
+        slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in frame.shape
+    )
+    return np.asarray(frame.pixels[rows, columns], np.float64)
+
+
+def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
+    """Of the difference of two exposures, over sqrt(2), and of their mean."""
+    if second.shape != first.shape:
+        raise FrameError(
+            f"the second frame is {second.shape[0]} x {second.shape[1]} pixels, but the first "
+            f"{first.shape[0]} x {first.shape[1]}; give two exposures of one area"
+        )
+    a, b = _middle(first), _middle(repair(second).frame)
+    b += a.mean() - b.mean()
+    spectrum = Spectrum((a - b) / math.sqrt(2))
+    not_noise = spectrum.power[spectrum.signal()].sum() / spectrum.power.sum()
+    if not_noise > _CHANGED:
+        _log.warning(
+            "%.0f %% of the difference of the two frames is not noise: they are not registered, "
+            "or the specimen changed",
+            100 * not_noise,
+        )
+    return spectrum, Spectrum((a + b) / 2)
+
+
+def _saturated(pixels: AnyArray) -> float:
+    """The share of pixels at the maximum, where they pile up; else 0."""
+    top = float(pixels.max())
+    width = (top - float(np.median(pixels))) / 50
+    if pixels.dtype.kind in "iu":
+        width = max(width, 1.0)
+    at_top = int(np.count_nonzero(pixels == pixels.max()))
+    just_below = int(np.count_nonzero(pixels >= top - width)) - at_top
+    piled_up = at_top >= 16 and at_top > 4 * just_below
+    return at_top / pixels.size if piled_up else 0.0
+
+
+def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
+    """The pattern that keeps the noise of kept and held-out pixels apart.
+
+    Returns
+    -------
+    The pattern; how near to a kept pixel, in rows or columns, others are not learned from; and in
+    a sentence what was found and what it led to.
+    """
+    rows, columns = (abs(along[0]) > WHITE for along in (noise.along_rows, noise.along_columns))
+    if rows and columns:
+        return SamplingPattern.named("cell", 4), 1, "correlated along rows and columns"
+    if rows:
+        name, found = "row", "correlated along rows, so whole rows are kept or held out"
+    elif columns:
+        name, found = "column", "correlated along columns, so whole columns are kept or held out"
+    else:
+        name, found = "cell", "white, so every cell keeps a pixel of its own"
+    return SamplingPattern.named(name), 0, f"the noise is {found} (pattern {name})"

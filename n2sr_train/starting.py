@@ -1,0 +1,83 @@
+"""Where a training's weights begin: carried by the package, of another frame, or random.
+
+The package carries weights trained on simulated frames (benchmarks/starting_weights.py), one file
+for each preset and pattern. A network for columns starts from the one for rows, transposed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+
+from n2sr_deploy.errors import ModelError
+from n2sr_train.checkpoint import Checkpoint
+from n2sr_train.network import build_network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from n2sr_train.config import TrainingConfig
+    from n2sr_train.network import PaperUNet, SmallUNet
+
+_FOLDER = Path(__file__).with_name("weights")
+
+
+def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
+    """The network a training begins with.
+
+    Raises
+    ------
+    InputFileError, ModelError
+        When `config.start` names a file that is no checkpoint, or one of another network.
+    """
+    network = build_network(config.network, config.pattern.stride, config.seed)
+    weights: dict[str, Tensor] | None = None
+    if config.start == "packaged":
+        weights = packaged_weights(config)
+        if weights is not None and _shapes(weights) != _shapes(network.state_dict()):
+            weights = None  # the preset with another network
+    elif config.start != "random":
+        weights = _weights_of(Path(config.start), config)
+    if weights is not None:
+        network.load_state_dict(weights)
+    return network
+
+
+def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
+    """The weights the package carries for this preset and pattern, float32; None if there are none.
+
+    They are there for stride 2 and the presets' own networks.
+    """
+    if max(config.pattern.stride) != 2:
+        return None
+    is_column = config.pattern.name == "column"
+    path = _FOLDER / f"{config.preset}-{'row' if is_column else config.pattern.name}.safetensors"
+    if not path.exists():
+        return None
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+    if is_column:
+        weights = {
+            name: tensor.transpose(2, 3).contiguous() if tensor.ndim == 4 else tensor
+            for name, tensor in weights.items()
+        }
+    return weights
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _weights_of(path: Path, config: TrainingConfig) -> dict[str, Tensor]:
+    """Of a checkpoint, if it fits."""
+    checkpoint = Checkpoint.open(path)
+    theirs = checkpoint.config
+    if theirs.network != config.network or theirs.pattern.stride != config.pattern.stride:
+        raise ModelError(
+            f"{path} holds a network of preset {theirs.preset}, pattern {theirs.pattern}, but this "
+            f"training needs one of preset {config.preset}, pattern {config.pattern}; give it "
+            f"--preset {theirs.preset} --pattern {theirs.pattern.name} --stride "
+            f"{max(theirs.pattern.stride)}, or leave out --init"
+        )
+    return checkpoint.weights

@@ -1,0 +1,255 @@
+"""The noise that is measured is the noise that was simulated."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.simulation import simulated_frame, unit_noise
+from n2sr_deploy.cli import main
+from n2sr_deploy.defects import hot_pixels, line_offsets, repair
+from n2sr_deploy.errors import FrameError
+from n2sr_deploy.formats import read_frame, write_frame
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
+from n2sr_deploy.phantom import clean_phantom, noisy_draw
+from tests.conftest import SHARED_DATA
+
+SHAPE = (384, 416)
+
+
+def perfect_lattice(shape=SHAPE, spacing=9.3, angle=0.0):
+    """Columns of one kind without end, from 0.2 to 1: the hardest for whoever looks for noise."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    u, v = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
+    waves = (1 + np.cos(2 * np.pi * u / spacing)) * (1 + np.cos(2 * np.pi * v / spacing)) / 4
+    return 0.2 + 0.8 * waves**2
+
+
+def vacuum_beside_an_edge(shape=SHAPE):
+    clean = np.full(shape, 0.15)
+    clean[:, int(0.37 * shape[1]) :] = 0.9
+    return clean
+
+
+def draw(clean, gain, read_noise, along_rows=0.0, along_columns=0.0, seed=0):
+    noise = unit_noise(clean.shape, np.random.default_rng(seed), along_rows, along_columns)
+    pixels = clean + noise * np.sqrt(gain * clean + read_noise**2)
+    return Frame(pixels=pixels.astype(np.float32))
+
+
+FRAMES = {
+    "lattice": perfect_lattice,
+    "lattice along the scan": lambda: perfect_lattice(spacing=16.0),
+    "turned lattice": lambda: perfect_lattice(spacing=7.1, angle=0.4),
+    "edge": vacuum_beside_an_edge,
+    "simulated": lambda: simulated_frame(SHAPE, np.random.default_rng([5, 12])) * 0.5,
+}
+PATTERNS = {(0, 0): "cell", (0.5, 0): "row", (0, 0.3): "column", (0.6, 0.2): "both"}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("correlations", PATTERNS)
+def test_correlation_gain_and_pattern_are_those_of_the_simulation(name, correlations):
+    found = measure_noise(draw(FRAMES[name](), 0.1, 0.05, *correlations))
+    assert found.along_rows[0] == pytest.approx(correlations[0], abs=0.05)
+    assert found.along_columns[0] == pytest.approx(correlations[1], abs=0.05)
+    assert found.gain == pytest.approx(0.1, rel=0.1)
+    assert found.read_noise == pytest.approx(0.05, abs=0.04)
+    pattern, margin, _ = choose_pattern(found)
+    if PATTERNS[correlations] == "both":
+        assert margin > 0
+    else:
+        assert (pattern.name, margin) == (PATTERNS[correlations], 0)
+
+
+@pytest.mark.parametrize(("gain", "read_noise"), [(0.02, 0.0), (0.02, 0.1), (0.3, 0.0), (1, 0.1)])
+def test_gain_is_found_from_weak_to_strong_noise(gain, read_noise):
+    found = measure_noise(draw(perfect_lattice((512, 512), 20), gain, read_noise))
+    assert found.gain == pytest.approx(gain, rel=0.1)
+    expected = np.sqrt(np.mean(gain * perfect_lattice((512, 512), 20) + read_noise**2))
+    assert found.std == pytest.approx(expected, rel=0.05)
+
+
+def test_a_flat_field_tells_no_gain():
+    found = measure_noise(draw(np.full(SHAPE, 0.5), 0.1, 0.02))
+    assert found.gain is None
+    assert found.std == pytest.approx(np.sqrt(0.05 + 0.0004), rel=0.03)
+
+
+def test_electron_counts_are_known_as_counts():
+    clean = perfect_lattice(spacing=24) * 20
+    counts = np.random.default_rng(0).poisson(clean).astype(np.uint16)
+    assert measure_noise(Frame(pixels=counts)).counts_events
+    assert not measure_noise(Frame(pixels=counts * 3)).counts_events
+    assert not measure_noise(Frame(pixels=counts.astype(np.float32) + 0.5)).counts_events
+
+
+def test_a_pair_tells_the_noise_from_its_difference():
+    clean = perfect_lattice()
+    first, second = (draw(clean, 0.1, 0.05, 0.4, seed=seed) for seed in (1, 2))
+    found = measure_noise(first, second)
+    assert found.along_rows[0] == pytest.approx(0.4, abs=0.03)
+    assert found.along_columns[0] == pytest.approx(0, abs=0.03)
+    assert found.gain == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_pair_that_does_not_match_is_told(caplog):
+    clean = perfect_lattice()
+    first = draw(clean, 0.001, 0.01, seed=1)
+    second = draw(np.roll(clean, 3, axis=1), 0.001, 0.01, seed=2)
+    measure_noise(first, second)
+    assert "not registered" in caplog.text
+    with pytest.raises(FrameError, match="100 x 416"):
+        measure_noise(first, Frame(pixels=second.pixels[:100]))
+
+
+def test_saturation_is_found_and_only_where_there_is_some():
+    noisy = draw(perfect_lattice(), 0.05, 0.02)
+    clipped = Frame(pixels=np.minimum(noisy.pixels, 0.9))
+    share = np.mean(noisy.pixels >= 0.9)
+    assert measure_noise(clipped).saturated == pytest.approx(share)
+    assert measure_noise(noisy).saturated == 0
+
+
+def test_small_or_constant_frames_are_refused_in_a_sentence():
+    with pytest.raises(FrameError, match="48 x 48 on"):
+        measure_noise(Frame(pixels=np.eye(40)))
+    with pytest.raises(FrameError, match="constant"):
+        measure_noise(Frame(pixels=np.ones((64, 64))))
+
+
+def test_noise_survives_json():
+    found = measure_noise(draw(perfect_lattice(), 0.1, 0.05))
+    assert Noise.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+@pytest.mark.parametrize("dose", [0.3, 3, 30])
+def test_counts_of_any_dose_have_no_hot_pixels(dose):
+    clean = simulated_frame(SHAPE, np.random.default_rng(5))
+    counts = np.random.default_rng(0).poisson(dose * clean)
+    assert hot_pixels(counts).sum() <= 2
+
+
+def test_sharp_columns_are_not_hot_pixels():
+    """Columns as narrow as sampling allows, nearly without noise."""
+    y, x = np.mgrid[:200, :200]
+    columns = np.exp(-(((y + 10) % 20 - 10) ** 2 + ((x + 10) % 20 - 10) ** 2) / (2 * 0.85**2))
+    noise = np.random.default_rng(0).normal(size=columns.shape) * 0.01
+    assert not hot_pixels(columns + noise).any()
+    alone = np.where((y < 30) & (x < 30), columns, 0)  # two or three columns in all
+    assert not hot_pixels(alone + noise).any()
+
+
+def test_hot_dead_and_x_ray_pixels_are_found_and_replaced():
+    clean = perfect_lattice() * 100
+    noisy = np.random.default_rng(0).poisson(clean).astype(np.float32)
+    spoiled, rng = noisy.copy(), np.random.default_rng(1)
+    places = rng.choice(noisy.size, 90, replace=False)
+    spoiled.ravel()[places[:60]] += rng.uniform(300, 30000, 60)  # x-rays and hot pixels
+    ray = places[0]
+    spoiled.ravel()[ray : ray + 2] = 5000  # one over two pixels
+    bright = np.flatnonzero(clean > 60)[rng.integers(0, (clean > 60).sum(), 20)]
+    spoiled.ravel()[bright] = 0  # dead
+    repaired = repair(Frame(pixels=spoiled))
+    changed = np.zeros(noisy.size, bool)
+    changed[[*places[:60], ray + 1, *bright]] = True
+    missed = changed & ~repaired.hot.ravel()
+    assert missed.sum() <= 2
+    assert (repaired.hot.ravel() & ~changed).sum() <= 2
+    untouched = ~repaired.hot
+    assert np.array_equal(repaired.frame.pixels[untouched], spoiled[untouched])
+    replaced = repaired.hot.ravel() & changed
+    error = repaired.frame.pixels.ravel()[replaced] - clean.ravel()[replaced]
+    assert np.abs(error).mean() < 30
+    assert "hot pixels replaced" in repaired.frame.history[-1]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("along_rows", [0, 0.5])
+def test_offsets_of_lines_are_removed_and_the_specimen_stays(axis, along_rows):
+    noisy = draw(perfect_lattice(spacing=16), 0.05, 0.02, along_rows).pixels
+    offsets = np.random.default_rng(4).normal(size=SHAPE[axis]) * 0.1
+    added = offsets[:, None] if axis == 0 else offsets[None, :]
+    found = line_offsets(noisy + added, axis)
+    assert np.std(found - offsets) < 0.4 * np.std(offsets)
+    assert not line_offsets(noisy + added, 1 - axis).any()
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_where_there_are_no_offsets_none_are_found(name):
+    for along_rows in (0.0, 0.5):
+        noisy = draw(FRAMES[name](), 0.05, 0.02, along_rows).pixels
+        assert not line_offsets(noisy, 0).any()
+        assert not line_offsets(noisy, 1).any()
+
+
+def test_a_frame_without_noise_is_left_alone():
+    frame = Frame(pixels=clean_phantom((256, 256)))
+    assert repair(frame).frame is frame
+
+
+def test_info_tells_the_noise_and_the_pattern(tmp_path):
+    noisy = draw(perfect_lattice(), 0.1, 0.05, 0.5)
+    write_frame(tmp_path / "noisy.tif", noisy)
+    result = CliRunner().invoke(main, ["info", str(tmp_path / "noisy.tif")])
+    assert result.exit_code == 0
+    assert "along rows" in result.output
+    assert "pattern row" in result.output
+
+
+def test_training_says_what_it_found_and_pattern_overrules_it(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from n2sr_train import config
+    from tests.conftest import tiny_config
+
+    monkeypatch.setattr(config, "PRESETS", {"balanced": replace(tiny_config(), steps=2)})
+    noisy = draw(perfect_lattice((128, 128), 12), 0.02, 0.02, 0.5)
+    noisy.pixels.setflags(write=True)
+    noisy.pixels[40, 50] = 100
+    write_frame(tmp_path / "noisy.tif", noisy)
+    run = ["train", str(tmp_path / "noisy.tif"), "-o"]
+    result = CliRunner().invoke(main, [*run, str(tmp_path / "a.safetensors")])
+    assert result.exit_code == 0, result.output
+    assert "pattern row" in result.output
+    assert "1 hot pixels" in result.output
+    result = CliRunner().invoke(main, [*run, str(tmp_path / "b.safetensors"), "--pattern", "cell"])
+    assert "as you said: pattern cell" in result.output
+    from n2sr_train import Checkpoint, export_model
+
+    learned = Checkpoint.open(tmp_path / "b.safetensors")
+    assert learned.noise is not None
+    assert learned.noise.hot_pixels == 1
+    assert export_model(learned).metadata.noise == json.loads(json.dumps(learned.noise.to_dict()))
+
+
+def test_hot_pixels_do_not_spread_in_what_is_denoised(tmp_path, model_path, noisy):
+    spoiled = noisy.pixels.copy()
+    spoiled[30, 40] = 50 * spoiled.max()
+    write_frame(tmp_path / "clean.npy", noisy)
+    write_frame(tmp_path / "spoiled.npy", Frame(pixels=spoiled))
+    for name in ("clean", "spoiled"):
+        arguments = ["denoise", str(tmp_path / f"{name}.npy"), "-m", str(model_path), "-o"]
+        result = CliRunner().invoke(main, [*arguments, str(tmp_path / f"{name}-out.npy")])
+        assert result.exit_code == 0, result.output
+    assert "mended: 1 hot pixels" in result.output
+    a, b = (read_frame(tmp_path / f"{name}-out.npy").pixels for name in ("clean", "spoiled"))
+    assert np.abs(a - b).max() < np.std(noisy.pixels)
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "real").exists(), reason="needs the shared frames")
+def test_single_frame_and_pair_agree_on_a_real_detector():
+    first, second = (read_frame(SHARED_DATA / "real" / "nist_haadf_pair.mrc", i) for i in (0, 1))
+    alone, pair = measure_noise(first), measure_noise(first, second)
+    assert alone.along_rows[0] == pytest.approx(pair.along_rows[0], abs=0.05)
+    assert alone.gain == pytest.approx(pair.gain, rel=0.1)
+    assert choose_pattern(alone)[0].name == choose_pattern(pair)[0].name == "row"
+
+
+def test_phantom_noise_is_white():
+    noisy = noisy_draw(clean_phantom((256, 256), spacing=12), gain=0.05, read_noise=0.02)
+    assert choose_pattern(measure_noise(Frame(pixels=noisy)))[0].name == "cell"
