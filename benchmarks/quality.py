@@ -21,13 +21,13 @@ import numpy as np
 from benchmarks.cases import Case, Simulated, cases
 from benchmarks.peers import PEERS
 from benchmarks.results import FOLDER, keep
-from n2sr_deploy import Denoiser
+from n2sr_deploy import Denoiser, Frame
 from n2sr_deploy.defects import repair
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.noise import choose_pattern, measure_noise
+from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.progress import shown_training
 from n2sr_deploy.sampling import SamplingPattern
-from n2sr_train import TrainingConfig, export_model, train
+from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 
 PRESETS = ("fast", "balanced", "best")
 PAPERS_SAMPLER = ", paper's sampler"
@@ -41,6 +41,7 @@ OURS = (
 IMAGES = FOLDER / "images"  # not committed: some frames' licences do not allow it
 
 Row = dict[str, Any]
+_LEARNED: dict[tuple[str, str], Checkpoint] = {}
 
 
 def noisy_row(case: Case) -> tuple[Row, np.ndarray]:
@@ -57,6 +58,16 @@ def peer_row(case: Case, method: str) -> tuple[Row, np.ndarray]:
     return {"method": method, "seed": 0, "seconds": seconds, **case.scores(image)}, image
 
 
+def learned(case: Case, frame: Frame, config: TrainingConfig, noise: Noise) -> Checkpoint:
+    """Trained now, or before by the same recipe: presets may differ in how they denoise only."""
+    recipe = replace(config, preset="", n_samples=1, n_orientations=4)
+    key = case.name, json.dumps(recipe.to_dict())
+    if key not in _LEARNED or config.seconds is not None:
+        with shown_training() as progress:
+            _LEARNED[key] = train(frame, config, progress, noise)
+    return replace(_LEARNED[key], config=config)
+
+
 def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     """Learned from the noisy frame, exported, denoised."""
     preset = method.split(",")[0]
@@ -71,8 +82,7 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
         config = replace(config, start="random")
     if method.endswith(PAPERS_SAMPLER):
         config = replace(config, pattern=SamplingPattern.named("cell"), margin=0, start="random")
-    with shown_training() as progress:
-        checkpoint = train(frame, config, progress, noise)
+    checkpoint = learned(case, frame, config, noise)
     with Denoiser(export_model(checkpoint)) as denoiser:
         start = time.perf_counter()
         if method.endswith(PAPERS_SAMPLER):  # independent draws, none of them turned

@@ -1,6 +1,6 @@
 """Train the starting weights that n2sr_train carries, on simulated frames whose truth is known.
 
-    python -m benchmarks.starting_weights [--preset fast balanced best] [--pattern cell row]
+    python -m benchmarks.starting_weights [--preset fast balanced] [--pattern cell row]
 
 Each network sees sub-sampled noisy frames of `simulation.py` at all noise levels from nearly
 clean to hopeless, and learns their clean frames. The results go to n2sr_train/weights, in float16,
@@ -14,7 +14,6 @@ import copy
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ from n2sr_deploy.sampling import SamplingPattern, draw
 from n2sr_train.config import TrainingConfig
 from n2sr_train.network import build_network
 from n2sr_train.optimisers import build_optimisers
+from n2sr_train.starting import packaged_path
 
-FOLDER = Path(__file__).parents[1] / "n2sr_train" / "weights"
 FRAME = 384  # pixels along a simulated frame
 N_FRAMES, N_HELD_BACK = 3000, 100
 SEED = 7
@@ -88,7 +87,8 @@ def relative_error(network: torch.nn.Module, batches: list[Any]) -> float:
 def trained(preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: int) -> Any:
     """The averaged network after `steps` steps; a trapezoid of a schedule."""
     config = TrainingConfig.named(preset)
-    network = build_network(config.network, pattern.stride, SEED)
+    network: torch.nn.Module = build_network(config.network, pattern.stride, SEED)
+    network = network.to(memory_format=torch.channels_last)
     optimisers = build_optimisers(network, config)
     averaged = copy.deepcopy(network)
     size = 192 if pattern.name == "cell" else 128
@@ -123,20 +123,20 @@ def trained(preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: in
 def main() -> None:
     """Simulate, train, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", nargs="+", default=["fast", "balanced", "best"])
+    parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
     parser.add_argument("--pattern", nargs="+", default=["cell", "row"])
     parser.add_argument("--steps", type=int, default=6000)
     arguments = parser.parse_args()
     with ProcessPoolExecutor() as pool:
         frames = np.stack(list(pool.map(frame, range(N_FRAMES), chunksize=20)))
-    FOLDER.mkdir(exist_ok=True)
     for name in arguments.pattern:
         for preset in arguments.preset:
             print(f"{preset}, {name}", flush=True)
             network = trained(preset, SamplingPattern.named(name), frames, arguments.steps)
             weights = {key: value.half() for key, value in network.state_dict().items()}
-            path = FOLDER / f"{preset}-{name}.safetensors"
+            path = packaged_path(TrainingConfig.named(preset).network, name)
             save_file(weights, path)
+            path.chmod(0o644)
             print(f"  {path.name}: {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 

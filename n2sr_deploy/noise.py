@@ -180,18 +180,31 @@ def _saturated(pixels: AnyArray) -> float:
 def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
     """The pattern that keeps the noise of kept and held-out pixels apart.
 
+    Which pattern learns best from which noise was measured: docs/decisions/0005-noise.md.
+
     Returns
     -------
     The pattern; how near to a kept pixel, in rows or columns, others are not learned from; and in
     a sentence what was found and what it led to.
     """
-    rows, columns = (abs(along[0]) > WHITE for along in (noise.along_rows, noise.along_columns))
-    if rows and columns:
-        return SamplingPattern.named("cell", 4), 1, "correlated along rows and columns"
-    if rows:
-        name, found = "row", "correlated along rows, so whole rows are kept or held out"
-    elif columns:
-        name, found = "column", "correlated along columns, so whole columns are kept or held out"
-    else:
-        name, found = "cell", "white, so every cell keeps a pixel of its own"
-    return SamplingPattern.named(name), 0, f"the noise is {found} (pattern {name})"
+    along_rows, along_columns = abs(noise.along_rows[0]), abs(noise.along_columns[0])
+    if max(along_rows, along_columns) <= WHITE:
+        return (
+            SamplingPattern.named("cell"),
+            0,
+            "the noise is white, so every cell keeps a pixel of its own (pattern cell)",
+        )
+    name = "row" if along_rows >= along_columns else "column"
+    if min(along_rows, along_columns) <= WHITE:
+        return (
+            SamplingPattern.named(name),
+            0,
+            f"the noise is correlated along {name}s, so whole {name}s are kept or held out "
+            f"(pattern {name})",
+        )
+    return (
+        SamplingPattern.named(name, 4),
+        1,
+        f"the noise is correlated along rows and columns, so one {name} of four is kept and those "
+        f"beside it are not learned from (pattern {name}, stride 4)",
+    )

@@ -155,56 +155,89 @@ def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> Var
     -------
     The model, or None where the intensity varies too little to tell the two parts apart.
     """
-    passed, amplitude = spectrum.noise_only()
-    if intensity is None:
-        intensity, share_of_noise = spectrum, 1.0
-    else:
-        share_of_noise = 0.5
-    if passed.mean() < 0.02:
+    noise = _FilteredNoise(spectrum)
+    if noise.share_passed < 0.02:
         return None
-    window = spectrum.window
-    squared = np.square(np.fft.ifft2(spectrum.transform * passed).real)
-    kernel = np.fft.rfft2(np.square(np.fft.ifft2(passed * amplitude).real))
-
-    def reaching(variance: AnyArray) -> AnyArray:
-        """Of the frame's own variance, what reaches `squared`."""
-        return np.asarray(np.fft.irfft2(np.fft.rfft2(variance) * kernel, s=window.shape))
-
-    rng = np.random.default_rng(_SPLIT_SEED)
-    colour = np.sqrt(spectrum.floor / spectrum.floor.mean())
-
-    def simulated(variance: AnyArray) -> AnyArray:
-        """Windowed noise."""
-        white = np.fft.fft2(rng.normal(size=window.shape))
-        return np.asarray(np.fft.ifft2(white * colour).real * np.sqrt(variance) * window)
-
-    constant_term = reaching(window**2)
-    variance = float(spectrum.floor.mean())
-    weight = np.where(window > 0.1, 1 / (variance * np.maximum(constant_term, 1e-12)) ** 2, 0.0)
-    low = np.fft.ifft2(intensity.transform * intensity.signal()).real / np.maximum(window, 0.05)
-    model = np.array([0.0, variance])
-    normal = np.zeros((2, 2))
+    regression = _Regression(noise, intensity or spectrum, 1.0 if intensity is None else 0.5)
+    model, error = np.array([0.0, float(spectrum.floor.mean())]), math.inf
     for n_splits in _SPLITS:
-        normal, right = np.zeros((2, 2)), np.zeros(2)
-        noise = share_of_noise * np.maximum(model[0] * (low + intensity.mean) + model[1], 0)
-        for _ in range(n_splits):
-            added = simulated(noise)
-            halves = [np.fft.fft2(intensity.windowed + sign * added) for sign in (1, -1)]
-            for chosen_on, measured_on in (halves, halves[::-1]):
-                ratio = intensity.density(chosen_on) / (2 * share_of_noise * spectrum.floor)
-                chosen = _signal(ratio)
-                filtered = np.fft.ifft2(chosen * measured_on).real + intensity.mean * window
-                left = np.fft.ifft2(chosen * np.fft.fft2(simulated(2 * noise))).real
-                terms = reaching(window * filtered), constant_term
-                normal += [[(weight * a * b).sum() for b in terms] for a in terms]
-                normal[0, 0] -= (weight * np.square(reaching(window * left))).sum()
-                right += [(weight * a * squared).sum() for a in terms]
-        normal /= 2 * n_splits
-        if not np.linalg.det(normal) > 0:
+        fit = regression.fitted(model, n_splits)
+        if fit is None:
             return None
-        model = np.linalg.solve(normal, right / (2 * n_splits))
-    independent = passed.mean()  # samples for each pixel of the filtered noise
-    error = math.sqrt(max(2 * np.linalg.inv(normal)[0, 0] / independent, 0.0))
+        model, error = fit
     if not model[0] > _SURE * error:
         return None
     return VarianceModel(float(model[0]), math.sqrt(max(model[1], 0.0)))
+
+
+class _FilteredNoise:
+    """The noise at frequencies without signal, squared, and what variance reaches it from where."""
+
+    def __init__(self, spectrum: Spectrum) -> None:
+        self.spectrum = spectrum
+        passed, amplitude = spectrum.noise_only()
+        self.share_passed = float(passed.mean())
+        self.squared = np.square(np.fft.ifft2(spectrum.transform * passed).real)
+        self._kernel = np.fft.rfft2(np.square(np.fft.ifft2(passed * amplitude).real))
+        self._colour = np.sqrt(spectrum.floor / spectrum.floor.mean())
+        self._rng = np.random.default_rng(_SPLIT_SEED)
+
+    def reaching(self, variance: AnyArray) -> AnyArray:
+        """Of a variance (H, W) of the windowed frame, what reaches `squared`."""
+        spread = np.fft.rfft2(variance) * self._kernel
+        return np.asarray(np.fft.irfft2(spread, s=self.spectrum.shape))
+
+    def simulated(self, variance: AnyArray) -> AnyArray:
+        """Windowed noise of this variance (H, W), correlated like the frame's."""
+        white = np.fft.fft2(self._rng.normal(size=self.spectrum.shape))
+        unit = np.fft.ifft2(white * self._colour).real
+        return np.asarray(unit * np.sqrt(variance) * self.spectrum.window)
+
+
+class _Regression:
+    """Of filtered noise power on intensity and a constant.
+
+    The weights must not depend on the intensity, whose noise they would then favour.
+    """
+
+    def __init__(self, noise: _FilteredNoise, intensity: Spectrum, share_of_noise: float) -> None:
+        self.noise = noise
+        self.intensity = intensity
+        self.share_of_noise = share_of_noise  # of a frame's variance, in `intensity`
+        window, variance = intensity.window, noise.spectrum.floor.mean()
+        self.constant = noise.reaching(window**2)
+        expected = variance * np.maximum(self.constant, 1e-12)
+        self.weight = np.where(window > 0.1, 1 / expected**2, 0.0)
+        signal = np.fft.ifft2(intensity.transform * intensity.signal()).real
+        self.rough = signal / np.maximum(window, 0.05) + intensity.mean
+
+    def fitted(self, model: AnyArray, n_splits: int) -> tuple[AnyArray, float] | None:
+        """(gain, constant) and the gain's standard error, with noise as `model` has it."""
+        variance = self.share_of_noise * np.maximum(model[0] * self.rough + model[1], 0)
+        normal, right = np.zeros((2, 2)), np.zeros(2)
+        for _ in range(n_splits):
+            added = self.noise.simulated(variance)
+            halves = [np.fft.fft2(self.intensity.windowed + sign * added) for sign in (1, -1)]
+            for chosen_on, measured_on in (halves, halves[::-1]):
+                terms, left = self._terms(chosen_on, measured_on, variance)
+                normal += [[(self.weight * a * b).sum() for b in terms] for a in terms]
+                normal[0, 0] -= (self.weight * np.square(left)).sum()
+                right += [(self.weight * a * self.noise.squared).sum() for a in terms]
+        normal, right = normal / (2 * n_splits), right / (2 * n_splits)
+        if not np.linalg.det(normal) > 0:
+            return None
+        independent = self.noise.share_passed  # samples for each pixel of the filtered noise
+        error = math.sqrt(max(2 * np.linalg.inv(normal)[0, 0] / independent, 0.0))
+        return np.linalg.solve(normal, right), error
+
+    def _terms(
+        self, chosen_on: AnyArray, measured_on: AnyArray, variance: AnyArray
+    ) -> tuple[tuple[AnyArray, AnyArray], AnyArray]:
+        """The two regressors, and noise as it is left in the first."""
+        window, intensity = self.intensity.window, self.intensity
+        floor = 2 * self.share_of_noise * self.noise.spectrum.floor  # a half has twice the noise
+        chosen = _signal(intensity.density(chosen_on) / floor)
+        filtered = np.fft.ifft2(chosen * measured_on).real + intensity.mean * window
+        left = np.fft.ifft2(chosen * np.fft.fft2(self.noise.simulated(2 * variance))).real
+        terms = self.noise.reaching(window * filtered), self.constant
+        return terms, self.noise.reaching(window * left)

@@ -210,10 +210,8 @@ PRESETS: Mapping[str, TrainingConfig] = {
     "balanced": TrainingConfig(),
     "best": TrainingConfig(
         preset="best",
-        network=NetworkConfig(channels=(48, 48, 64, 64, 32)),
         n_samples=32,
         n_orientations=8,
-        steps=6000,
     ),
     # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
     # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and

@@ -1,7 +1,7 @@
 """Where a training's weights begin: carried by the package, of another frame, or random.
 
 The package carries weights trained on simulated frames (benchmarks/starting_weights.py), one file
-for each preset and pattern. A network for columns starts from the one for rows, transposed.
+for each network and pattern. A network for columns starts from the one for rows, transposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from n2sr_train.network import build_network
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from n2sr_train.config import TrainingConfig
+    from n2sr_train.config import NetworkConfig, TrainingConfig
     from n2sr_train.network import PaperUNet, SmallUNet
 
 _FOLDER = Path(__file__).with_name("weights")
@@ -36,8 +36,6 @@ def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
     weights: dict[str, Tensor] | None = None
     if config.start == "packaged":
         weights = packaged_weights(config)
-        if weights is not None and _shapes(weights) != _shapes(network.state_dict()):
-            weights = None  # the preset with another network
     elif config.start != "random":
         weights = _weights_of(Path(config.start), config)
     if weights is not None:
@@ -45,15 +43,18 @@ def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
     return network
 
 
-def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
-    """The weights the package carries for this preset and pattern, float32; None if there are none.
+def packaged_path(network: NetworkConfig, pattern: str) -> Path:
+    """Where the package would carry the weights of a network for `cell` or `row`, stride 2."""
+    channels = "-".join(map(str, network.channels))
+    return _FOLDER / f"{network.architecture}-{channels}-{pattern}.safetensors"
 
-    They are there for stride 2 and the presets' own networks.
-    """
+
+def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
+    """The weights the package carries for this network and pattern, float32; None if none."""
     if max(config.pattern.stride) != 2:
         return None
     is_column = config.pattern.name == "column"
-    path = _FOLDER / f"{config.preset}-{'row' if is_column else config.pattern.name}.safetensors"
+    path = packaged_path(config.network, "row" if is_column else config.pattern.name)
     if not path.exists():
         return None
     weights = {name: tensor.float() for name, tensor in load_file(path).items()}
@@ -63,10 +64,6 @@ def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
             for name, tensor in weights.items()
         }
     return weights
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _weights_of(path: Path, config: TrainingConfig) -> dict[str, Tensor]:

@@ -1,0 +1,216 @@
+"""Nothing invented, nothing lost, stopping in time: tables on frames of known truth.
+
+    python -m benchmarks.trust [--only invention defects stopping start]
+
+All with preset fast, each frame learned from alone.
+
+* invention: pure noise in, white and correlated along rows; what is left of it in the result.
+* defects: lattices with one atom column missing and one displaced; is it still missing, is it
+  still displaced, by how much?
+* stopping: ten simulated frames; PSNR of the weights that were kept against the best of the run.
+* start: frames unlike any the starting weights were trained on; full budget from them and from
+  random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.cases import fitted, gaussian
+from benchmarks.results import keep
+from benchmarks.simulation import simulated_frame, unit_noise
+from n2sr_deploy import Denoiser, Frame
+from n2sr_deploy.learning import LearnOptions, TrainingStatus
+from n2sr_deploy.noise import measure_noise
+from n2sr_train import Checkpoint, TrainingConfig, export_model, train
+from n2sr_train.training import _Training
+
+SHAPE = (512, 512)
+Rows = list[dict[str, Any]]
+
+
+def learned(frame: Frame, **changes: Any) -> Checkpoint:
+    """With automatic settings."""
+    noise = measure_noise(frame)
+    config = TrainingConfig.from_options(LearnOptions(preset="fast"), noise)
+    return train(frame, replace(config, **changes), None, noise)
+
+
+def denoised(checkpoint: Checkpoint, frame: Frame) -> np.ndarray:
+    """As `n2sr denoise` does."""
+    with Denoiser(export_model(checkpoint)) as denoiser:
+        return denoiser.denoise(frame).mean.astype(np.float64)
+
+
+def psnr(image: np.ndarray, clean: np.ndarray) -> float:
+    """In dB of the truth's range."""
+    return float(10 * np.log10(np.ptp(clean) ** 2 / np.mean((image - clean) ** 2)))
+
+
+def invention() -> Rows:
+    """What is left of noise of unit variance, and its strongest single wave."""
+    rows = []
+    for name, along_rows in (("white noise", 0.0), ("noise correlated 0.5 along rows", 0.5)):
+        noise = unit_noise(SHAPE, np.random.default_rng(0), along_rows)
+        frame = Frame(pixels=(10 + noise).astype(np.float32))
+        image = denoised(learned(frame), frame) - 10
+        waves = np.abs(np.fft.fft2(image - image.mean())) * 2 / image.size
+        rows.append(
+            {
+                "frame": name,
+                "std_left": float(image.std()),
+                "strongest_wave": float(waves.max()),
+                "mean_error": float(image.mean() - noise.mean()),
+            }
+        )
+    return rows
+
+
+def lattice_with_defects(spacing: float, shift: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A perfect lattice but for one column missing and one moved by `shift` pixels."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(np.float64)
+    clean = np.full(SHAPE, 0.25)
+    n = int(SHAPE[0] / spacing)
+    places = {"missing": (n // 3, n // 3), "moved": (2 * n // 3, n // 2), "sound": (n // 2, n // 4)}
+    at = {}
+    for i, j in np.ndindex(n, n):
+        row, column = (i + 0.5) * spacing, (j + 0.5) * spacing
+        names = [name for name, place in places.items() if place == (i, j)]
+        if "moved" in names:
+            column += shift
+        if names:
+            at[names[0]] = np.array([row, column])
+        if "missing" in names:
+            continue
+        window = (
+            slice(max(int(row) - 30, 0), int(row) + 31),
+            slice(max(int(column) - 30, 0), int(column) + 31),
+        )
+        distance = (y[window] - row) ** 2 + (x[window] - column) ** 2
+        clean[window] += 0.4 * np.exp(-distance / (2 * (0.2 * spacing) ** 2))
+    return clean, at
+
+
+def defects() -> Rows:
+    """Height left at a missing column, and where the moved one is found."""
+    rows = []
+    for spacing, shift in ((16.0, 4.0), (28.0, 6.0)):
+        clean, at = lattice_with_defects(spacing, shift)
+        frame = gaussian("defects", clean, 0.05, 0.02).noisy
+        image = denoised(learned(frame), frame)
+        radius = int(spacing / 5)
+
+        def height(image: np.ndarray, place: np.ndarray) -> float:
+            row, column = np.round(place).astype(int)
+            return float(image[row - 1 : row + 2, column - 1 : column + 2].mean())
+
+        sound = height(clean, at["sound"]) - height(clean, at["missing"])
+        found = fitted(image, at["moved"][None], radius)[0]
+        rows.append(
+            {
+                "spacing_px": spacing,
+                "noisy_psnr_db": psnr(frame.pixels, clean),
+                "psnr_db": psnr(image, clean),
+                "height_left_of_missing": (
+                    height(image, at["missing"]) - height(clean, at["missing"])
+                )
+                / sound,
+                "height_of_sound": (height(image, at["sound"]) - height(clean, at["missing"]))
+                / sound,
+                "moved_by_px": shift,
+                "moved_column_error_px": float(np.hypot(*(found - at["moved"]))),
+            }
+        )
+    return rows
+
+
+def watched(frame: Frame, clean: np.ndarray, **changes: Any) -> tuple[dict[int, float], Checkpoint]:
+    """A training, and the PSNR of its averaged weights every 100 steps."""
+    noise = measure_noise(frame)
+    config = TrainingConfig.from_options(LearnOptions(preset="fast"), noise)
+    blank = train(frame, replace(config, steps=1), None, noise)
+    run = _Training(frame, replace(config, **changes), noise)
+    seen: dict[int, float] = {}
+
+    def watch(status: TrainingStatus) -> None:
+        if status.step % 100 == 0:
+            weights = {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in run.averaged.module.state_dict().items()
+            }
+            seen[status.step] = psnr(denoised(replace(blank, weights=weights), frame), clean)
+
+    return seen, run.run(watch)
+
+
+def stopping() -> Rows:
+    """PSNR over the run of ten frames, and of what was kept."""
+    rows = []
+    for index in range(10):
+        rng = np.random.default_rng([4321, index])
+        clean = 0.4 * simulated_frame((448, 448), rng)
+        gain = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
+        frame = gaussian(f"simulated {index}", clean, gain, 0.02).noisy
+        seen, kept = watched(frame, clean)
+        final = psnr(denoised(kept, frame), clean)
+        rows.append(
+            {
+                "frame": index,
+                "gain": gain,
+                "best_db": max(seen.values()),
+                "best_step": max(seen, key=lambda step: seen[step]),
+                "kept_db": final,
+                "kept_step": kept.summary["kept_step"],
+                "last_db": seen[max(seen)],
+                "below_best_db": max(seen.values()) - final,
+            }
+        )
+    return rows
+
+
+def start() -> Rows:
+    """A holographic fringe pattern, an amorphous film, a camera frame with no specimen."""
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(np.float64)
+    bend = 6 * np.exp(-((y - 256) ** 2 + (x - 256) ** 2) / (2 * 90**2))
+    fringes = 0.5 + 0.3 * np.cos(2 * np.pi * (0.08 * x + 0.05 * y) + bend)
+    rng = np.random.default_rng(8)
+    frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n) for n in SHAPE), indexing="ij"))
+    film = np.fft.ifft2(
+        np.fft.fft2(rng.normal(size=SHAPE)) * np.exp(-((frequency / 0.06) ** 2))
+    ).real
+    film = 0.5 + 0.08 * film / film.std()
+    empty = 0.5 + 0.03 * np.cos(2 * np.pi * (y / 900 + x / 1100))  # uneven illumination
+    rows = []
+    for name, clean in (("fringes", fringes), ("amorphous film", film), ("no specimen", empty)):
+        frame = gaussian(name, clean, 0.05, 0.02).noisy
+        row: dict[str, Any] = {"frame": name, "noisy_rmse": float((frame.pixels - clean).std())}
+        for begin in ("packaged", "random"):
+            image = denoised(learned(frame, start=begin), frame)
+            row[f"{begin}_rmse"] = float(np.sqrt(np.mean((image - clean) ** 2)))
+        rows.append(row)
+    return rows
+
+
+TABLES = {"invention": invention, "defects": defects, "stopping": stopping, "start": start}
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    for name in parser.parse_args().only:
+        print(name)
+        rows = TABLES[name]()
+        for row in rows:
+            words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            print("  " + ", ".join(words), flush=True)
+        keep(f"trust-{name}", rows)
+
+
+if __name__ == "__main__":
+    main()

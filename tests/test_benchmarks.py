@@ -1,0 +1,98 @@
+"""The measures that quality is told in measure what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
+from benchmarks.report import table
+from benchmarks.simulation import KINDS, simulated_frame, unit_noise
+from n2sr_deploy import Frame
+
+
+def columns_on_a_grid(spacing=20, offset=0.0):
+    y, x = np.mgrid[:200, :220]
+    u, v = ((a - offset + spacing / 2) % spacing - spacing / 2 for a in (y, x))
+    return np.exp(-(u**2 + v**2) / (2 * 3.5**2))
+
+
+def test_atom_columns_are_found_to_a_fraction_of_a_pixel():
+    places, radius = atom_columns(columns_on_a_grid(offset=10.3))
+    assert len(places) > 60
+    distance = (places - 10.3 + 10) % 20 - 10
+    assert np.abs(distance).max() < 0.05
+    moved = fitted(columns_on_a_grid(offset=11.0), places, radius)
+    assert np.hypot(*(moved - places).T) == pytest.approx(0.7 * np.sqrt(2), abs=0.07)
+
+
+def test_a_column_that_is_not_there_is_as_wrong_as_can_be():
+    places, radius = atom_columns(columns_on_a_grid(offset=10))
+    found = fitted(np.zeros((200, 220)), places, radius)
+    assert np.all(np.hypot(*(found - places).T) >= radius)
+
+
+def test_resolution_rises_when_there_is_less_noise():
+    clean = simulated_frame((256, 256), np.random.default_rng(3), "hrtem").astype(np.float64)
+    noisy = clean + np.random.default_rng(0).normal(size=clean.shape) * clean.std()
+    less_noisy = (noisy + 3 * clean) / 4
+    assert frc_half(clean, less_noisy) > frc_half(clean, noisy) > 0
+
+
+def test_the_excess_error_of_a_pair_is_the_true_squared_error():
+    rng = np.random.default_rng(0)
+    clean = simulated_frame((256, 256), rng).astype(np.float64)
+    first, second = (clean + rng.normal(size=clean.shape) for _ in range(2))
+    frame = Frame(pixels=first)
+    mean, std = frame.mean_and_std()
+    pair = Pair("pair", frame, ((second - mean) / std,))
+    image = clean + 0.3 * rng.normal(size=clean.shape)
+    true = np.mean((image - clean) ** 2) / std**2
+    assert pair.scores(image)["excess_error"] == pytest.approx(true, abs=0.02)
+
+
+def test_psnr_and_ssim_of_known_errors():
+    clean = columns_on_a_grid(offset=10)
+    case = Simulated("columns", clean, Frame(pixels=clean))
+    scores = case.scores(clean + 0.01)
+    assert scores["psnr_db"] == pytest.approx(40, abs=0.1)
+    assert scores["columns_px"] < 0.01
+    assert 0.9 < scores["ssim"] <= 1
+
+
+def test_noise_draws_are_fixed_and_have_their_strength():
+    clean = np.full((256, 256), 0.5)
+    first, again = (gaussian("flat", clean, 0.05, 0.02).noisy.pixels for _ in range(2))
+    assert np.array_equal(first, again)
+    assert first.std() == pytest.approx(np.sqrt(0.05 * 0.5 + 0.02**2), rel=0.02)
+    counts = poisson("flat", clean, 2.0).noisy.pixels
+    assert counts.mean() == pytest.approx(2, rel=0.02)
+    assert counts.var() == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_simulated_frames_are_finite_positive_and_repeat(kind):
+    first, again = (simulated_frame((96, 128), np.random.default_rng(1), kind) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert np.isfinite(first).all()
+    assert first.min() >= 0
+    assert first.mean() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(("along_rows", "along_columns"), [(0, 0), (0.5, 0), (0.2, 0.6)])
+def test_simulated_noise_has_the_correlation_it_is_asked_for(along_rows, along_columns):
+    noise = unit_noise((512, 512), np.random.default_rng(0), along_rows, along_columns)
+    assert noise.std() == pytest.approx(1, abs=0.02)
+    assert np.mean(noise[:, 1:] * noise[:, :-1]) == pytest.approx(along_rows, abs=0.02)
+    assert np.mean(noise[1:] * noise[:-1]) == pytest.approx(along_columns, abs=0.02)
+
+
+def test_tables_show_the_worst_seed_and_the_best_method():
+    rows = [
+        {"frame": "f", "method": "fast", "seed": 0, "psnr_db": 30.0},
+        {"frame": "f", "method": "fast", "seed": 1, "psnr_db": 28.0},
+        {"frame": "f", "method": "BM3D", "seed": 0, "psnr_db": 29.0},
+    ]
+    text = table(rows, ["f"], "psnr_db", 1, low=True)
+    assert "| BM3D | **29.0** |" in text
+    assert "| fast | 28.0 |" in text
