@@ -7,6 +7,7 @@ Pictures show only frames that may be shown: our phantom and the NIST pair.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import matplotlib as mpl
@@ -15,6 +16,7 @@ import numpy as np
 from benchmarks.cases import PAPER_PSNR, REPOSITORY, Pair, Simulated, cases
 from benchmarks.peers import PEERS
 from benchmarks.quality import FIVE_SECONDS, IMAGES, OURS, PRESETS, Row, rows
+from benchmarks.results import FOLDER
 
 DOCS = REPOSITORY / "docs"
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- until here -->"
@@ -102,6 +104,19 @@ def costs_table(found: list[Row]) -> str:
         if mine and "seconds" in mine[0]:
             tflop = f"{mine[0]['tflop']:.1f}" if "tflop" in mine[0] else ""
             lines.append(f"| {method} | {mine[0]['seconds']:.1f} | {tflop} |")
+    return "\n".join(lines)
+
+
+def plain_table(name: str) -> str:
+    """The rows of another benchmark's JSON as they are; empty if it was not run."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return ""
+    found = json.loads(path.read_text())["figures"]
+    lines = ["| " + " | ".join(found[0]) + " |", "|---" * len(found[0]) + "|"]
+    for row in found:
+        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -198,6 +213,9 @@ def main() -> None:
         "`Pair.scores` in benchmarks/cases.py).",
         table(found, pairs, "excess_error", 4, low=False),
         "![NIST pair](benchmark-nist.png)",
+        "The lines of the ABF frames are displaced to and fro about every five lines, otherwise in "
+        "each exposure. That is no noise, it can be predicted from line to line: n2sr keeps it, "
+        "filters that blur lines into each other remove it together with what is fine.",
         "## Simulated frames",
         "![Our phantom](benchmark-phantom.png)",
     ]
@@ -206,7 +224,17 @@ def main() -> None:
         parts += [
             table(found, names, measure, digits, low=low) for names in groups.values() if names
         ]
-    (DOCS / "benchmark.md").write_text("\n\n".join(parts) + "\n")
+    parts.append("## Trust")
+    parts.append(
+        "Made by `python -m benchmarks.trust`, preset fast: what is left of pure noise of standard "
+        "deviation 1; lattices with one atom column missing and one moved; ten frames and how far "
+        "what was kept lies below the best of the run; frames unlike any the starting weights "
+        "have seen, after the full budget from these and from random weights."
+    )
+    parts += [
+        plain_table(f"trust-{name}") for name in ("invention", "defects", "stopping", "start")
+    ]
+    (DOCS / "benchmark.md").write_text("\n\n".join(filter(None, parts)) + "\n")
     put_into_readme(readme_tables(found))
     scatter(found)
     for case in all_cases:
