@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray
 
 _BINS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)  # of the surroundings' level
+_STRIP = 256  # rows
 _FEWEST = 300  # pixels a bin's tail is read from
 _ISOLATED = 0.6  # of the height above the surroundings: narrower than any lens makes a point
 _VISIBLE = 0.3  # of the frame's contrast; a lower spike does no harm
@@ -112,24 +113,36 @@ def hot_pixels(pixels: AnyArray) -> BoolArray:
 
 
 def _spikes(values: FloatArray) -> BoolArray:
-    padded = np.pad(values, 1, mode="symmetric")
-    around = np.stack(
-        [
-            padded[dy : dy + values.shape[0], dx : dx + values.shape[1]]
-            for dy, dx in np.ndindex(3, 3)
-            if (dy, dx) != (1, 1)
-        ]
-    )
-    around.partition((3, 8 - 1 - _COMPANIONS), axis=0)
-    excess = values - around[7 - _COMPANIONS]
-    level = around[:4].mean(axis=0)  # of the lower half: a spike beside it does not raise it
-    threshold = _thresholds(values, level, excess)
-    candidates = np.argwhere(excess > np.maximum(threshold, _VISIBLE * _spread(values)))
+    excess, level = _against_neighbours(values)
+    threshold = np.maximum(_thresholds(values, level, excess), _VISIBLE * _spread(values))
     spikes = np.zeros(values.shape, np.bool_)
-    for y, x in candidates:
+    for y, x in np.argwhere(excess > threshold):
         window = values[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
         spikes[y, x] = excess[y, x] > _ISOLATED * (values[y, x] - np.median(window))
     return spikes
+
+
+def _against_neighbours(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """How far each pixel exceeds all but the highest of its neighbours, and their level.
+
+    In strips of rows: the neighbours take eight times the memory.
+    """
+    padded = np.pad(values, 1, mode="symmetric")
+    excess, level = np.empty_like(values), np.empty_like(values)
+    height, width = values.shape
+    for top in range(0, height, _STRIP):
+        rows = slice(top, min(top + _STRIP, height))
+        around = np.stack(
+            [
+                padded[rows.start + dy : rows.stop + dy, dx : dx + width]
+                for dy, dx in np.ndindex(3, 3)
+                if (dy, dx) != (1, 1)
+            ]
+        )
+        around.partition((3, 7 - _COMPANIONS), axis=0)
+        excess[rows] = values[rows] - around[7 - _COMPANIONS]
+        level[rows] = around[:4].mean(axis=0)  # the lower half: no spike beside it raises it
+    return excess, level
 
 
 def _thresholds(values: FloatArray, level: FloatArray, excess: FloatArray) -> FloatArray:
