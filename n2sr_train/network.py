@@ -65,7 +65,7 @@ class SmallUNet(nn.Module):
     Two convolutions on every level down and up, `channels[level]` features each. What comes up
     is brought to the finer level's channels before it is doubled, where that is cheap, and added
     to what went down. Few channels where there are many pixels, more where there are few:
-    arithmetic per output pixel in docs/decisions/0006-network.md.
+    arithmetic per output pixel in docs/decisions/0006-recipe.md.
     """
 
     def __init__(self, channels: tuple[int, ...], stride: Shape) -> None:
@@ -110,9 +110,7 @@ class SmallUNet(nn.Module):
     @property
     def bytes_per_pixel(self) -> int:
         """About the memory of inference for each pixel of the frame and draw, float32."""
-        maps_alive = (
-            6  # a skip, two inputs of a sum, a convolution's input and output, a work space
-        )
+        maps_alive = 6  # a skip, a sum's two inputs, a convolution's two ends, a work space
         return maps_alive * 4 * self.channels[0] // (self.stride[0] * self.stride[1])
 
 

@@ -43,17 +43,17 @@ class _Muon:
     """Muon on convolutions seen as matrices (outputs, 9 * inputs), all of one shape at once.
 
     It equals torch.optim.Muon, which takes the matrices one by one: on networks as small as ours
-    that is most of a step (docs/decisions/0002-muon.md).
+    that is up to a quarter of a step (docs/decisions/0006-recipe.md).
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
         self._learning_rate = self._highest = learning_rate
         by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for weight in weights:
-            by_shape.setdefault(_as_matrix(weight.detach()).shape, []).append(weight)
+            by_shape.setdefault(weight.shape, []).append(weight)
         self._groups = [
-            (group, torch.zeros(len(group), *shape, device=group[0].device))
-            for shape, group in by_shape.items()
+            (group, torch.stack([torch.zeros_like(_as_matrix(w.detach())) for w in group]))
+            for group in by_shape.values()
         ]
 
     def set_rate(self, share: float) -> None:
