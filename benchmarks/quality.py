@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.cases import Case, Simulated, cases
 from benchmarks.peers import PEERS
-from benchmarks.results import FOLDER, keep
+from benchmarks.results import FOLDER, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser, Frame
 from n2sr_deploy.defects import repair
 from n2sr_deploy.learning import LearnOptions
@@ -117,8 +117,7 @@ def key(row: Row) -> tuple[Any, ...]:
 
 def rows() -> list[Row]:
     """What has been measured."""
-    path = FOLDER / "quality.json"
-    return json.loads(path.read_text())["figures"] if path.exists() else []
+    return kept_rows("quality")
 
 
 def describe(row: Row) -> str:
@@ -160,9 +159,9 @@ def main() -> None:
                     row, image = peer_row(case, method)
                 else:
                     row, image = our_row(case, method, seed)
-                row = {"frame": case.name, **row}
+                row = {"frame": case.name, **row, "machine": machine()}
                 others = [other for other in rows() if key(other) != key(row)]
-                keep("quality", sorted([*others, row], key=key))
+                keep_rows("quality", sorted([*others, row], key=key))
                 name = f"{case.name}, {method}, {seed}".replace("/", " per ")
                 np.save(IMAGES / f"{name}.npy", image.astype(np.float32))
                 print(describe(row), flush=True)

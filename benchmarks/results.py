@@ -14,8 +14,35 @@ _TOPICS = ("n2sr", "numpy", "onnxruntime", "torch", "kernels", "processor", "GPU
 
 def keep(name: str, figures: Any) -> Path:
     """Write figures and the machine's description to results/NAME.json."""
-    machine = {topic: finding for topic, finding in report() if topic in _TOPICS}
+    return _write(name, {"machine": machine(), "figures": figures})
+
+
+def machine() -> dict[str, str]:
+    """What the figures of this run are taken on."""
+    return {topic: finding for topic, finding in report() if topic in _TOPICS}
+
+
+def kept_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a table that grows row by row, each with its machine."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return []
+    kept = json.loads(path.read_text())
+    return [{**row, "machine": kept["machines"][row["machine"]]} for row in kept["figures"]]
+
+
+def keep_rows(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows that may come from several machines, each machine told once."""
+    machines: list[dict[str, str]] = []
+    for row in rows:
+        if row["machine"] not in machines:
+            machines.append(row["machine"])
+    figures = [{**row, "machine": machines.index(row["machine"])} for row in rows]
+    return _write(name, {"machines": machines, "figures": figures})
+
+
+def _write(name: str, content: dict[str, Any]) -> Path:
     path = FOLDER / f"{name}.json"
     FOLDER.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "figures": figures}, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
     return path

@@ -141,7 +141,7 @@ def watched(frame: Frame, clean: np.ndarray, **changes: Any) -> tuple[dict[int, 
         if status.step % 100 == 0:
             weights = {
                 name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                for name, tensor in run.averaged.module.state_dict().items()
+                for name, tensor in run.stepper.averaged.state_dict().items()
             }
             seen[status.step] = psnr(denoised(replace(blank, weights=weights), frame), clean)
 

@@ -19,16 +19,22 @@ _MOMENTUM = 0.95
 
 
 class Optimiser:
-    """One of PyTorch's optimisers whose learning rate is told as a share of its highest."""
+    """One of PyTorch's optimisers whose learning rate is told as a share of its highest.
+
+    Its rate is a tensor where it runs on a GPU, or a CUDA graph would replay the first one.
+    """
 
     def __init__(self, optimiser: torch.optim.Optimizer) -> None:
         self._optimiser = optimiser
-        self._highest = [group["lr"] for group in optimiser.param_groups]
+        self._highest = [float(group["lr"]) for group in optimiser.param_groups]
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
         for group, highest in zip(self._optimiser.param_groups, self._highest, strict=True):
-            group["lr"] = highest * share
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(highest * share)
+            else:
+                group["lr"] = highest * share
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -47,7 +53,9 @@ class _Muon:
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
-        self._learning_rate = self._highest = learning_rate
+        self._highest = learning_rate
+        # On the weights' device, for a CUDA graph; float64 multiplies as a number of Python would.
+        self._rate = torch.zeros((), dtype=torch.float64, device=weights[0].device)
         by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for weight in weights:
             by_shape.setdefault(weight.shape, []).append(weight)
@@ -58,7 +66,7 @@ class _Muon:
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
-        self._learning_rate = self._highest * share
+        self._rate.fill_(self._highest * share)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -74,7 +82,7 @@ class _Muon:
             gradient = torch.stack([_as_matrix(g) for g in gradients])  # (n, rows, columns)
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             rows, columns = gradient.shape[1:]
-            rate = self._learning_rate * max(1.0, rows / columns) ** 0.5
+            rate = self._rate * max(1.0, rows / columns) ** 0.5
             update = _orthogonal(gradient.lerp(momentum, _MOMENTUM)).mul_(-rate)
             moved: list[torch.Tensor] = list(weights)
             torch._foreach_add_(moved, [_as_weight(u, weights[0]) for u in update.unbind()])
@@ -110,10 +118,25 @@ def _as_weight(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Optimiser | _Muon]:
     """The optimisers `config` asks for, together covering every parameter once."""
     if config.optimiser == "adam":
-        return [Optimiser(torch.optim.Adam(network.parameters(), config.learning_rate))]
+        return [_adam(list(network.parameters()), config.learning_rate)]
     matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in network.parameters() if not (p.ndim == 4 and p.shape[1] > 1)]
     return [
         _Muon(matrices, config.learning_rate),
-        Optimiser(torch.optim.Adam(others, config.adam_learning_rate, betas=(0.9, 0.99))),
+        _adam(others, config.adam_learning_rate, beta2=0.99),
     ]
+
+
+def _adam(
+    parameters: list[torch.nn.Parameter], learning_rate: float, beta2: float = 0.999
+) -> Optimiser:
+    device = parameters[0].device
+    is_on_gpu = device.type == "cuda"
+    return Optimiser(
+        torch.optim.Adam(
+            parameters,
+            torch.tensor(learning_rate, device=device) if is_on_gpu else learning_rate,
+            betas=(0.9, beta2),
+            capturable=is_on_gpu,
+        )
+    )

@@ -6,9 +6,10 @@ noise of the input into the target.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
@@ -23,14 +24,21 @@ _VALIDATION_PATCHES = 12
 
 
 class Batch(NamedTuple):
-    """Patches in, patches out, and where the error counts; 1 there, 0 elsewhere."""
+    """Patches in, patches out, and where the error counts; 1 there, 0 elsewhere. float32."""
 
-    subsampled: FloatArray
+    subsampled: torch.Tensor
     """(N, 1, H / stride_y, W / stride_x)."""
-    target: FloatArray
+    target: torch.Tensor
     """(N, 1, H, W), the noisy patches."""
-    counted: FloatArray
+    counted: torch.Tensor
     """(N, 1, H, W), the held-out pixels that are learned from."""
+
+
+class Patches(Protocol):
+    """Where batches come from."""
+
+    def next_batch(self) -> Batch:
+        """The next batch to learn from."""
 
 
 class ValidationPatch(NamedTuple):
@@ -49,7 +57,7 @@ class ValidationPatch(NamedTuple):
 
 
 class PatchSampler:
-    """Draws batches from one frame: the same seed, the same batches.
+    """Draws batches from one frame, on the CPU: the same seed, the same batches.
 
     Parameters
     ----------
@@ -79,7 +87,7 @@ class PatchSampler:
                 f"patch is {config.patch}, but this network needs at least {max(multiple)}"
             )
         mean, std = frame.mean_and_std()
-        self._frame = reference.standardise(frame.pixels, mean, std)
+        self.frame = reference.standardise(frame.pixels, mean, std)
         self._config = config
         self._rng = np.random.default_rng(config.seed)
         self._n_drawn = 0
@@ -87,13 +95,14 @@ class PatchSampler:
             min(config.patch, frame.shape[0]) // multiple[0] * multiple[0],
             min(config.patch, frame.shape[1]) // multiple[1] * multiple[1],
         )
-        self._n_turns = self._allowed_turns()
+        self.n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
         self.validation = self._validation_patches()
 
     def next_batch(self) -> Batch:
         """The next batch to learn from."""
-        return _stacked([self._patch() for _ in range(self._config.batch)])
+        parts = zip(*(self._patch() for _ in range(self._config.batch)), strict=True)
+        return Batch(*(torch.from_numpy(np.stack(part)) for part in parts))
 
     def _validation_patches(self) -> list[ValidationPatch]:
         """The fixed patches to validate on, with one group of draws each, at most four."""
@@ -119,11 +128,11 @@ class PatchSampler:
     def _crop(self) -> tuple[FloatArray, BoolArray]:
         """A patch (H, W) at a random place, randomly turned, and which pixels are never seen."""
         height, width = self.shape
-        turn = int(self._rng.integers(self._n_turns))
-        top = int(self._rng.integers(self._frame.shape[0] - height + 1))
-        left = int(self._rng.integers(self._frame.shape[1] - width + 1))
+        turn = int(self._rng.integers(self.n_turns))
+        top = int(self._rng.integers(self.frame.shape[0] - height + 1))
+        left = int(self._rng.integers(self.frame.shape[1] - width + 1))
         crop = slice(top, top + height), slice(left, left + width)
-        target = np.ascontiguousarray(_turned(self._frame[crop], turn))
+        target = np.ascontiguousarray(_turned(self.frame[crop], turn))
         return target, _turned(self.is_validation[crop], turn)
 
     def _held_out(self, sample: int, seed: int, frame_index: int) -> BoolArray:
@@ -133,14 +142,14 @@ class PatchSampler:
         )
         return ~_dilated(~held, self._config.margin) if self._config.margin else held
 
-    def _patch(self) -> Batch:
-        """One patch (1, ...) sub-sampled."""
+    def _patch(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """One patch of a batch: sub-sampled, (1, H, W), and where it is learned from."""
         target, unseen = self._crop()
         seed, index = self._config.seed, self._n_drawn
         self._n_drawn += 1
         subsampled = draw(target, self._config.pattern, 1, seed=seed, frame_index=index)
         counted = (self._held_out(0, seed, index) & ~unseen).astype(np.float32)
-        return Batch(subsampled[None], target[None, None], counted[None, None])
+        return subsampled, target[None], counted[None]
 
     def _allowed_turns(self) -> int:
         """1: none; 4: mirrorings and the half turn; 8: quarter turns too."""
@@ -165,10 +174,6 @@ def _turned(image: np.ndarray, turn: int) -> np.ndarray:
     if turn >= 4:
         image = image.T
     return image[reference.ORIENTATIONS[turn % 4]]
-
-
-def _stacked(patches: list[Batch]) -> Batch:
-    return Batch(*(np.concatenate(parts) for parts in zip(*patches, strict=True)))
 
 
 def _validation_pixels(shape: Shape, config: TrainingConfig, rng: np.random.Generator) -> BoolArray:

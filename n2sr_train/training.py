@@ -12,22 +12,23 @@ import logging
 import math
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import SettingError, TrainingError
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
 from n2sr_train.checkpoint import Checkpoint
-from n2sr_train.optimisers import build_optimisers
-from n2sr_train.patches import Batch, PatchSampler, ValidationPatch
+from n2sr_train.device_patches import DevicePatches
+from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import starting_network
+from n2sr_train.step import CudaGraph, TrainingStep
+from n2sr_train.validation import Validation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
@@ -35,9 +36,7 @@ if TYPE_CHECKING:
     from n2sr_train.config import TrainingConfig
 
 _log = logging.getLogger("n2sr")
-_SMOOTHING = 0.05  # of the loss that is shown
-# Axes of (1, H, W) along which `sampling.draw` mirrors the draws of a group.
-_MIRRORED: tuple[tuple[int, ...], ...] = ((), (1, 2), (2,), (1,))
+_READ_ON_GPU = 25  # steps
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
 Why = Literal["steps", "seconds", "the user", "divergence"]
 
@@ -79,32 +78,6 @@ def train(
     return _Training(frame, config, noise).run(progress or (lambda status: None))
 
 
-class _Kept(NamedTuple):
-    """Averaged weights worth keeping."""
-
-    step: int
-    validation_error: float
-    weights: dict[str, torch.Tensor]
-
-
-class _Score(NamedTuple):
-    """What a step is judged by."""
-
-    step: int
-    errors: torch.Tensor
-    """(n,): the expected true error and the targets' noise, pixel by pixel."""
-
-    @property
-    def mean(self) -> float:
-        return float(self.errors.mean())
-
-    def is_worse_than(self, other: _Score) -> bool:
-        """By more than chance: the targets' noise, most of the errors, is the same in both."""
-        difference = self.errors - other.errors
-        uncertainty = float(difference.std()) / math.sqrt(len(difference))
-        return float(difference.mean()) > uncertainty
-
-
 class _Training:
     """The state of one training."""
 
@@ -113,25 +86,34 @@ class _Training:
         self.frame = frame
         self.config = config
         self.device = _device(config.device)
-        self.low_precision = _has_bfloat16(self.device)
         stride = config.pattern.stride
         cells = 2**config.network.levels
-        self.sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
+        sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
         network: torch.nn.Module = starting_network(config).to(self.device)
         # Convolutions are twice as fast so, on CPUs as on GPUs.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.averaged = AveragedModel(self.network, multi_avg_fn=self._average)
-        self.optimisers = build_optimisers(self.network, config)
-        self.validation = [self._on_device(batch) for batch in self.sampler.validation]
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.validation = Validation(sampler, self.device)
+        self.stepper = self._stepper(network, sampler)
         self.step = 0
         self.flop = 0.0
-        self.flop_of: dict[str, float] = {}
+        self.validation_flop = 0.0
         self.loss = math.nan
         self.history: list[dict[str, float]] = []
-        self.best: _Kept | None = None
-        self.lowest: _Score | None = None
-        self.first_gap = 0.0
         self.started = time.monotonic()
+
+    def _stepper(self, network: torch.nn.Module, sampler: PatchSampler) -> TrainingStep:
+        """How steps are taken here: launched one by one on a CPU, recorded on a GPU."""
+        low_precision = has_bfloat16(self.device)
+        if self.device.type == "cpu":
+            return TrainingStep(network, self.config, sampler, low_precision=low_precision)
+        generator = torch.Generator(self.device).manual_seed(self.config.seed)
+        return TrainingStep(
+            network,
+            self.config,
+            DevicePatches(sampler, self.config, generator),
+            low_precision=low_precision,
+            graph=CudaGraph(self.device, generator),
+        )
 
     def run(self, progress: Progress) -> Checkpoint:
         """Take all steps, or as many as time and the user allow."""
@@ -142,6 +124,8 @@ class _Training:
                 while why == "steps" and self.step < self.config.steps:
                     self._take_step()
                     last = self.step == self.config.steps
+                    if self.step % self._reads_every == 0 or last:
+                        self.loss = self.stepper.loss
                     if not math.isfinite(self.loss):
                         why = "divergence"
                     elif self._time_is_up():
@@ -155,102 +139,34 @@ class _Training:
             if not self.step:
                 raise
             why = "the user"
-            if self.best is None:
+            if self.validation.best is None:
                 self._validate()
         return self._checkpoint(why)
 
     def _take_step(self) -> None:
-        for optimiser in self.optimisers:
-            optimiser.set_rate(self._rate())
-        subsampled, target, counted = self._on_device(self.sampler.next_batch())
-        with self._counting_flop("step"):
-            for optimiser in self.optimisers:
-                optimiser.zero_grad()
-            squared = (self._output(self.network, subsampled) - target).square() * counted
-            error = squared.sum() / counted.sum().clamp(min=1)
-            error.backward()  # type: ignore[no-untyped-call]
-        for optimiser in self.optimisers:
-            optimiser.step()
-        self.averaged.update_parameters(self.network)
-        value = float(error.detach())
-        self.loss = value if self.step == 0 else self.loss + _SMOOTHING * (value - self.loss)
+        self.stepper.take(self._rate())
+        self.flop += self.stepper.flop
         self.step += 1
 
-    def _average(
-        self,
-        averaged: Sequence[torch.Tensor],
-        current: Sequence[torch.Tensor],
-        n_averaged: torch.Tensor | int,
-    ) -> None:
-        """Exponential moving average, shorter at first so that the beginning is forgotten."""
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        for average, weight in zip(averaged, current, strict=True):
-            average.lerp_(weight, 1 - decay)
+    @property
+    def _reads_every(self) -> int:
+        """Steps after which the loss is read, for which the host must wait for the device."""
+        return 1 if self.device.type == "cpu" or self.step == 1 else _READ_ON_GPU
 
-    def _output(self, network: torch.nn.Module, subsampled: torch.Tensor) -> torch.Tensor:
-        """(N, 1, h, w) -> (N, 1, H, W), in float32."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            output = network(subsampled)
-        return torch.as_tensor(output.float())
-
-    @torch.no_grad()
     def _validate(self) -> None:
-        """Measure the error on pixels never learned from; keep the weights unless it rose.
-
-        The error is that of the mean over a group of draws, as denoising takes it, each pixel
-        from the draws that held it out. A network that has seen its targets too often repeats a
-        share m of their noise, in the pixels it learned from only: there its error falls below
-        that of the others by 2 m of the noise's variance, while its true error rises by m ** 2 of
-        it. That is added.
-        """
-        unseen_errors, learned_error, n_learned = [], 0.0, 0.0
-        with self._counting_flop("validation"):
-            for subsampled, held_out, target, learned, unseen in self.validation:
-                output = self._output(self.averaged, subsampled)
-                for m, axes in enumerate(_MIRRORED[: len(output)]):
-                    output[m] = output[m].flip(axes)
-                n_held_out = held_out.sum(dim=0)  # (1, H, W)
-                mean = (output * held_out).sum(dim=0) / n_held_out.clamp(min=1)
-                squared = (mean - target).square()
-                unseen_errors.append(squared[(unseen > 0) & (n_held_out > 0)])
-                counted = learned * (n_held_out > 0)
-                learned_error += float((squared * counted).sum())
-                n_learned += float(counted.sum())
-        errors = torch.cat(unseen_errors)
-        error = float(errors.mean())
-        gap = error - learned_error / n_learned
-        if not self.history:
-            self.first_gap = gap  # chance: nothing has been learned yet
-        repeated = max(gap - self.first_gap, 0.0) / (2 * error)
-        score = _Score(self.step, errors + repeated**2 * error)
-        if math.isfinite(error):
-            if self.lowest is None or not score.is_worse_than(self.lowest):
-                self._keep(error)
-            if self.lowest is None or score.mean < self.lowest.mean:
-                self.lowest = score
+        """Judge the averaged weights, and note it."""
+        with self._counting_flop():
+            found = self.validation.judge(self.step, self.stepper.averaged, self.stepper.output)
+        learned_error = found.pop("learned_error")
         self.history.append(
             {
                 "step": self.step,
                 "seconds": round(self._elapsed(), 3),
                 "tflop": self.flop / 1e12,
-                "loss": self.loss if self.step else learned_error / n_learned,
-                "validation_error": error,
-                "repeated_noise": repeated,
+                "loss": self.stepper.loss if self.step else learned_error,
+                **found,
             }
         )
-
-    def _error_of_the_mean(self) -> float:
-        """The validation error of a result that is flat."""
-        squares = sum(float((p.target**2 * p.unseen).sum()) for p in self.sampler.validation)
-        return squares / sum(float(p.unseen.sum()) for p in self.sampler.validation)
-
-    def _keep(self, error: float) -> None:
-        kept = self.averaged.module.state_dict()
-        weights = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in kept.items()
-        }
-        self.best = _Kept(self.step, error, weights)
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""
@@ -270,18 +186,15 @@ class _Training:
         return self.config.seconds is not None and self._elapsed() >= self.config.seconds
 
     @contextmanager
-    def _counting_flop(self, what: str) -> Iterator[None]:
-        """Count the arithmetic of the first block of its kind, and add it for every one."""
-        if what in self.flop_of:
+    def _counting_flop(self) -> Iterator[None]:
+        """Count the arithmetic of the first validation, and add it for every one."""
+        if self.validation_flop:
             yield
         else:
             with FlopCounterMode(display=False) as counter:
                 yield
-            self.flop_of[what] = counter.get_total_flops()
-        self.flop += self.flop_of[what]
-
-    def _on_device(self, batch: Batch | ValidationPatch) -> list[torch.Tensor]:
-        return [torch.from_numpy(part).to(self.device) for part in batch]
+            self.validation_flop = float(counter.get_total_flops())
+        self.flop += self.validation_flop
 
     def _status(self) -> TrainingStatus:
         elapsed = self._elapsed()
@@ -299,15 +212,15 @@ class _Training:
         )
 
     def _checkpoint(self, why: Why) -> Checkpoint:
-        if self.best is None or (why == "divergence" and self.best.step == 0):
+        kept = self.validation.best
+        if kept is None or (why == "divergence" and kept.step == 0):
             raise TrainingError(
                 f"training was stopped by {why} before anything could be kept (step {self.step})"
                 + ("; try a lower learning rate or another --seed" if why == "divergence" else "")
             )
-        kept = self.best
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
-        if not kept.validation_error < _LEARNED_LITTLE * self._error_of_the_mean():
+        if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
             _log.warning(
                 "after %d steps the network is hardly better than the frame's mean; train longer",
                 kept.step,
@@ -319,7 +232,7 @@ class _Training:
             "tflop": self.flop / 1e12,
             "stopped_by": why,
             "device": _device_name(self.device),
-            "precision": "bfloat16" if self.low_precision else "float32",
+            "precision": "bfloat16" if self.stepper.low_precision else "float32",
             "torch": str(torch.__version__),
         }
         return Checkpoint(
@@ -359,7 +272,7 @@ def _device_name(device: torch.device) -> str:
     return f"{torch.get_num_threads()} CPU threads"
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether the machine computes in bfloat16, rather than imitating it."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

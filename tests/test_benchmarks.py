@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
@@ -96,3 +97,11 @@ def test_tables_show_the_worst_seed_and_the_best_method():
     text = table(rows, ["f"], "psnr_db", 1, low=True)
     assert "| BM3D | **29.0** |" in text
     assert "| fast | 28.0 |" in text
+
+
+def test_rows_of_two_machines_keep_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    assert results.kept_rows("table") == []
+    rows = [{"seed": n, "machine": {"processor": name}} for n, name in enumerate("aba")]
+    results.keep_rows("table", rows)
+    assert results.kept_rows("table") == rows

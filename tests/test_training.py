@@ -22,9 +22,11 @@ from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.config import PRESETS, NetworkConfig
+from n2sr_train.device_patches import DevicePatches
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import build_optimisers
 from n2sr_train.patches import PatchSampler
+from n2sr_train.step import TrainingStep
 from tests.conftest import tiny_config
 
 
@@ -209,8 +211,19 @@ def test_arithmetic_is_counted(checkpoint):
 # ---- patches ------------------------------------------------------------------------------
 
 
+def batches_of(where, sampler, config):
+    """Where batches come from: drawn on the CPU by the kernels, or on a device by PyTorch."""
+    if where == "kernels":
+        return sampler
+    return DevicePatches(sampler, config, torch.Generator("cpu").manual_seed(0))
+
+
+both_samplers = pytest.mark.parametrize("where", ["kernels", "device"])
+
+
+@both_samplers
 @pytest.mark.parametrize("name", ["cell", "row", "column"])
-def test_validation_pixels_are_never_targets(name):
+def test_validation_pixels_are_never_targets(name, where):
     frame = Frame(pixels=np.arange(90 * 70, dtype=np.float64).reshape(90, 70))
     config = tiny_config(pattern=SamplingPattern.named(name), batch=8, validation_fraction=0.1)
     sampler = PatchSampler(frame, config, (8, 8))
@@ -220,9 +233,10 @@ def test_validation_pixels_are_never_targets(name):
     share = sampler.is_validation.mean()
     assert 0.05 < share < 0.15
     used, validated = set(), set()
+    patches = batches_of(where, sampler, config)
     for _ in range(40):
-        batch = sampler.next_batch()
-        used |= set(np.rint(batch.target[batch.counted == 1] * std + mean))
+        batch = patches.next_batch()
+        used |= set(np.rint(batch.target[batch.counted == 1].numpy() * std + mean))
     for batch in sampler.validation:
         validated |= set(np.rint(batch.target[batch.unseen == 1] * std + mean))
     assert not used & held
@@ -230,37 +244,70 @@ def test_validation_pixels_are_never_targets(name):
     assert len(used) > 0.8 * (values.size - len(held))
 
 
+@both_samplers
 @pytest.mark.parametrize("name", ["cell", "row", "column"])
-def test_what_is_put_in_is_never_a_target(name):
+def test_what_is_put_in_is_never_a_target(name, where):
     rng = np.random.default_rng(0)
     frame = Frame(pixels=rng.permutation(96 * 96).reshape(96, 96).astype(np.float64))
     pattern = SamplingPattern.named(name)
-    sampler = PatchSampler(frame, tiny_config(pattern=pattern), (8, 8))
+    config = tiny_config(pattern=pattern)
+    patches = batches_of(where, PatchSampler(frame, config, (8, 8)), config)
     for _ in range(20):
-        for x, y, counted in zip(*sampler.next_batch(), strict=True):
-            assert not set(x.ravel()) & set(y[counted == 1])
-            assert set(x.ravel()) < set(y.ravel())
+        for x, y, counted in zip(*patches.next_batch(), strict=True):
+            seen = set(x.flatten().tolist())
+            assert not seen & set(y[counted == 1].tolist())
+            assert seen < set(y.flatten().tolist())
 
 
+@pytest.mark.parametrize("pattern", [("cell", (2, 2)), ("cell", (4, 3)), ("row", 3), ("column", 2)])
+@both_samplers
+def test_one_pixel_of_every_cell_goes_in_from_its_place(pattern, where):
+    rng = np.random.default_rng(0)
+    frame = Frame(pixels=rng.permutation(96 * 96).reshape(96, 96).astype(np.float64))
+    config = tiny_config(pattern=SamplingPattern.named(*pattern), turns=True)
+    sy, sx = config.pattern.stride
+    patches = batches_of(where, PatchSampler(frame, config, (4 * sy, 4 * sx)), config)
+    chosen = set()
+    for _ in range(10):
+        batch = patches.next_batch()
+        n, _, h, w = batch.subsampled.shape
+        cells = batch.target.reshape(n, h, sy, w, sx).transpose(2, 3).flatten(3)
+        is_kept = cells == batch.subsampled[:, 0, :, :, None]
+        assert (is_kept.sum(3) == 1).all()
+        place = is_kept.int().argmax(3)
+        if config.pattern.name != "cell":
+            along = 2 if config.pattern.name == "row" else 1
+            assert (place == place.narrow(along, 0, 1)).all()
+        chosen |= set(place.flatten().tolist())
+    assert chosen == set(range(sy * sx))
+
+
+@both_samplers
 @pytest.mark.parametrize("name", ["row", "column"])
-def test_patches_of_shared_patterns_keep_rows_rows(name):
+def test_patches_of_shared_patterns_keep_rows_rows(name, where):
     rows, columns = np.mgrid[:96, :96].astype(np.float64)
     coordinate = rows if name == "row" else columns
-    sampler = PatchSampler(
-        Frame(pixels=coordinate), tiny_config(pattern=SamplingPattern.named(name)), (8, 8)
-    )
+    config = tiny_config(pattern=SamplingPattern.named(name))
+    sampler = PatchSampler(Frame(pixels=coordinate), config, (8, 8))
+    patches = batches_of(where, sampler, config)
     along = 1 if name == "row" else 0
     for _ in range(20):
-        for patch in sampler.next_batch().target[:, 0]:
+        for patch in patches.next_batch().target[:, 0]:
             assert (np.diff(patch, axis=along) == 0).all()
 
 
-def test_square_patches_are_laid_in_all_eight_ways():
+@both_samplers
+def test_square_patches_are_laid_in_all_eight_ways(where):
     frame = Frame(pixels=np.random.default_rng(0).normal(size=(64, 64)))
-    sampler = PatchSampler(frame, tiny_config(batch=100), (8, 8))
-    assert len({patch.tobytes() for patch in sampler.next_batch().target}) == 8
-    plain = PatchSampler(frame, tiny_config(batch=100, turns=False), (8, 8))
-    assert len({patch.tobytes() for patch in plain.next_batch().target}) == 1
+    for turns, n_ways in ((True, 8), (False, 1)):
+        config = tiny_config(batch=100, turns=turns)
+        sampler = PatchSampler(frame, config, (8, 8))
+        target = batches_of(where, sampler, config).next_batch().target
+        laid = {patch.numpy().tobytes() for patch in target}
+        plain = sampler.frame
+        ways = [np.rot90(p, k).tobytes() for p in (plain, plain.T) for k in range(4)]
+        assert len(laid) == n_ways
+        assert laid <= set(ways)
 
 
 def test_frames_smaller_than_a_patch_give_smaller_patches():
@@ -491,16 +538,16 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_fix(noisy, checkpoi
         train(noisy, tiny_config(start=str(tmp_path / "none.safetensors")))
 
 
+@both_samplers
 @pytest.mark.parametrize("margin", [1, 2])
-def test_pixels_within_the_margin_of_a_kept_one_are_not_learned_from(noisy, margin):
+def test_pixels_within_the_margin_of_a_kept_one_are_not_learned_from(noisy, margin, where):
     config = tiny_config(pattern=SamplingPattern.named("cell", 4), margin=margin, turns=False)
-    sampler = PatchSampler(noisy, config, (16, 16))
-    batch = sampler.next_batch()
+    batch = batches_of(where, PatchSampler(noisy, config, (16, 16)), config).next_batch()
     for counted, target, subsampled in zip(
         batch.counted[:, 0], batch.target[:, 0], batch.subsampled[:, 0], strict=True
     ):
-        kept = np.isin(target, subsampled)
-        for y, x in np.argwhere(counted > 0):
+        kept = torch.isin(target, subsampled)
+        for y, x in torch.argwhere(counted > 0):
             near = kept[max(y - margin, 0) : y + margin + 1, max(x - margin, 0) : x + margin + 1]
             assert not near.any()
         assert counted.any()
@@ -515,9 +562,118 @@ def test_weights_from_before_the_error_rose_are_kept(noisy, monkeypatch):
             super()._take_step()
             if self.step > 8:
                 with torch.no_grad():
-                    for weight in self.averaged.parameters():
+                    for weight in self.stepper.averaged.parameters():
                         weight.add_(torch.ones_like(weight))
 
     config = tiny_config(steps=16, validation_every=4)
     kept = Spoiled(noisy, config).run(lambda status: None).summary["kept_step"]
     assert 0 < kept <= 8
+
+
+# ---- the step -----------------------------------------------------------------------------
+
+
+class RecordedGraph:
+    """Records a function as a device would: capturing does not run it, replaying does."""
+
+    def __init__(self):
+        self.calls, self._recorded = [], None
+
+    def warm_up(self, function):
+        self.calls.append("warm up")
+        function()
+
+    def capture(self, function):
+        self.calls.append("capture")
+        self._recorded = function
+
+    def replay(self):
+        self.calls.append("replay")
+        self._recorded()
+
+
+def step_of(config, frame, graph=None):
+    sampler = PatchSampler(frame, config, (4, 4))
+    network = build_network(config.network, config.pattern.stride, 0)
+    patches = DevicePatches(sampler, config, torch.Generator().manual_seed(0))
+    return TrainingStep(network, config, patches, low_precision=False, graph=graph)
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adam"])
+def test_a_recorded_step_is_the_same_step(noisy, optimiser):
+    config = tiny_config(optimiser=optimiser)
+    graph = RecordedGraph()
+    plain, recorded = step_of(config, noisy), step_of(config, noisy, graph)
+    for n in range(7):
+        for step in (plain, recorded):
+            step.take(1 - n / 7)
+    assert graph.calls == ["warm up"] * 3 + ["capture"] + ["replay"] * 4
+    assert recorded.loss == plain.loss
+    for a, b in zip(plain.averaged.parameters(), recorded.averaged.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("pattern", ["cell", "row"])
+def test_nothing_in_a_step_is_read_back_by_the_host(noisy, pattern):
+    """Reading one value back would keep the step out of a CUDA graph."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    reads = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.item"}
+
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(str(function).rsplit(".", 1)[0])
+            return function(*args, **(kwargs or {}))
+
+    config = tiny_config(pattern=SamplingPattern.named(pattern), margin=1)
+    step = step_of(config, noisy)
+    step.take(1.0)  # PyTorch's Adam counts its steps on the host where it is no CUDA graph's
+    step._optimisers.pop()
+    with Watch():
+        step.take(1.0)
+    assert "aten.convolution" in seen
+    assert not seen & reads
+    with Watch():
+        assert math.isfinite(step.loss)
+    assert "aten._local_scalar_dense" in seen, "this test would miss what it looks for"
+
+
+def test_an_average_over_the_weights_forgets_the_first(noisy):
+    step = step_of(tiny_config(ema_decay=0.9), noisy)
+    start = [p.detach().clone() for p in step.network.parameters()]
+    step.take(1.0)
+    for first, average, weight in zip(
+        start, step.averaged.parameters(), step.network.parameters(), strict=True
+    ):
+        assert torch.allclose(average, weight)
+        assert not torch.equal(average, first)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_a_gpu_takes_steps_without_waiting(noisy, preset):
+    config = replace(TrainingConfig.named(preset), steps=30, device="cuda")
+    torch.cuda.set_sync_debug_mode("default")
+    from n2sr_train.training import _Training
+
+    run = _Training(noisy, config)
+    for _ in range(6):
+        run._take_step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run._take_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(run.stepper.loss)
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_what_a_cpu_learns(noisy):
+    """The random numbers differ, so the errors agree, not the weights."""
+    runs = {
+        device: train(noisy, tiny_config(steps=60, device=device)).history[-1]["validation_error"]
+        for device in ("cpu", "cuda")
+    }
+    assert runs["cuda"] == pytest.approx(runs["cpu"], rel=0.1)

@@ -1,0 +1,92 @@
+"""The batches of `patches`, made on the device that learns, by its own random numbers.
+
+Copying every batch from the host would cost a GPU more than the step itself, and would keep the
+step out of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from n2sr_train.patches import Batch
+
+if TYPE_CHECKING:
+    from n2sr_train.config import TrainingConfig
+    from n2sr_train.patches import PatchSampler
+
+
+class DevicePatches:
+    """Draws batches from the frame of a sampler, as it would.
+
+    Parameters
+    ----------
+    sampler
+        Its frame, its patches' shape, its turns and the pixels it never learns from are taken.
+    config
+        Pattern, margin and batch are read.
+    generator
+        Of the device; the same state, the same batches.
+    """
+
+    def __init__(
+        self, sampler: PatchSampler, config: TrainingConfig, generator: torch.Generator
+    ) -> None:
+        self._pattern, self._margin = config.pattern, config.margin
+        self._shape, self._n_turns, self._n = sampler.shape, sampler.n_turns, config.batch
+        self._frame_shape = sampler.frame.shape
+        self._generator, self._device = generator, generator.device
+        self._frame = torch.from_numpy(sampler.frame).to(self._device).flatten()
+        learned = torch.from_numpy(~sampler.is_validation)
+        self._learned = learned.to(self._device, torch.float32).flatten()
+        self._rows = torch.arange(self._shape[0], device=self._device)[:, None]
+        self._columns = torch.arange(self._shape[1], device=self._device)[None, :]
+        self._elements = torch.arange(self._pattern.group_size, device=self._device)
+
+    def next_batch(self) -> Batch:
+        """The next batch to learn from."""
+        place = self._places()
+        target = self._frame[place]
+        kept = self._kept()
+        (height, width), (sy, sx) = self._shape, self._pattern.stride
+        cells = target.reshape(self._n, height // sy, sy, width // sx, sx).transpose(2, 3)
+        subsampled = cells.flatten(3).gather(3, kept)  # (N, h, w, 1)
+        is_kept = (kept == self._elements).float()  # (N, h, w, sy * sx)
+        is_kept = is_kept.reshape(self._n, height // sy, width // sx, sy, sx).transpose(2, 3)
+        is_kept = is_kept.reshape(self._n, 1, height, width)
+        if self._margin:
+            reach = self._margin
+            is_kept = functional.max_pool2d(is_kept, 2 * reach + 1, stride=1, padding=reach)
+        counted = (1 - is_kept) * self._learned[place][:, None]
+        return Batch(subsampled.squeeze(3)[:, None], target[:, None], counted)
+
+    def _places(self) -> torch.Tensor:
+        """(N, H, W): for each pixel of a randomly placed and turned patch, its place."""
+        (height, width), (frame_height, frame_width) = self._shape, self._frame_shape
+        turn = self._random(self._n_turns)
+        top = self._random(frame_height - height + 1)
+        left = self._random(frame_width - width + 1)
+        way = turn % 4  # in the order of reference.ORIENTATIONS
+        upside_down, mirrored = (way == 1) | (way == 3), (way == 1) | (way == 2)
+        row = torch.where(upside_down, height - 1 - self._rows, self._rows)
+        column = torch.where(mirrored, width - 1 - self._columns, self._columns)
+        transposed = turn >= 4
+        y, x = torch.where(transposed, column, row), torch.where(transposed, row, column)
+        return torch.as_tensor((top + y) * frame_width + left + x)
+
+    def _kept(self) -> torch.Tensor:
+        """(N, h, w, 1): which pixel of each cell goes in, by its number in the cell."""
+        height, width = self._shape
+        h, w = height // self._pattern.stride_y, width // self._pattern.stride_x
+        drawn = {"cell": (h, w), "row": (h, 1), "column": (1, w)}[self._pattern.name]
+        size = self._n, *drawn, 1
+        kept = torch.randint(
+            self._pattern.group_size, size, generator=self._generator, device=self._device
+        )
+        return kept.expand(self._n, h, w, 1)
+
+    def _random(self, high: int) -> torch.Tensor:
+        """(N, 1, 1): whole numbers below `high`."""
+        return torch.randint(high, (self._n, 1, 1), generator=self._generator, device=self._device)
