@@ -7,7 +7,8 @@ All with preset fast, each frame learned from alone.
 * invention: pure noise in, white and correlated along rows; what is left of it in the result.
 * defects: lattices with one atom column missing and one displaced; is it still missing, is it
   still displaced, by how much?
-* stopping: ten simulated frames; PSNR of the weights that were kept against the best of the run.
+* stopping: ten simulated frames; PSNR of the weights that were kept when the training stopped
+  against the best of a run that does not.
 * start: frames unlike any the starting weights were trained on; full budget from them and from
   random weights.
 """
@@ -15,8 +16,9 @@ All with preset fast, each frame learned from alone.
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +31,9 @@ from n2sr_deploy.learning import LearnOptions, TrainingStatus
 from n2sr_deploy.noise import measure_noise
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.training import _Training
+
+if TYPE_CHECKING:
+    from n2sr_train.validation import Kept
 
 SHAPE = (512, 512)
 Rows = list[dict[str, Any]]
@@ -129,48 +134,62 @@ def defects() -> Rows:
     return rows
 
 
-def watched(frame: Frame, clean: np.ndarray, **changes: Any) -> tuple[dict[int, float], Checkpoint]:
-    """A training, and the PSNR of its averaged weights every 100 steps."""
+def stopping() -> Rows:
+    """PSNR over the whole run of ten frames, and where it would have been stopped."""
+    with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(stopped_on, range(10)))
+
+
+def stopped_on(index: int) -> dict[str, Any]:
+    """One of the ten frames."""
+    rng = np.random.default_rng([4321, index])
+    clean = 0.4 * simulated_frame((448, 448), rng)
+    gain = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
+    frame = gaussian(f"simulated {index}", clean, gain, 0.02).noisy
+    return {"frame": index, "gain": gain, **stopped(frame, clean)}
+
+
+def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
+    """A training that goes on to its end, and what was kept when it would have stopped."""
     noise = measure_noise(frame)
     config = TrainingConfig.from_options(LearnOptions(preset="fast"), noise)
     blank = train(frame, replace(config, steps=1), None, noise)
-    run = _Training(frame, replace(config, **changes), noise)
+    run = _Training(frame, replace(config, stops_early=False), noise)
     seen: dict[int, float] = {}
+    ended: list[tuple[int, Kept]] = []
+
+    def psnr_of(weights: dict[str, torch.Tensor]) -> float:
+        return psnr(denoised(replace(blank, weights=weights), frame), clean)
 
     def watch(status: TrainingStatus) -> None:
-        if status.step % 100 == 0:
-            weights = {
-                name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                for name, tensor in run.stepper.averaged.state_dict().items()
-            }
-            seen[status.step] = psnr(denoised(replace(blank, weights=weights), frame), clean)
+        if status.step % config.validation_every == 0:
+            averaged = run.stepper.averaged.state_dict()
+            seen[status.step] = psnr_of(
+                {
+                    name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                    for name, tensor in averaged.items()
+                }
+            )
+        best = run.validation.best
+        if best is not None and not ended and run.learns_no_more():
+            ended.append((status.step, best))
 
-    return seen, run.run(watch)
-
-
-def stopping() -> Rows:
-    """PSNR over the run of ten frames, and of what was kept."""
-    rows = []
-    for index in range(10):
-        rng = np.random.default_rng([4321, index])
-        clean = 0.4 * simulated_frame((448, 448), rng)
-        gain = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
-        frame = gaussian(f"simulated {index}", clean, gain, 0.02).noisy
-        seen, kept = watched(frame, clean)
-        final = psnr(denoised(kept, frame), clean)
-        rows.append(
-            {
-                "frame": index,
-                "gain": gain,
-                "best_db": max(seen.values()),
-                "best_step": max(seen, key=lambda step: seen[step]),
-                "kept_db": final,
-                "kept_step": kept.summary["kept_step"],
-                "last_db": seen[max(seen)],
-                "below_best_db": max(seen.values()) - final,
-            }
-        )
-    return rows
+    final = run.run(watch)
+    step, weights, kept_step = (
+        (ended[0][0], ended[0][1].weights, ended[0][1].step)
+        if ended
+        else (config.steps, final.weights, final.summary["kept_step"])
+    )
+    kept_db = psnr_of(weights)
+    return {
+        "best_db": max(seen.values()),
+        "best_step": max(seen, key=lambda step: seen[step]),
+        "stopped_step": step,
+        "kept_db": kept_db,
+        "kept_step": kept_step,
+        "last_db": psnr(denoised(final, frame), clean),
+        "below_best_db": max(seen.values()) - kept_db,
+    }
 
 
 def start() -> Rows:

@@ -114,6 +114,11 @@ class TrainingConfig:
     """Whether patches are mirrored and turned by right angles, where the pattern allows."""
     validation_fraction: float = 0.02
     """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
+    validation_pixels: int = 14_000
+    """At least so many, where a tenth of the frame is more; 0: the fraction alone counts."""
+    stops_early: bool = True
+    """Whether to stop when three judgements in a row, after a quarter of the steps, find nothing
+    learned since half as many steps."""
     validation_every: int = 100
     """Steps between two measurements of the validation error."""
     seed: int = 0
@@ -133,6 +138,7 @@ class TrainingConfig:
         _within("warmup_steps", self.warmup_steps, 0, 10**6)
         _within("validation_every", self.validation_every, 1, 10**8)
         _within("validation_fraction", self.validation_fraction, 0.001, 0.2)
+        _within("validation_pixels", self.validation_pixels, 0, 10**8)
         _within("ema_decay", self.ema_decay, 0.0, 0.99999)
         _within("learning_rate", self.learning_rate, 1e-8, 10.0)
         _within("adam_learning_rate", self.adam_learning_rate, 1e-8, 10.0)
@@ -228,5 +234,6 @@ PRESETS: Mapping[str, TrainingConfig] = {
         warmup_steps=0,
         ema_decay=0.0,
         turns=False,
+        stops_early=False,
     ),
 }

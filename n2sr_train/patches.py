@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from n2sr_train.config import TrainingConfig
 
 _VALIDATION_PATCHES = 12
+_LARGEST_FRACTION = 0.1  # of the pixels that is kept from the targets for their number's sake
 
 
 class Batch(NamedTuple):
@@ -187,7 +188,9 @@ def _validation_pixels(shape: Shape, config: TrainingConfig, rng: np.random.Gene
         "row": (shape[0], 1),
         "column": (1, shape[1]),
     }[config.pattern.name]
+    enough = min(config.validation_pixels / (shape[0] * shape[1]), _LARGEST_FRACTION)
     n = drawn[0] * drawn[1]
     chosen = np.zeros(n, np.bool_)
-    chosen[rng.permutation(n)[: max(1, round(n * config.validation_fraction))]] = True
+    n_chosen = max(1, round(n * max(config.validation_fraction, enough)))
+    chosen[rng.permutation(n)[:n_chosen]] = True
     return np.broadcast_to(chosen.reshape(drawn), shape)

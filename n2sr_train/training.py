@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
+_VALIDATION_SHARE = 0.05  # of the time, where it is bounded
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
-Why = Literal["steps", "seconds", "the user", "divergence"]
+_IN_VAIN = 3  # judgements without improvement after which a training ends
+Why = Literal["steps", "seconds", "the user", "divergence", "no improvement"]
 
 
 def train(
@@ -97,6 +99,7 @@ class _Training:
         self.step = 0
         self.flop = 0.0
         self.validation_flop = 0.0
+        self.validating_s = 0.0
         self.loss = math.nan
         self.history: list[dict[str, float]] = []
         self.started = time.monotonic()
@@ -130,10 +133,10 @@ class _Training:
                         why = "divergence"
                     elif self._time_is_up():
                         why, last = "seconds", True
-                    if why != "divergence" and (
-                        last or self.step % self.config.validation_every == 0
-                    ):
+                    if why != "divergence" and (last or self._validation_is_due()):
                         self._validate()
+                        if self.config.stops_early and not last and self.learns_no_more():
+                            why = "no improvement"
                     progress(self._status())
         except KeyboardInterrupt:
             if not self.step:
@@ -153,8 +156,21 @@ class _Training:
         """Steps after which the loss is read, for which the host must wait for the device."""
         return 1 if self.device.type == "cpu" or self.step == 1 else _READ_ON_GPU
 
+    def _validation_is_due(self) -> bool:
+        """Every so many steps; where seconds are few, no more often than they allow."""
+        if self.step % self.config.validation_every:
+            return False
+        is_bounded = self.config.seconds is not None
+        return not is_bounded or self.validating_s < _VALIDATION_SHARE * self._elapsed()
+
+    def learns_no_more(self) -> bool:
+        """Whether further steps would only repeat noise."""
+        enough = self.step >= self.config.steps / 4
+        return enough and self.validation.n_in_vain >= _IN_VAIN
+
     def _validate(self) -> None:
         """Judge the averaged weights, and note it."""
+        began = time.monotonic()
         with self._counting_flop():
             found = self.validation.judge(self.step, self.stepper.averaged, self.stepper.output)
         learned_error = found.pop("learned_error")
@@ -167,6 +183,7 @@ class _Training:
                 **found,
             }
         )
+        self.validating_s += time.monotonic() - began
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from n2sr_train.patches import PatchSampler
 
+_IMPROVED = 0.5  # standard errors
 # Axes of (1, H, W) along which `sampling.draw` mirrors the draws of a group.
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (1, 2), (2,), (1,))
 
@@ -27,22 +28,25 @@ class Kept(NamedTuple):
 class _Score(NamedTuple):
     """What a step is judged by."""
 
+    step: int
     errors: torch.Tensor
     """(n,): the expected true error and the targets' noise, pixel by pixel."""
+    n_pixels: int
+    """How many different pixels these are; patches overlap."""
 
     @property
     def mean(self) -> float:
         return float(self.errors.mean())
 
-    def is_worse_than(self, other: _Score) -> bool:
-        """By more than chance: the targets' noise, most of the errors, is the same in both."""
+    def above(self, other: _Score) -> float:
+        """The difference in standard errors: the targets' noise, most of it, is in both."""
         difference = self.errors - other.errors
-        uncertainty = float(difference.std()) / math.sqrt(len(difference))
-        return float(difference.mean()) > uncertainty
+        uncertainty = float(difference.std()) / math.sqrt(self.n_pixels)
+        return float(difference.mean()) / max(uncertainty, 1e-30)
 
 
 class Validation:
-    """Judges networks by pixels they never learned from, and keeps the weights of the best.
+    """Judges networks by pixels they never learned from, keeps the best, tells when to stop.
 
     Parameters
     ----------
@@ -56,8 +60,12 @@ class Validation:
         self._patches = [
             [torch.from_numpy(part).to(device) for part in patch] for patch in sampler.validation
         ]
+        self._n_unseen = int(sampler.is_validation.sum())
         self.best: Kept | None = None
         self.flat_error = self._mean_square()
+        self.n_in_vain = 0
+        """How many judgements in a row found no improvement over half as many steps."""
+        self._scores: list[_Score] = []
         self._lowest: _Score | None = None
         self._first_gap: float | None = None
 
@@ -95,17 +103,27 @@ class Validation:
         if self._first_gap is None:
             self._first_gap = gap  # chance: nothing has been learned yet
         repeated = max(gap - self._first_gap, 0.0) / (2 * error)
-        score = _Score(errors + repeated**2 * error)
+        n_pixels = min(len(errors), self._n_unseen)
+        score = _Score(step, errors + repeated**2 * error, n_pixels)
         if math.isfinite(error):
-            if self._lowest is None or not score.is_worse_than(self._lowest):
+            if self._lowest is None or score.above(self._lowest) <= 1:
                 self._keep(step, error, network)
             if self._lowest is None or score.mean < self._lowest.mean:
                 self._lowest = score
+            self._look_back(score)
         return {
             "validation_error": error,
             "learned_error": learned_error,
             "repeated_noise": repeated,
         }
+
+    def _look_back(self, score: _Score) -> None:
+        """Compare with the network of half as many steps."""
+        half = [earlier for earlier in self._scores if 2 * earlier.step <= score.step]
+        self._scores.append(score)
+        if len(half) > 1:  # the first is the network before any step
+            improved = score.above(half[-1]) < -_IMPROVED
+            self.n_in_vain = 0 if improved else self.n_in_vain + 1
 
     def _mean_square(self) -> float:
         """The validation error of a result that is flat."""

@@ -27,6 +27,7 @@ from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import build_optimisers
 from n2sr_train.patches import PatchSampler
 from n2sr_train.step import TrainingStep
+from n2sr_train.training import _Training
 from tests.conftest import tiny_config
 
 
@@ -206,6 +207,43 @@ def test_arithmetic_is_counted(checkpoint):
     validation = 12 * 4 * len(checkpoint.history)
     expected = patch_flop * (forward_and_backward + validation)
     assert checkpoint.summary["tflop"] * 1e12 == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "elapsed_s", "is_due"), [(None, 1.0, True), (60.0, 10.0, False), (60.0, 50.0, True)]
+)
+def test_judging_takes_little_of_a_bounded_time(noisy, monkeypatch, seconds, elapsed_s, is_due):
+    run = _Training(noisy, tiny_config(seconds=seconds, validation_every=4))
+    run.step, run.validating_s = 8, 1.0
+    monkeypatch.setattr(run, "_elapsed", lambda: elapsed_s)
+    assert run._validation_is_due() is is_due
+    run.step = 9
+    assert not run._validation_is_due()
+
+
+def test_a_training_that_learns_no_more_stops():
+    noise = Frame(pixels=np.random.default_rng(0).normal(10, 1, size=(128, 128)))
+    config = tiny_config(steps=80, validation_every=4)
+    stopped = train(noise, config).summary
+    assert stopped["stopped_by"] == "no improvement"
+    assert 20 <= stopped["steps"] < 80
+    assert train(noise, replace(config, stops_early=False)).summary["steps"] == 80
+
+
+def test_a_training_that_still_learns_goes_on():
+    clean = clean_phantom((160, 160), spacing=16, seed=1)
+    frame = Frame(pixels=noisy_draw(clean, gain=0.01, read_noise=0.01))
+    summary = train(frame, tiny_config(steps=60, validation_every=5)).summary
+    assert (summary["steps"], summary["stopped_by"]) == (60, "steps")
+
+
+@pytest.mark.parametrize(
+    ("shape", "share"), [((832, 896), 0.02), ((448, 448), 14000 / 448**2), ((200, 200), 0.1)]
+)
+def test_small_frames_give_enough_pixels_to_judge_by(shape, share):
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=shape))
+    sampler = PatchSampler(frame, tiny_config(), (8, 8))
+    assert sampler.is_validation.mean() == pytest.approx(share, rel=0.01)
 
 
 # ---- patches ------------------------------------------------------------------------------
@@ -553,11 +591,10 @@ def test_pixels_within_the_margin_of_a_kept_one_are_not_learned_from(noisy, marg
         assert counted.any()
 
 
-def test_weights_from_before_the_error_rose_are_kept(noisy, monkeypatch):
+def test_weights_from_before_the_error_rose_are_kept(noisy):
     """A training that is spoiled in its middle keeps what it had."""
-    from n2sr_train import training
 
-    class Spoiled(training._Training):
+    class Spoiled(_Training):
         def _take_step(self):
             super()._take_step()
             if self.step > 8:
@@ -655,9 +692,6 @@ def test_an_average_over_the_weights_forgets_the_first(noisy):
 @pytest.mark.parametrize("preset", ["fast", "balanced"])
 def test_a_gpu_takes_steps_without_waiting(noisy, preset):
     config = replace(TrainingConfig.named(preset), steps=30, device="cuda")
-    torch.cuda.set_sync_debug_mode("default")
-    from n2sr_train.training import _Training
-
     run = _Training(noisy, config)
     for _ in range(6):
         run._take_step()
