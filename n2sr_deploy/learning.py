@@ -56,13 +56,13 @@ class TrainingStatus:
     n_steps: int
     """Steps in all, unless time runs out."""
     elapsed_s: float
-    """Since the first step began."""
+    """Since the training began."""
     remaining_s: float
     """Estimated."""
     loss: float
     """Mean squared error on held-out pixels, smoothed; 1 is the frame's variance."""
-    validation_error: float | None
-    """The same on pixels never used as targets; None until first measured."""
+    validation_error: float
+    """The same on pixels never used as targets, when it was last measured."""
     steps_per_s: float
     """On average so far."""
 

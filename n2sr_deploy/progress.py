@@ -37,8 +37,11 @@ def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
                 )
 
             yield show
+            progress.update(task, completed=1, total=1, left="done")
     else:
-        yield _Lines(console)
+        lines = _Lines(console)
+        yield lines
+        lines.end()
 
 
 def _bar(console: Console) -> Progress:
@@ -58,20 +61,27 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._next = 0.0
+        self._last: TrainingStatus | None = None
 
     def __call__(self, status: TrainingStatus) -> None:
+        self._last = status
         now = time.monotonic()
-        if now < self._next and status.step < status.n_steps:
-            return
-        self._next = now + _LINE_EVERY_S
-        self._console.print(
-            f"training, step {status.step} of {status.n_steps}, {status.remaining_s:.0f} s left, "
-            f"{_figures(status)}",
-            soft_wrap=True,
-        )
+        if now >= self._next:
+            self._next = now + _LINE_EVERY_S
+            self._print(status, f"{status.remaining_s:.0f} s left")
+
+    def end(self) -> None:
+        """Tell the last step, however early it came."""
+        if self._last is not None:
+            self._print(self._last, "done")
+
+    def _print(self, status: TrainingStatus, left: str) -> None:
+        line = f"training, step {status.step} of {status.n_steps}, {left}, {_figures(status)}"
+        self._console.print(line, soft_wrap=True)
 
 
 def _figures(status: TrainingStatus) -> str:
-    error = status.validation_error
-    validation = f"{error:.4f}" if error is not None else "-"
-    return f"loss {status.loss:.4f}, validation {validation}, {status.steps_per_s:.1f} steps/s"
+    return (
+        f"loss {status.loss:.4f}, validation {status.validation_error:.4f}, "
+        f"{status.steps_per_s:.1f} steps/s"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,12 +136,14 @@ class Checkpoint:
     def describe(self) -> str:
         """What it is, in words."""
         ended, config = self.summary, self.config
-        error = min((entry["validation_error"] for entry in self.history), default=float("nan"))
+        errors = {entry["step"]: entry["validation_error"] for entry in self.history}
+        error = errors.get(ended["kept_step"], math.nan)
         parameters = sum(tensor.numel() for tensor in self.weights.values())
         return (
             f"checkpoint, preset {config.preset}, pattern {config.pattern}, "
             f"{parameters / 1e3:.0f} k parameters, weights {self.weights_sha256[:12]}; "
-            f"{ended['steps']} steps in {ended['seconds']:.0f} s on {ended['device']} "
+            f"{ended['steps']} steps (ended by {ended['stopped_by']}) in {ended['seconds']:.0f} s "
+            f"on {ended['device']} "
             f"({ended['precision']}, {ended['tflop']:.3g} TFLOP), kept from step "
             f"{ended['kept_step']}, validation error {error:.4f}, seed {config.seed}; "
             f"trained by n2sr {self.n2sr_version}"

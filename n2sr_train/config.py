@@ -117,12 +117,12 @@ class TrainingConfig:
     validation_pixels: int = 14_000
     """At least so many, where a tenth of the frame is more; 0: the fraction alone counts."""
     stops_early: bool = True
-    """Whether to stop when three judgements in a row, after a quarter of the steps, find nothing
-    learned since half as many steps."""
+    """Whether to stop when three judgements in a row find nothing learned since half as many steps,
+    after a quarter of the steps and five times the warm-up."""
     validation_every: int = 100
     """Steps between two measurements of the validation error."""
     seed: int = 0
-    """Of everything random; the same seed on the same machine repeats a run exactly."""
+    """Of everything random; the same seed on the same CPU repeats a run exactly."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one."""
 
@@ -145,6 +145,11 @@ class TrainingConfig:
         _within("seed", self.seed, 0, 2**63 - 1)
         if self.seconds is not None:
             _within("seconds", self.seconds, 0.1, 1e9)
+        if self.margin and max(self.pattern.stride) < self.margin + 2:
+            raise SettingError(
+                f"margin is {self.margin} and the pattern {self.pattern}, which leaves no pixel to "
+                f"learn from; take a stride of at least {self.margin + 2}"
+            )
 
     @classmethod
     def named(cls, preset: str) -> TrainingConfig:
@@ -169,12 +174,13 @@ class TrainingConfig:
         """
         config = cls.named(options.preset or DEFAULT_PRESET)
         pattern, margin = config.pattern, config.margin
-        if noise is not None and options.pattern is None and options.stride is None:
+        if noise is not None and options.pattern is None:
             pattern, margin, _ = choose_pattern(noise)
-        elif options.pattern is not None or options.stride is not None:
+        if options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
             _choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(pattern.stride))
+            margin = min(margin, max(0, max(pattern.stride) - 2))
         given: dict[str, Any] = {
             key: getattr(options, key)
             for key in ("seconds", "steps", "seed", "device")
@@ -234,6 +240,7 @@ PRESETS: Mapping[str, TrainingConfig] = {
         warmup_steps=0,
         ema_decay=0.0,
         turns=False,
+        validation_pixels=0,
         stops_early=False,
     ),
 }

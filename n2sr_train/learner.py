@@ -50,6 +50,7 @@ def learn_checkpoint(frame: Frame, options: LearnOptions, progress: Progress) ->
 
     config = TrainingConfig.from_options(options)  # refuses bad settings before any work
     noise = None
+    repaired = repair(frame) if options.repair else untouched(frame)
     if min(frame.shape) < SMALLEST:
         _log.warning(
             "the frame is too small to measure its noise (%d x %d are needed): it is taken as "
@@ -58,15 +59,13 @@ def learn_checkpoint(frame: Frame, options: LearnOptions, progress: Progress) ->
             SMALLEST,
         )
     else:
-        repaired = repair(frame) if options.repair else None
-        noise = measure_noise(frame, repaired=repaired or untouched(frame))
-        frame = repaired.frame if repaired else frame
+        noise = measure_noise(frame, repaired=repaired)
         _log.info("found: %s", noise.describe())
         config = TrainingConfig.from_options(options, noise)
         _, _, why = choose_pattern(noise)
         chosen = options.pattern is None and options.stride is None
         _log.info("%s%s", why, "" if chosen else f"; as you said: pattern {config.pattern}")
-    return train(frame, config, progress, noise)
+    return train(repaired.frame, config, progress, noise)
 
 
 def describe_checkpoint(path: Path) -> str:

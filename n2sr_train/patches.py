@@ -90,6 +90,7 @@ class PatchSampler:
         mean, std = frame.mean_and_std()
         self.frame = reference.standardise(frame.pixels, mean, std)
         self._config = config
+        self.pattern = config.pattern
         self._rng = np.random.default_rng(config.seed)
         self._n_drawn = 0
         self.shape: Shape = (

@@ -39,8 +39,18 @@ def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
     elif config.start != "random":
         weights = _weights_of(Path(config.start), config)
     if weights is not None:
-        network.load_state_dict(weights)
+        _load(network, weights, config.start)
     return network
+
+
+def _load(network: SmallUNet | PaperUNet, weights: dict[str, Tensor], start: str) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise ModelError(f"{start} does not hold this network ({what}); train it again") from error
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise ModelError(f"{start} holds weights that are not finite; train it again")
 
 
 def packaged_path(network: NetworkConfig, pattern: str) -> Path:

@@ -50,13 +50,15 @@ class CudaGraph:
     """
 
     def __init__(self, device: torch.device, generator: torch.Generator) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+        self._device = device
+        with torch.cuda.device(device):  # not always the current one
+            self._graph = torch.cuda.CUDAGraph()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._graph.register_generator_state(generator)
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, function: Callable[[], None]) -> None:
         """Run it on the stream it will be recorded on."""
-        current = torch.cuda.current_stream(self._stream.device)
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             function()
@@ -64,12 +66,17 @@ class CudaGraph:
 
     def capture(self, function: Callable[[], None]) -> None:
         """Record it."""
-        with torch.cuda.graph(self._graph, stream=self._stream):
+        # Other threads may use the GPU meanwhile: live learning runs beside the denoiser.
+        recording = torch.cuda.graph(
+            self._graph, stream=self._stream, capture_error_mode="thread_local"
+        )
+        with torch.cuda.device(self._device), recording:
             function()
 
     def replay(self) -> None:
-        """Run it on the current stream."""
-        self._graph.replay()
+        """Run it on the device's current stream."""
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 class TrainingStep:

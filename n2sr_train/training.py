@@ -64,9 +64,10 @@ def train(
 
     Returns
     -------
-    The averaged weights with the lowest validation error. Ctrl-C ends the training and returns
-    the best so far. Without a bound in seconds, the same seed on the same machine gives the same
-    weights bit for bit on a CPU, and on a GPU as far as PyTorch's operations repeat there.
+    The latest of the averaged weights whose validation error is the lowest, give or take its
+    standard error. Ctrl-C ends the training and returns the best so far. Without a bound in
+    seconds, the same seed on the same machine gives the same weights bit for bit on a CPU, and on
+    a GPU as far as PyTorch's operations repeat there.
 
     Raises
     ------
@@ -75,7 +76,7 @@ def train(
     SettingError
         When the device is not there.
     TrainingError
-        When the training diverged before anything worth keeping.
+        When the training diverged before anything worth keeping, or the GPU's memory is full.
     """
     return _Training(frame, config, noise).run(progress or (lambda status: None))
 
@@ -119,32 +120,43 @@ class _Training:
         )
 
     def run(self, progress: Progress) -> Checkpoint:
-        """Take all steps, or as many as time and the user allow."""
-        why: Why = "steps"
+        """Take all steps, or as many as time, the user and what is learned allow."""
         try:
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
                 self._validate()
-                while why == "steps" and self.step < self.config.steps:
-                    self._take_step()
-                    last = self.step == self.config.steps
-                    if self.step % self._reads_every == 0 or last:
-                        self.loss = self.stepper.loss
-                    if not math.isfinite(self.loss):
-                        why = "divergence"
-                    elif self._time_is_up():
-                        why, last = "seconds", True
-                    if why != "divergence" and (last or self._validation_is_due()):
-                        self._validate()
-                        if self.config.stops_early and not last and self.learns_no_more():
-                            why = "no improvement"
-                    progress(self._status())
+                why = self._take_steps(progress)
         except KeyboardInterrupt:
             if not self.step:
                 raise
             why = "the user"
-            if self.validation.best is None:
+            if self.step > self.history[-1]["step"]:
                 self._validate()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the GPU has too little memory for preset {self.config.preset} ({error}); "
+                "take --preset fast or --device cpu"
+            ) from error
         return self._checkpoint(why)
+
+    def _take_steps(self, progress: Progress) -> Why:
+        """Until something ends them, and tell what."""
+        ended: Why | None = None
+        while ended is None:
+            self._take_step()
+            if self.step == self.config.steps:
+                ended = "steps"
+            elif self._time_is_up():
+                ended = "seconds"
+            if ended or self.step % self._reads_every == 0:
+                self.loss = self.stepper.loss
+            if not math.isfinite(self.loss):
+                return "divergence"
+            if ended or self._validation_is_due():
+                self._validate()
+            if self.config.stops_early and self.learns_no_more():
+                ended = ended or "no improvement"
+            progress(self._status())
+        return ended
 
     def _take_step(self) -> None:
         self.stepper.take(self._rate())
@@ -165,8 +177,8 @@ class _Training:
 
     def learns_no_more(self) -> bool:
         """Whether further steps would only repeat noise."""
-        enough = self.step >= self.config.steps / 4
-        return enough and self.validation.n_in_vain >= _IN_VAIN
+        enough = max(self.config.steps / 4, 5 * self.config.warmup_steps)
+        return self.step >= enough and self.validation.n_in_vain >= _IN_VAIN
 
     def _validate(self) -> None:
         """Judge the averaged weights, and note it."""
@@ -224,7 +236,7 @@ class _Training:
             elapsed_s=elapsed,
             remaining_s=remaining,
             loss=self.loss,
-            validation_error=self.history[-1]["validation_error"] if self.history else None,
+            validation_error=self.history[-1]["validation_error"],
             steps_per_s=self.step / elapsed,
         )
 
@@ -292,7 +304,8 @@ def _device_name(device: torch.device) -> str:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the machine computes in bfloat16, rather than imitating it."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     names = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86-64 and of Arm
     return any(capabilities.get(name, False) for name in names)

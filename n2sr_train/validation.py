@@ -30,9 +30,10 @@ class _Score(NamedTuple):
 
     step: int
     errors: torch.Tensor
-    """(n,): the expected true error and the targets' noise, pixel by pixel."""
-    n_pixels: int
-    """How many different pixels these are; patches overlap."""
+    """(n,): the expected true error and the targets' noise; of pixels, or of lines where the
+    pattern shares its choice along them, since their noise is correlated."""
+    n_different: int
+    """How many different pixels or lines these are; patches overlap."""
 
     @property
     def mean(self) -> float:
@@ -41,7 +42,7 @@ class _Score(NamedTuple):
     def above(self, other: _Score) -> float:
         """The difference in standard errors: the targets' noise, most of it, is in both."""
         difference = self.errors - other.errors
-        uncertainty = float(difference.std()) / math.sqrt(self.n_pixels)
+        uncertainty = float(difference.std()) / math.sqrt(self.n_different)
         return float(difference.mean()) / max(uncertainty, 1e-30)
 
 
@@ -60,7 +61,9 @@ class Validation:
         self._patches = [
             [torch.from_numpy(part).to(device) for part in patch] for patch in sampler.validation
         ]
-        self._n_unseen = int(sampler.is_validation.sum())
+        self._along = {"row": 2, "column": 1, None: None}[sampler.pattern.shared]
+        length = 1 if self._along is None else sampler.shape[self._along - 1]
+        self._n_different = int(sampler.is_validation.sum()) // length
         self.best: Kept | None = None
         self.flat_error = self._mean_square()
         self.n_in_vain = 0
@@ -92,7 +95,7 @@ class Validation:
             n_held_out = held_out.sum(dim=0)  # (1, H, W)
             mean = (outputs * held_out).sum(dim=0) / n_held_out.clamp(min=1)
             squared = (mean - target).square()
-            unseen_errors.append(squared[(unseen > 0) & (n_held_out > 0)])
+            unseen_errors.append(self._independent(squared, unseen * (n_held_out > 0)))
             counted = learned * (n_held_out > 0)
             learned_error += float((squared * counted).sum())
             n_learned += float(counted.sum())
@@ -103,8 +106,8 @@ class Validation:
         if self._first_gap is None:
             self._first_gap = gap  # chance: nothing has been learned yet
         repeated = max(gap - self._first_gap, 0.0) / (2 * error)
-        n_pixels = min(len(errors), self._n_unseen)
-        score = _Score(step, errors + repeated**2 * error, n_pixels)
+        n_different = max(1, min(len(errors), self._n_different))
+        score = _Score(step, errors + repeated**2 * error, n_different)
         if math.isfinite(error):
             if self._lowest is None or score.above(self._lowest) <= 1:
                 self._keep(step, error, network)
@@ -116,6 +119,14 @@ class Validation:
             "learned_error": learned_error,
             "repeated_noise": repeated,
         }
+
+    def _independent(self, squared: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(n,): the errors of the masked pixels of a patch (1, H, W), or the means of its lines."""
+        if self._along is None:
+            return squared[mask > 0]
+        counts = mask.sum(dim=self._along)
+        means = (squared * mask).sum(dim=self._along) / counts.clamp(min=1)
+        return means[counts > 0]
 
     def _look_back(self, score: _Score) -> None:
         """Compare with the network of half as many steps."""

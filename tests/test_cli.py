@@ -341,7 +341,7 @@ sys.meta_path.insert(0, Absent())
 import n2sr_deploy, n2sr_train
 for module in pkgutil.walk_packages(n2sr_deploy.__path__, "n2sr_deploy."):
     importlib.import_module(module.name)
-for name in ("cli", "config", "learner", "patches"):
+for name in ("cli", "config", "learner"):
     importlib.import_module("n2sr_train." + name)
 """
     done = subprocess.run(

@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from n2sr_deploy import Denoiser, Frame, SamplingPattern
 from n2sr_deploy.errors import (
@@ -19,15 +21,17 @@ from n2sr_deploy.errors import (
     TrainingError,
 )
 from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.network import PaperUNet, build_network
-from n2sr_train.optimisers import build_optimisers
+from n2sr_train.optimisers import Optimiser, build_optimisers
 from n2sr_train.patches import PatchSampler
 from n2sr_train.step import TrainingStep
 from n2sr_train.training import _Training
+from n2sr_train.validation import Validation
 from tests.conftest import tiny_config
 
 
@@ -119,7 +123,7 @@ def test_training_lowers_the_validation_error(noisy, optimiser):
     rate = {"muon": 0.006, "adam": 0.0025}[optimiser]
     config = tiny_config(optimiser=optimiser, learning_rate=rate, steps=60, validation_every=5)
     errors = [entry["validation_error"] for entry in train(noisy, config).history]
-    assert errors[-1] < min(errors[0], 0.95)
+    assert errors[-1] < 0.97 * errors[0]
 
 
 def test_every_parameter_is_trained_by_exactly_one_optimiser():
@@ -145,6 +149,16 @@ def test_progress_tells_every_step(noisy):
     assert errors[0] is not None
     assert errors[-1] is not None
     assert errors[-1] < errors[0]
+
+
+def test_ctrl_c_keeps_what_was_learned_since_the_last_judgement(noisy):
+    def progress(status):
+        if status.step == 40:
+            raise KeyboardInterrupt
+
+    config = tiny_config(steps=60, validation_every=1000, learning_rate=0.006)
+    summary = train(noisy, config, progress).summary
+    assert (summary["steps"], summary["kept_step"]) == (40, 40)
 
 
 def test_ctrl_c_keeps_the_best_so_far(noisy):
@@ -223,7 +237,7 @@ def test_judging_takes_little_of_a_bounded_time(noisy, monkeypatch, seconds, ela
 
 def test_a_training_that_learns_no_more_stops():
     noise = Frame(pixels=np.random.default_rng(0).normal(10, 1, size=(128, 128)))
-    config = tiny_config(steps=80, validation_every=4)
+    config = tiny_config(steps=80, validation_every=4, warmup_steps=2)
     stopped = train(noise, config).summary
     assert stopped["stopped_by"] == "no improvement"
     assert 20 <= stopped["steps"] < 80
@@ -607,14 +621,76 @@ def test_weights_from_before_the_error_rose_are_kept(noisy):
     assert 0 < kept <= 8
 
 
+@pytest.mark.parametrize(("pattern", "margin"), [("cell", 1), ("row", 1), ("row", 2)])
+def test_a_margin_that_leaves_nothing_to_learn_is_refused(pattern, margin):
+    stride = margin + 1
+    with pytest.raises(SettingError, match=f"stride of at least {margin + 2}"):
+        tiny_config(pattern=SamplingPattern.named(pattern, stride), margin=margin)
+    tiny_config(pattern=SamplingPattern.named(pattern, margin + 2), margin=margin)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "nan"])
+def test_a_damaged_checkpoint_to_start_from_is_refused(noisy, checkpoint, tmp_path, spoil):
+    weights = dict(checkpoint.weights)
+    name = next(iter(weights))
+    if spoil == "missing":
+        del weights[name]
+    else:
+        weights[name] = torch.full_like(weights[name], math.nan)
+    path = tmp_path / "damaged.safetensors"
+    replace(checkpoint, weights=weights).save(path)
+    with pytest.raises(ModelError, match=r"damaged\.safetensors .*train it again"):
+        train(noisy, tiny_config(start=str(path)))
+
+
+def test_a_stride_alone_keeps_the_pattern_that_was_measured():
+    rng = np.random.default_rng(0)
+    along_rows = rng.normal(size=(128, 129))
+    frame = Frame(pixels=10 + along_rows[:, 1:] + along_rows[:, :-1])
+    noise = measure_noise(frame)
+    config = TrainingConfig.from_options(LearnOptions(stride=(3, 3)), noise)
+    assert config.pattern == SamplingPattern.named("row", 3)
+
+
+def test_errors_of_lines_are_judged_line_by_line():
+    """Noise that is the same along a line counts once, not once a pixel."""
+    rng = np.random.default_rng(0)
+    frame = Frame(pixels=np.repeat(rng.normal(size=(256, 1)), 64, axis=1) + np.eye(256, 64))
+    config = tiny_config(pattern=SamplingPattern.named("row"))
+    validation = Validation(PatchSampler(frame, config, (8, 8)), torch.device("cpu"))
+    network = build_network(config.network, config.pattern.stride, 0)
+    validation.judge(0, network, lambda network, x: network(x))
+    assert validation._scores[0].n_different <= 0.1 * 256
+
+
 # ---- the step -----------------------------------------------------------------------------
 
 
-class RecordedGraph:
-    """Records a function as a device would: capturing does not run it, replaying does."""
+class Watched(TorchDispatchMode):
+    """Keeps every operation that PyTorch runs: the function, what went in, what came out."""
 
     def __init__(self):
-        self.calls, self._recorded = [], None
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, result))
+        return result
+
+    @property
+    def names(self):
+        return {str(function).rsplit(".", 1)[0] for function, *_ in self.operations}
+
+
+class RecordedGraph:
+    """Replays operations on the memory they had, as a CUDA graph does: no Python runs again.
+
+    Unlike a device it also runs them while it records, so the replay after that does nothing.
+    """
+
+    def __init__(self):
+        self.calls = []
 
     def warm_up(self, function):
         self.calls.append("warm up")
@@ -622,59 +698,73 @@ class RecordedGraph:
 
     def capture(self, function):
         self.calls.append("capture")
-        self._recorded = function
+        with Watched() as watched:
+            function()
+        self._operations, self._has_run = watched.operations, True
 
+    @torch.no_grad()
     def replay(self):
         self.calls.append("replay")
-        self._recorded()
+        if self._has_run:
+            self._has_run = False
+            return
+        for function, args, kwargs, recorded in self._operations:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(recorded), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old is not new:
+                    old.copy_(new)
 
 
-def step_of(config, frame, graph=None):
-    sampler = PatchSampler(frame, config, (4, 4))
+def step_of(config, frame, graph=None, kind=TrainingStep):
+    """A step without Adam: on a CPU that counts its steps in Python."""
+    sy, sx = config.pattern.stride
+    sampler = PatchSampler(frame, config, (4 * sy, 4 * sx))
     network = build_network(config.network, config.pattern.stride, 0)
     patches = DevicePatches(sampler, config, torch.Generator().manual_seed(0))
-    return TrainingStep(network, config, patches, low_precision=False, graph=graph)
+    step = kind(network, config, patches, low_precision=False, graph=graph)
+    step._optimisers = [each for each in step._optimisers if not isinstance(each, Optimiser)]
+    return step
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "adam"])
-def test_a_recorded_step_is_the_same_step(noisy, optimiser):
-    config = tiny_config(optimiser=optimiser)
+def weights_after(step, n_steps=7):
+    for n in range(n_steps):
+        step.take(1 - n / n_steps)
+    return torch.cat([p.detach().flatten() for p in step.averaged.parameters()])
+
+
+def test_a_recorded_step_is_the_same_step(noisy):
     graph = RecordedGraph()
-    plain, recorded = step_of(config, noisy), step_of(config, noisy, graph)
-    for n in range(7):
-        for step in (plain, recorded):
-            step.take(1 - n / 7)
-    assert graph.calls == ["warm up"] * 3 + ["capture"] + ["replay"] * 4
+    plain, recorded = step_of(tiny_config(), noisy), step_of(tiny_config(), noisy, graph)
+    assert torch.equal(weights_after(recorded), weights_after(plain))
     assert recorded.loss == plain.loss
-    for a, b in zip(plain.averaged.parameters(), recorded.averaged.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert graph.calls == ["warm up"] * 3 + ["capture"] + ["replay"] * 4
+
+
+def test_a_number_of_the_host_in_a_recorded_step_would_be_found(noisy):
+    class Frozen(TrainingStep):
+        def _average(self):
+            for average, weight in zip(
+                self.averaged.parameters(), self.network.parameters(), strict=True
+            ):
+                average.lerp_(weight.detach(), 1 / (1 + self.n_taken))
+
+    plain, recorded = (step_of(tiny_config(), noisy, g, Frozen) for g in (None, RecordedGraph()))
+    assert not torch.equal(weights_after(recorded), weights_after(plain))
 
 
 @pytest.mark.parametrize("pattern", ["cell", "row"])
 def test_nothing_in_a_step_is_read_back_by_the_host(noisy, pattern):
     """Reading one value back would keep the step out of a CUDA graph."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     reads = {"aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.item"}
-
-    seen = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.add(str(function).rsplit(".", 1)[0])
-            return function(*args, **(kwargs or {}))
-
-    config = tiny_config(pattern=SamplingPattern.named(pattern), margin=1)
-    step = step_of(config, noisy)
-    step.take(1.0)  # PyTorch's Adam counts its steps on the host where it is no CUDA graph's
-    step._optimisers.pop()
-    with Watch():
+    step = step_of(tiny_config(pattern=SamplingPattern.named(pattern, 4), margin=1), noisy)
+    step.take(1.0)
+    with Watched() as watched:
         step.take(1.0)
-    assert "aten.convolution" in seen
-    assert not seen & reads
-    with Watch():
-        assert math.isfinite(step.loss)
-    assert "aten._local_scalar_dense" in seen, "this test would miss what it looks for"
+    assert "aten.convolution" in watched.names
+    assert not watched.names & reads
+    with Watched() as watched:
+        assert step.loss > 0, "no pixel counted"
+    assert watched.names & reads, "this test would miss what it looks for"
 
 
 def test_an_average_over_the_weights_forgets_the_first(noisy):
@@ -701,6 +791,20 @@ def test_a_gpu_takes_steps_without_waiting(noisy, preset):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert math.isfinite(run.stepper.loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimiser", ["muon", "adam"])
+def test_a_graph_on_a_gpu_takes_the_same_steps(noisy, optimiser):
+    config = tiny_config(optimiser=optimiser, device="cuda")
+    runs = [_Training(noisy, config) for _ in range(2)]
+    runs[0].stepper._graph = None
+    weights = []
+    for run in runs:
+        for _ in range(8):
+            run._take_step()
+        weights.append(torch.cat([p.flatten() for p in run.stepper.averaged.parameters()]))
+    assert torch.allclose(*weights, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu
