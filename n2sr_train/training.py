@@ -113,7 +113,7 @@ class _Training:
         self.frame = frame
         self.config = config
         self.device = _device(config.device)
-        self.low_precision = _has_bfloat16(self.device)
+        self.low_precision = has_bfloat16(self.device)
         stride = config.pattern.stride
         cells = 2**config.network.levels
         self.sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
@@ -359,8 +359,8 @@ def _device_name(device: torch.device) -> str:
     return f"{torch.get_num_threads()} CPU threads"
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the machine computes in bfloat16, rather than imitating it."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than imitating it slowly."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

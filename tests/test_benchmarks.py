@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks import peers
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
@@ -96,3 +97,24 @@ def test_tables_show_the_worst_seed_and_the_best_method():
     text = table(rows, ["f"], "psnr_db", 1, low=True)
     assert "| BM3D | **29.0** |" in text
     assert "| fast | 28.0 |" in text
+
+
+def no_score(image):
+    return 0.0
+
+
+def test_zero_shot_noise2noise_denoises_a_frame_of_odd_sides():
+    clean = columns_on_a_grid()[:71, :83]
+    noisy = gaussian("columns", clean, 0.05, 0.1).noisy
+    image = peers.zs_n2n(noisy, no_score, steps=25)
+    assert image.shape == clean.shape
+    assert np.mean((image - clean) ** 2) < 0.5 * np.mean((noisy.pixels - clean) ** 2)
+
+
+def test_zero_shot_noise2noise_learns_from_crops_of_a_large_frame(monkeypatch):
+    seen = set()
+    pair = peers._pair
+    monkeypatch.setattr(peers, "_pair", lambda image: seen.add(image.shape[2:]) or pair(image))
+    noisy = gaussian("flat", np.ones((64, 301)), 0.05, 0.02).noisy
+    assert peers.zs_n2n(noisy, no_score, steps=1).shape == (64, 301)
+    assert seen == {(64, 256)}
