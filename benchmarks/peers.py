@@ -2,11 +2,15 @@
 
 Where a method has a parameter it gets the best of a list, by the truth or the second exposure,
 which no user has: these are upper bounds. ZS-N2N (Mansour and Heckel, CVPR 2023) is written here
-from its paper.
+from its paper; Noise2Void is CAREamics', run in an environment of its own.
 """
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,15 +23,24 @@ from skimage.restoration import (
 )
 from torch import nn
 
+from benchmarks.cases import REPOSITORY
 from n2sr_deploy.noise import measure_noise
+from n2sr_deploy.spectrum import WHITE
 from n2sr_train.training import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from n2sr_deploy import Frame
+    from n2sr_deploy.noise import Noise
 
     Score = Callable[[np.ndarray], float]
+
+CAREAMICS_PYTHON = REPOSITORY / ".venv-careamics" / "bin" / "python"
+
+
+class PeerMissingError(Exception):
+    """A method that is not installed here; the message tells how to install it."""
 
 
 def best(score: Score, images: Any) -> np.ndarray:
@@ -148,6 +161,43 @@ def zs_n2n(noisy: Frame, score: Score, steps: int = 2000) -> np.ndarray:
         return back(denoised(frame)[0, 0].numpy())
 
 
+def noise2void(noisy: Frame, score: Score) -> np.ndarray:
+    """Noise2Void by CAREamics (see noise2void.py); structN2V where the noise is correlated."""
+    if not CAREAMICS_PYTHON.exists():
+        raise PeerMissingError(
+            "Noise2Void (CAREamics) is skipped, for its environment .venv-careamics is not there. "
+            "Make it with: make setup-careamics"
+        )
+    axes, span = struct_mask(measure_noise(noisy))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("noisy.npy", "denoised.npy")]
+        np.save(paths[0], noisy.pixels)
+        script = Path(__file__).with_name("noise2void.py")
+        command = [CAREAMICS_PYTHON, "-I", script, *paths, "--axes", axes, "--span", str(span)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(f"noise2void.py ended with {run.returncode}:\n{run.stderr[-2000:]}")
+        return np.asarray(np.load(paths[1]))
+
+
+def struct_mask(noise: Noise) -> tuple[str, int]:
+    """Along which axes structN2V masks a pixel's neighbours, and over how many pixels.
+
+    As far as the noise is correlated on both sides of the pixel, and over CAREamics' default of 5
+    at least.
+    """
+    reach = {
+        axis: len(list(takewhile(lambda c: abs(c) > WHITE, correlation)))
+        for axis, correlation in (
+            ("horizontal", noise.along_rows),
+            ("vertical", noise.along_columns),
+        )
+    }
+    found = [axis for axis, distance in reach.items() if distance]
+    axes = "square" if len(found) == 2 else next(iter(found), "none")
+    return axes, max(5, 2 * max(reach.values()) + 1)
+
+
 def _pair(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two half-size images: the means of each cell's diagonals."""
     a, b = image[..., ::2, ::2], image[..., 1::2, 1::2]
@@ -174,4 +224,5 @@ PEERS: dict[str, Callable[[Frame, Score], np.ndarray]] = {
     "BM3D": bm3d,
     "VST + BM3D": vst_bm3d,
     "ZS-N2N": zs_n2n,
+    "Noise2Void (CAREamics)": noise2void,
 }

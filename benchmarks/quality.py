@@ -1,4 +1,4 @@
-"""Quality side by side: noisy, the classical filters, ZS-N2N and n2sr's presets, on every case.
+"""Quality side by side: noisy, the classical filters, ZS-N2N, Noise2Void and n2sr's presets.
 
     python benchmarks/quality.py [--only PtCeO2_5 ...] [--methods fast BM3D ...] [--seeds 0 1 2]
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import Case, Simulated, cases
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, PeerMissingError
 from benchmarks.results import FOLDER, keep
 from n2sr_deploy import Denoiser, Frame
 from n2sr_deploy.defects import repair
@@ -110,6 +110,15 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     return row, image
 
 
+def measure(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
+    """The scores of any method, and its image."""
+    if method == "noisy":
+        return noisy_row(case)
+    if method in PEERS:
+        return peer_row(case, method)
+    return our_row(case, method, seed)
+
+
 def key(row: Row) -> tuple[Any, ...]:
     """What a row measures."""
     return row["frame"], row["method"], row["seed"]
@@ -154,12 +163,11 @@ def main() -> None:
                 done = {key(row) for row in rows()}
                 if arguments.missing and (case.name, method, seed) in done:
                     continue
-                if method == "noisy":
-                    row, image = noisy_row(case)
-                elif method in PEERS:
-                    row, image = peer_row(case, method)
-                else:
-                    row, image = our_row(case, method, seed)
+                try:
+                    row, image = measure(case, method, seed)
+                except PeerMissingError as error:
+                    print(error, flush=True)
+                    continue
                 row = {"frame": case.name, **row}
                 others = [other for other in rows() if key(other) != key(row)]
                 keep("quality", sorted([*others, row], key=key))
