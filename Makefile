@@ -13,7 +13,7 @@ KERNELS := $(wildcard csrc/*) setup.py
 export N2SR_REQUIRE_KERNELS = 1
 
 .PHONY: setup demo test lint bench bench-kernels bench-noise bench-quality bench-optimisers
-.PHONY: starting-weights sanitize clean
+.PHONY: bench-trust setup-careamics starting-weights sanitize clean
 
 setup: .venv/.installed
 
@@ -37,12 +37,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-kernels bench-noise bench-quality bench-optimisers
+bench: bench-kernels bench-noise bench-trust bench-quality bench-optimisers
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
 
-bench-quality: .venv/.bench
+bench-quality: .venv/.bench setup-careamics
 	$(BIN)/python -m benchmarks.quality --seeds 0 1 2
 	$(BIN)/python -m benchmarks.report
 
@@ -53,6 +53,18 @@ bench-noise: .venv/.bench
 .venv/.bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[bench]'
 	touch $@
+
+# Noise2Void's implementation, compared with in bench-quality. torch's own dependencies depend on the platform.
+setup-careamics: .venv-careamics/.installed
+
+.venv-careamics/.installed: benchmarks/careamics.txt
+	test -x .venv-careamics/bin/python || $(PYTHON) -m venv .venv-careamics
+	.venv-careamics/bin/python -m pip install --quiet --disable-pip-version-check -c $< torch torchvision
+	.venv-careamics/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
+
+bench-trust: .venv/.bench
+	$(BIN)/python -m benchmarks.trust
 
 # What n2sr_train/weights holds; an hour on two cores.
 starting-weights: setup
@@ -65,6 +77,6 @@ sanitize: setup
 	$(BIN)/python -m pytest tests/test_sanitizers.py
 
 clean:
-	rm -rf .venv build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd
+	rm -rf .venv .venv-careamics build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd
 	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find n2sr_deploy n2sr_train tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

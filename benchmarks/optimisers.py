@@ -38,9 +38,10 @@ def main() -> None:
         noisy = Frame(pixels=noisy_draw(clean, gain=0.05, read_noise=0.02))
         for name, recipe in RECIPES.items():
             with shown_training() as progress:
-                checkpoint = train(
-                    noisy, replace(TrainingConfig(), steps=steps, **recipe), progress
+                config = replace(
+                    TrainingConfig(), steps=steps, start="random", stops_early=False, **recipe
                 )
+                checkpoint = train(noisy, config, progress)
             with Denoiser(export_model(checkpoint)) as denoiser:
                 error = float(np.mean((denoiser.denoise(noisy).mean - clean) ** 2))
             psnr = 10 * np.log10(float(np.ptp(clean)) ** 2 / error)

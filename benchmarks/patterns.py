@@ -22,7 +22,14 @@ from n2sr_train import TrainingConfig, export_model, train
 
 GAIN, READ_NOISE = 0.05, 0.02
 ALONG_ROWS = (("cell", 2, 0), ("row", 2, 0))
-ALONG_BOTH = (("cell", 2, 0), ("cell", 3, 1), ("cell", 4, 1), ("row", 3, 1), ("row", 4, 1))
+ALONG_BOTH = (
+    ("cell", 2, 0),
+    ("cell", 3, 1),
+    ("cell", 4, 1),
+    ("row", 3, 1),
+    ("row", 4, 1),
+    ("row", 4, 2),
+)
 # Correlation along rows and along columns, and the patterns (name, stride, margin) to compare.
 COMPARED = (
     ((0.0, 0.0), ALONG_ROWS),
@@ -51,6 +58,7 @@ def main() -> None:
                 margin=margin,
                 steps=steps,
                 start="random",
+                stops_early=False,
             )
             with Denoiser(export_model(train(frame, config))) as denoiser:
                 image = denoiser.denoise(frame).mean

@@ -1,11 +1,11 @@
-"""Quality side by side: noisy, the classical filters, ZS-N2N and n2sr's presets, on every case.
+"""Quality side by side: noisy, the classical filters, ZS-N2N, Noise2Void and n2sr's presets.
 
-    python benchmarks/quality.py [--only PtCeO2_5 ...] [--methods fast BM3D ...] [--seeds 0 1 2]
+    python -m benchmarks.quality [--only PtCeO2_5 ...] [--methods fast BM3D ...] [--seeds 0 1 2]
 
 Each row goes to results/quality.json when it is measured, in place of an older one of the same
 case, method and seed; `--missing` measures only what is not there yet. n2sr is used with its
 automatic settings: it learns from the noisy frame only, and is scored on the truth or on other
-exposures. `python benchmarks/report.py` makes docs/benchmark.md of the rows.
+exposures. `python -m benchmarks.report` makes docs/benchmark.md of the rows.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import argparse
 import json
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.cases import Case, Simulated, cases
-from benchmarks.peers import PEERS
-from benchmarks.results import FOLDER, keep_rows, kept_rows, machine
+from benchmarks.peers import PEERS, PeerMissingError
+from benchmarks.results import FOLDER, commit, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser, Frame
-from n2sr_deploy.defects import repair
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.progress import shown_training
-from n2sr_deploy.sampling import SamplingPattern
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
+from n2sr_train.learner import prepared
+
+if TYPE_CHECKING:
+    from n2sr_deploy.noise import Noise
 
 PRESETS = ("fast", "balanced", "best")
 PAPERS_SAMPLER = ", paper's sampler"
+RANDOM_START = ", random start"
 FIVE_SECONDS = "fast, 5 s"
 OURS = (
     *PRESETS,
     FIVE_SECONDS,
-    "fast, random start",
+    "fast" + RANDOM_START,
     *(name + PAPERS_SAMPLER for name in PRESETS[:2]),
 )
 IMAGES = FOLDER / "images"  # not committed: some frames' licences do not allow it
@@ -58,7 +60,7 @@ def peer_row(case: Case, method: str) -> tuple[Row, np.ndarray]:
     return {"method": method, "seed": 0, "seconds": seconds, **case.scores(image)}, image
 
 
-def learned(case: Case, frame: Frame, config: TrainingConfig, noise: Noise) -> Checkpoint:
+def learned(case: Case, frame: Frame, config: TrainingConfig, noise: Noise | None) -> Checkpoint:
     """Trained now, or before by the same recipe: presets may differ in how they denoise only."""
     recipe = replace(config, preset="", n_samples=1, n_orientations=4)
     key = case.name, json.dumps(recipe.to_dict())
@@ -70,18 +72,16 @@ def learned(case: Case, frame: Frame, config: TrainingConfig, noise: Noise) -> C
 
 def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     """Learned from the noisy frame, exported, denoised."""
-    preset = method.split(",")[0]
+    options = LearnOptions(
+        preset=method.split(",")[0],
+        seed=seed,
+        seconds=5.0 if method == FIVE_SECONDS else None,
+        init="random" if method.endswith(RANDOM_START) else None,
+        pattern="cell" if method.endswith(PAPERS_SAMPLER) else None,
+    )
     start = time.perf_counter()
-    frame = repair(case.noisy).frame
-    noise = measure_noise(frame)
+    frame, config, _, noise = prepared(case.noisy, options)
     measuring_s = time.perf_counter() - start
-    config = TrainingConfig.from_options(LearnOptions(preset=preset, seed=seed), noise)
-    if method == FIVE_SECONDS:
-        config = replace(config, seconds=5.0)
-    if method == "fast, random start":
-        config = replace(config, start="random")
-    if method.endswith(PAPERS_SAMPLER):
-        config = replace(config, pattern=SamplingPattern.named("cell"), margin=0, start="random")
     checkpoint = learned(case, frame, config, noise)
     with Denoiser(export_model(checkpoint)) as denoiser:
         start = time.perf_counter()
@@ -102,12 +102,22 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
         "kept_step": checkpoint.summary["kept_step"],
         "n_samples": config.n_samples,
         "pattern": str(config.pattern),
-        "found": choose_pattern(noise)[2],
+        "found": noise.describe() if noise else "",
+        "stopped_by": checkpoint.summary["stopped_by"],
         "measuring_s": measuring_s,
         "denoising_s": denoising_s,
         **case.scores(image),
     }
     return row, image
+
+
+def measure(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
+    """The scores of any method, and its image."""
+    if method == "noisy":
+        return noisy_row(case)
+    if method in PEERS:
+        return peer_row(case, method)
+    return our_row(case, method, seed)
 
 
 def key(row: Row) -> tuple[Any, ...]:
@@ -153,13 +163,12 @@ def main() -> None:
                 done = {key(row) for row in rows()}
                 if arguments.missing and (case.name, method, seed) in done:
                     continue
-                if method == "noisy":
-                    row, image = noisy_row(case)
-                elif method in PEERS:
-                    row, image = peer_row(case, method)
-                else:
-                    row, image = our_row(case, method, seed)
-                row = {"frame": case.name, **row, "machine": machine()}
+                try:
+                    row, image = measure(case, method, seed)
+                except PeerMissingError as error:
+                    print(error, flush=True)
+                    continue
+                row = {"frame": case.name, **row, "commit": commit(), "machine": machine()}
                 others = [other for other in rows() if key(other) != key(row)]
                 keep_rows("quality", sorted([*others, row], key=key))
                 name = f"{case.name}, {method}, {seed}".replace("/", " per ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from n2sr_deploy.doctor import report
+from n2sr_deploy.version import VERSION
 
 FOLDER = Path(__file__).with_name("results")
 _TOPICS = ("n2sr", "numpy", "onnxruntime", "torch", "kernels", "processor", "GPU", "training on")
@@ -20,6 +22,18 @@ def keep(name: str, figures: Any) -> Path:
 def machine() -> dict[str, str]:
     """What the figures of this run are taken on."""
     return {topic: finding for topic, finding in report() if topic in _TOPICS}
+
+
+def commit() -> str:
+    """Which n2sr it is: the commit, and a plus where files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or VERSION
 
 
 def kept_rows(name: str) -> list[dict[str, Any]]:

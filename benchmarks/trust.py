@@ -28,8 +28,8 @@ from benchmarks.results import keep
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import Denoiser, Frame
 from n2sr_deploy.learning import LearnOptions, TrainingStatus
-from n2sr_deploy.noise import measure_noise
-from n2sr_train import Checkpoint, TrainingConfig, export_model, train
+from n2sr_train import Checkpoint, export_model, learn_checkpoint, train
+from n2sr_train.learner import prepared
 from n2sr_train.training import _Training
 
 if TYPE_CHECKING:
@@ -39,11 +39,9 @@ SHAPE = (512, 512)
 Rows = list[dict[str, Any]]
 
 
-def learned(frame: Frame, **changes: Any) -> Checkpoint:
-    """With automatic settings."""
-    noise = measure_noise(frame)
-    config = TrainingConfig.from_options(LearnOptions(preset="fast"), noise)
-    return train(frame, replace(config, **changes), None, noise)
+def learned(frame: Frame, start: str | None = None) -> Checkpoint:
+    """With automatic settings but for where the weights begin."""
+    return learn_checkpoint(frame, LearnOptions(preset="fast", init=start))
 
 
 def denoised(checkpoint: Checkpoint, frame: Frame) -> np.ndarray:
@@ -70,7 +68,6 @@ def invention() -> Rows:
                 "frame": name,
                 "std_left": float(image.std()),
                 "strongest_wave": float(waves.max()),
-                "mean_error": float(image.mean() - noise.mean()),
             }
         )
     return rows
@@ -115,7 +112,10 @@ def defects() -> Rows:
             return float(image[row - 1 : row + 2, column - 1 : column + 2].mean())
 
         sound = height(clean, at["sound"]) - height(clean, at["missing"])
-        found = fitted(image, at["moved"][None], radius)[0]
+
+        def misplaced(image: np.ndarray, name: str) -> float:
+            return float(np.hypot(*(fitted(image, at[name][None], radius)[0] - at[name])))
+
         rows.append(
             {
                 "spacing_px": spacing,
@@ -128,7 +128,9 @@ def defects() -> Rows:
                 "height_of_sound": (height(image, at["sound"]) - height(clean, at["missing"]))
                 / sound,
                 "moved_by_px": shift,
-                "moved_column_error_px": float(np.hypot(*(found - at["moved"]))),
+                "moved_column_error_px": misplaced(image, "moved"),
+                "sound_column_error_px": misplaced(image, "sound"),
+                "error_without_noise_px": misplaced(clean, "moved"),
             }
         )
     return rows
@@ -151,8 +153,7 @@ def stopped_on(index: int) -> dict[str, Any]:
 
 def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
     """A training that goes on to its end, and what was kept when it would have stopped."""
-    noise = measure_noise(frame)
-    config = TrainingConfig.from_options(LearnOptions(preset="fast"), noise)
+    frame, config, _, noise = prepared(frame, LearnOptions(preset="fast"))
     blank = train(frame, replace(config, steps=1), None, noise)
     run = _Training(frame, replace(config, stops_early=False), noise)
     seen: dict[int, float] = {}
@@ -209,7 +210,7 @@ def start() -> Rows:
         frame = gaussian(name, clean, 0.05, 0.02).noisy
         row: dict[str, Any] = {"frame": name, "noisy_rmse": float((frame.pixels - clean).std())}
         for begin in ("packaged", "random"):
-            image = denoised(learned(frame, start=begin), frame)
+            image = denoised(learned(frame, None if begin == "packaged" else begin), frame)
             row[f"{begin}_rmse"] = float(np.sqrt(np.mean((image - clean) ** 2)))
         rows.append(row)
     return rows

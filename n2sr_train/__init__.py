@@ -1,9 +1,12 @@
 """n2sr_train learns a network from one noisy frame.
 
-    from n2sr_train import TrainingConfig, export_model, train
+    from n2sr_train import export_model, learn_checkpoint
 
-    checkpoint = train(frame, TrainingConfig.named("balanced"))
+    checkpoint = learn_checkpoint(frame)
     export_model(checkpoint).save("sample.onnx")
+
+`learn_checkpoint` mends the frame, measures its noise and chooses settings as `n2sr train` does;
+`train` takes the frame as it is, with settings of a `TrainingConfig`.
 
 Importing this package imports no PyTorch; the first use of these names does, and where it is
 missing says what to install.
@@ -14,7 +17,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from n2sr_train.learner import require_training_extra
+from n2sr_train.learner import learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
     from n2sr_train.checkpoint import Checkpoint
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from n2sr_train.export import export_model
     from n2sr_train.training import train
 
-__all__ = ["Checkpoint", "TrainingConfig", "export_model", "train"]
+__all__ = ["Checkpoint", "TrainingConfig", "export_model", "learn_checkpoint", "train"]
 
 _HOME = {
     "Checkpoint": "n2sr_train.checkpoint",

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from n2sr_deploy.defects import repair, untouched
 from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.learning import LearnOptions, Progress
+    from n2sr_deploy.learning import Progress
     from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.noise import Noise
     from n2sr_train.checkpoint import Checkpoint
+    from n2sr_train.config import TrainingConfig
 
 _log = logging.getLogger("n2sr")
 
@@ -39,14 +42,40 @@ def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedMo
     return export_model(checkpoint)
 
 
-def learn_checkpoint(frame: Frame, options: LearnOptions, progress: Progress) -> Checkpoint:
-    """Mend the frame, measure its noise, choose the pattern, train.
+def learn_checkpoint(
+    frame: Frame, options: LearnOptions | None = None, progress: Progress | None = None
+) -> Checkpoint:
+    """Mend the frame, measure its noise, choose the pattern, train: what `n2sr train` does.
 
-    What was found and chosen is logged. What `train` raises, it raises.
+    Parameters
+    ----------
+    frame
+        (H, W) in counts, at least 32 x 32.
+    options
+        What differs from the automatic settings.
+    progress
+        Called after every step.
+
+    Returns
+    -------
+    The checkpoint. What was found and chosen is logged.
+
+    Raises
+    ------
+    MissingExtraError, SettingError, FrameError, TrainingError
+        As `train` does, and where the extra is missing.
     """
     require_training_extra()
-    from n2sr_train.config import TrainingConfig
     from n2sr_train.training import train
+
+    return train(*prepared(frame, options or LearnOptions(), progress))
+
+
+def prepared(
+    frame: Frame, options: LearnOptions, progress: Progress | None = None
+) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
+    """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
+    from n2sr_train.config import TrainingConfig
 
     config = TrainingConfig.from_options(options)  # refuses bad settings before any work
     noise = None
@@ -65,7 +94,7 @@ def learn_checkpoint(frame: Frame, options: LearnOptions, progress: Progress) ->
         _, _, why = choose_pattern(noise)
         chosen = options.pattern is None and options.stride is None
         _log.info("%s%s", why, "" if chosen else f"; as you said: pattern {config.pattern}")
-    return train(repaired.frame, config, progress, noise)
+    return repaired.frame, config, progress, noise
 
 
 def describe_checkpoint(path: Path) -> str:

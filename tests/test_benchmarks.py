@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks import peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
 from n2sr_deploy import Frame
+from n2sr_deploy.noise import Noise
 
 
 def columns_on_a_grid(spacing=20, offset=0.0):
@@ -105,3 +109,98 @@ def test_rows_of_two_machines_keep_their_own(tmp_path, monkeypatch):
     rows = [{"seed": n, "machine": {"processor": name}} for n, name in enumerate("aba")]
     results.keep_rows("table", rows)
     assert results.kept_rows("table") == rows
+
+
+NOISE = Noise(
+    std=1.0,
+    along_rows=(0.0, 0.0, 0.0),
+    along_columns=(0.0, 0.0, 0.0),
+    gain=None,
+    read_noise=None,
+    hot_pixels=0,
+    row_offsets=0.0,
+    column_offsets=0.0,
+    saturated=0.0,
+    is_integer=False,
+    counts_events=False,
+)
+
+
+@pytest.fixture
+def noisy_columns():
+    return gaussian("columns", columns_on_a_grid(), 0.05, 0.1)
+
+
+def no_score(image):
+    return 0.0
+
+
+def test_zero_shot_noise2noise_denoises_a_frame_of_odd_sides():
+    clean = columns_on_a_grid()[:71, :83]
+    noisy = gaussian("columns", clean, 0.05, 0.1).noisy
+    image = peers.zs_n2n(noisy, no_score, steps=25)
+    assert image.shape == clean.shape
+    assert np.mean((image - clean) ** 2) < 0.5 * np.mean((noisy.pixels - clean) ** 2)
+
+
+def test_zero_shot_noise2noise_learns_from_crops_of_a_large_frame(monkeypatch):
+    seen = set()
+    pair = peers._pair
+    monkeypatch.setattr(peers, "_pair", lambda image: seen.add(image.shape[2:]) or pair(image))
+    noisy = gaussian("flat", np.ones((64, 301)), 0.05, 0.02).noisy
+    assert peers.zs_n2n(noisy, no_score, steps=1).shape == (64, 301)
+    assert seen == {(64, 256)}
+
+
+def test_quality_tells_how_to_make_the_environment_of_noise2void(
+    noisy_columns, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(peers, "CAREAMICS_PYTHON", tmp_path / "python")
+    monkeypatch.setattr(quality, "IMAGES", tmp_path)
+    monkeypatch.setattr(quality, "cases", lambda: [noisy_columns])
+    monkeypatch.setattr(sys, "argv", ["quality.py", "--methods", "Noise2Void (CAREamics)"])
+    quality.main()
+    assert capsys.readouterr().out == (
+        "Noise2Void (CAREamics) is skipped, for its environment .venv-careamics is not there. "
+        "Make it with: make setup-careamics\n"
+    )
+
+
+def stand_in(monkeypatch, tmp_path, code):
+    """A program in place of CAREamics' Python."""
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\nimport sys\nimport numpy as np\n{code}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(peers, "CAREAMICS_PYTHON", program)
+
+
+def test_noise2void_runs_in_its_own_environment(noisy_columns, monkeypatch, tmp_path):
+    code = """
+isolated, script, noisy, denoised, *options = sys.argv[1:]
+assert isolated == "-I"
+assert script.endswith("noise2void.py")
+assert options == ["--axes", "none", "--span", "5"]
+np.save(denoised, np.load(noisy) + 1)"""
+    stand_in(monkeypatch, tmp_path, code)
+    image = peers.noise2void(noisy_columns.noisy, no_score)
+    assert np.array_equal(image, noisy_columns.noisy.pixels + 1)
+
+
+def test_what_noise2void_complains_of_is_told(noisy_columns, monkeypatch, tmp_path):
+    stand_in(monkeypatch, tmp_path, "sys.exit('no such axes')")
+    with pytest.raises(RuntimeError, match="ended with 1:\nno such axes"):
+        peers.noise2void(noisy_columns.noisy, no_score)
+
+
+@pytest.mark.parametrize(
+    ("along_rows", "along_columns", "mask"),
+    [
+        ((0.01, 0.2, 0.0), (-0.02, 0.0, 0.0), ("none", 5)),
+        ((0.5, 0.01, 0.2), (0.02, 0.0, 0.0), ("horizontal", 5)),
+        ((0.0, 0.0, 0.0), (0.6, 0.3, 0.1), ("vertical", 7)),
+        ((0.3, 0.0, 0.0), (0.2, 0.1, 0.0), ("square", 5)),
+    ],
+)
+def test_noise2void_masks_along_what_the_noise_is_correlated(along_rows, along_columns, mask):
+    noise = replace(NOISE, along_rows=along_rows, along_columns=along_columns)
+    assert peers.struct_mask(noise) == mask
