@@ -206,8 +206,8 @@ def main() -> None:
         "Made by `make bench-quality` from benchmarks/results/quality.json (machine named there). "
         "Every method sees the same noisy frame; n2sr runs with its automatic settings. Filters "
         "with a parameter get the best one by the truth, or the second exposure, which no user "
-        "has. Of several seeds the worst counts, rounded to the worse side. Seconds are those of the "
-        "training; measuring the noise before takes 1 to 4 more. The arithmetic is that of the "
+        "has. Of several seeds the worst counts, rounded to the worse side. Seconds are those of "
+        "the training; measuring the noise before takes 1 to 4 more. The arithmetic is that of the "
         "network; Muon's own adds 4 to 5 %. With pattern row or column a frame keeps half of its "
         "pixels instead of a quarter, so network and training take twice the arithmetic told for "
         "these frames.",
@@ -235,8 +235,8 @@ def main() -> None:
     parts.append("## Trust")
     parts.append(
         "Made by `make bench-trust`, preset fast, one seed: what is left of pure noise of standard "
-        "deviation 1; lattices with one atom column missing (its height left, in heights of a sound "
-        "one: below zero the network dug too deep) and one moved; ten frames and how far "
+        "deviation 1; lattices with one atom column missing (its height left, in heights of a "
+        "sound one: below zero the network dug too deep) and one moved; ten frames and how far "
         "what was kept when the training stopped lies below the best of a whole run; three frames "
         "that are no lattices, after the full budget from the packaged and from random weights."
     )

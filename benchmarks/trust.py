@@ -98,6 +98,11 @@ def lattice_with_defects(spacing: float, shift: float) -> tuple[np.ndarray, dict
     return clean, at
 
 
+def misplaced(image: np.ndarray, place: np.ndarray, radius: int) -> float:
+    """How far from its place (2,) a column is found, in pixels."""
+    return float(np.hypot(*(fitted(image, place[None], radius)[0] - place)))
+
+
 def defects() -> Rows:
     """Height left at a missing column, and where the moved one is found."""
     rows = []
@@ -112,10 +117,6 @@ def defects() -> Rows:
             return float(image[row - 1 : row + 2, column - 1 : column + 2].mean())
 
         sound = height(clean, at["sound"]) - height(clean, at["missing"])
-
-        def misplaced(image: np.ndarray, name: str) -> float:
-            return float(np.hypot(*(fitted(image, at[name][None], radius)[0] - at[name])))
-
         rows.append(
             {
                 "spacing_px": spacing,
@@ -128,9 +129,9 @@ def defects() -> Rows:
                 "height_of_sound": (height(image, at["sound"]) - height(clean, at["missing"]))
                 / sound,
                 "moved_by_px": shift,
-                "moved_column_error_px": misplaced(image, "moved"),
-                "sound_column_error_px": misplaced(image, "sound"),
-                "error_without_noise_px": misplaced(clean, "moved"),
+                "moved_column_error_px": misplaced(image, at["moved"], radius),
+                "sound_column_error_px": misplaced(image, at["sound"], radius),
+                "error_without_noise_px": misplaced(clean, at["moved"], radius),
             }
         )
     return rows
