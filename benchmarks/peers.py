@@ -26,7 +26,7 @@ from torch import nn
 from benchmarks.cases import REPOSITORY
 from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.spectrum import WHITE
-from n2sr_train.training import has_bfloat16
+from n2sr_train.devices import has_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -33,11 +33,11 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
-ORIENTATIONS = (
-    (slice(None), slice(None)),
-    (slice(None, None, -1), slice(None, None, -1)),
-    (slice(None), slice(None, None, -1)),
-    (slice(None, None, -1), slice(None)),
+# Along which axes of (..., H, W) the draws of a group are mirrored, in turn; and as indices.
+MIRRORED: tuple[tuple[int, ...], ...] = ((), (-2, -1), (-1,), (-2,))
+ORIENTATIONS = tuple(
+    tuple(slice(None, None, -1 if axis in mirrored else None) for axis in (-2, -1))
+    for mirrored in MIRRORED
 )
 
 

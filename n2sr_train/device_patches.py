@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from n2sr_deploy.reference import MIRRORED
 from n2sr_train.patches import Batch
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class DevicePatches:
         self._frame = torch.from_numpy(sampler.frame).to(self._device).flatten()
         learned = torch.from_numpy(~sampler.is_validation)
         self._learned = learned.to(self._device, torch.float32).flatten()
+        self._upside_down, self._mirrored = (
+            torch.tensor([axis in axes for axes in MIRRORED], device=self._device)
+            for axis in (-2, -1)
+        )
         self._rows = torch.arange(self._shape[0], device=self._device)[:, None]
         self._columns = torch.arange(self._shape[1], device=self._device)[None, :]
         self._elements = torch.arange(self._pattern.group_size, device=self._device)
@@ -68,8 +73,7 @@ class DevicePatches:
         turn = self._random(self._n_turns)
         top = self._random(frame_height - height + 1)
         left = self._random(frame_width - width + 1)
-        way = turn % 4  # in the order of reference.ORIENTATIONS
-        upside_down, mirrored = (way == 1) | (way == 3), (way == 1) | (way == 2)
+        upside_down, mirrored = self._upside_down[turn % 4], self._mirrored[turn % 4]
         row = torch.where(upside_down, height - 1 - self._rows, self._rows)
         column = torch.where(mirrored, width - 1 - self._columns, self._columns)
         transposed = turn >= 4

@@ -81,7 +81,8 @@ class PatchSampler:
         if frame.shape[0] < multiple[0] or frame.shape[1] < multiple[1]:
             raise FrameError(
                 f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this network needs at "
-                f"least {multiple[0]} x {multiple[1]} to train on"
+                f"least {multiple[0]} x {multiple[1]} to train on with pattern {config.pattern}; "
+                "a larger frame or a smaller --stride would do"
             )
         if config.patch < max(multiple):
             raise SettingError(

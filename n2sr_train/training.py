@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from n2sr_deploy.errors import SettingError, TrainingError
+from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.device_patches import DevicePatches
+from n2sr_train.devices import chosen_device, device_name, has_bfloat16
 from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import starting_network
 from n2sr_train.step import CudaGraph, TrainingStep
@@ -88,7 +89,7 @@ class _Training:
         self.noise = noise
         self.frame = frame
         self.config = config
-        self.device = _device(config.device)
+        self.device = chosen_device(config.device)
         stride = config.pattern.stride
         cells = 2**config.network.levels
         sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
@@ -260,7 +261,7 @@ class _Training:
             "seconds": round(self._elapsed(), 3),
             "tflop": self.flop / 1e12,
             "stopped_by": why,
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "precision": "bfloat16" if self.stepper.low_precision else "float32",
             "torch": str(torch.__version__),
         }
@@ -274,38 +275,3 @@ class _Training:
             n2sr_version=VERSION,
             noise=self.noise,
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise SettingError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(
-            f"device is {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA GPU; "
-            "leave --device out, or see: n2sr doctor"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs")
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the machine computes in bfloat16, rather than imitating it."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    names = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86-64 and of Arm
-    return any(capabilities.get(name, False) for name in names)

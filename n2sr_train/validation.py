@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from n2sr_deploy.reference import MIRRORED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from n2sr_train.patches import PatchSampler
 
 _IMPROVED = 0.5  # standard errors
-# Axes of (1, H, W) along which `sampling.draw` mirrors the draws of a group.
-_MIRRORED: tuple[tuple[int, ...], ...] = ((), (1, 2), (2,), (1,))
 
 
 class Kept(NamedTuple):
@@ -90,7 +90,7 @@ class Validation:
         unseen_errors, learned_error, n_learned = [], 0.0, 0.0
         for subsampled, held_out, target, learned, unseen in self._patches:
             outputs = output(network, subsampled)
-            for m, axes in enumerate(_MIRRORED[: len(outputs)]):
+            for m, axes in enumerate(MIRRORED[: len(outputs)]):
                 outputs[m] = outputs[m].flip(axes)
             n_held_out = held_out.sum(dim=0)  # (1, H, W)
             mean = (outputs * held_out).sum(dim=0) / n_held_out.clamp(min=1)

@@ -663,6 +663,24 @@ def test_errors_of_lines_are_judged_line_by_line():
     assert validation._scores[0].n_different <= 26, "a tenth of the lines"
 
 
+@pytest.mark.parametrize("along_rows", [0.0, 0.5])
+def test_pure_noise_leaves_a_flat_field(along_rows):
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(160, 161))
+    mixed = pixels[:, 1:] * np.sqrt(1 - along_rows**2) + along_rows * pixels[:, :-1]
+    frame = Frame(pixels=10 + mixed)
+    config = tiny_config(
+        pattern=SamplingPattern.named("row" if along_rows else "cell"),
+        steps=60,
+        learning_rate=0.006,
+    )
+    with Denoiser(export_model(train(frame, config))) as denoiser:
+        image = denoiser.denoise(frame).mean
+    assert image.std() < 0.1 * frame.pixels.std()
+    spectrum = np.abs(np.fft.fft2(image - image.mean())) * 2 / image.size
+    assert spectrum.max() < 0.05, "a lattice made of noise"
+
+
 # ---- the step -----------------------------------------------------------------------------
 
 

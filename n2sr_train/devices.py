@@ -1,0 +1,50 @@
+"""Where a training runs."""
+
+from __future__ import annotations
+
+import torch
+
+from n2sr_deploy.errors import SettingError
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of this name; ``auto``: a GPU where there is one.
+
+    Raises
+    ------
+    SettingError
+        When it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SettingError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            f"device is {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA GPU; "
+            "leave --device out, or see: n2sr doctor"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the machine computes in bfloat16, rather than imitating it."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    names = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86-64 and of Arm
+    return any(capabilities.get(name, False) for name in names)
