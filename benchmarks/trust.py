@@ -31,6 +31,7 @@ from n2sr_deploy.learning import LearnOptions, TrainingStatus
 from n2sr_train import Checkpoint, export_model, learn_checkpoint, train
 from n2sr_train.learner import prepared
 from n2sr_train.training import _Training
+from n2sr_train.validation import copied_weights
 
 if TYPE_CHECKING:
     from n2sr_train.validation import Kept
@@ -157,24 +158,19 @@ def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
     frame, config, _, noise = prepared(frame, LearnOptions(preset="fast"))
     blank = train(frame, replace(config, steps=1), None, noise)
     run = _Training(frame, replace(config, stops_early=False), noise)
-    seen: dict[int, float] = {}
     ended: list[tuple[int, Kept]] = []
 
     def psnr_of(weights: dict[str, torch.Tensor]) -> float:
         return psnr(denoised(replace(blank, weights=weights), frame), clean)
 
+    seen = {0: psnr_of(copied_weights(run.stepper.averaged))}
+
     def watch(status: TrainingStatus) -> None:
         if status.step % config.validation_every == 0:
-            averaged = run.stepper.averaged.state_dict()
-            seen[status.step] = psnr_of(
-                {
-                    name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                    for name, tensor in averaged.items()
-                }
-            )
-        best = run.validation.best
-        if best is not None and not ended and run.learns_no_more():
-            ended.append((status.step, best))
+            seen[status.step] = psnr_of(copied_weights(run.stepper.averaged))
+        kept = run.validation.before_the_vain
+        if kept is not None and not ended and run.learns_no_more():
+            ended.append((status.step, kept))
 
     final = run.run(watch)
     step, weights, kept_step = (

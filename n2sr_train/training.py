@@ -242,7 +242,8 @@ class _Training:
         )
 
     def _checkpoint(self, why: Why) -> Checkpoint:
-        kept = self.validation.best
+        stopped = why == "no improvement"
+        kept = self.validation.before_the_vain if stopped else self.validation.best
         if kept is None or (why == "divergence" and kept.step == 0):
             raise TrainingError(
                 f"training was stopped by {why} before anything could be kept (step {self.step})"

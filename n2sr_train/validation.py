@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 class _Score(NamedTuple):
     """What a step is judged by."""
 
-    step: int
+    kept: Kept
     errors: torch.Tensor
     """(n,): the expected true error and the targets' noise; of pixels, or of lines where the
     pattern shares its choice along them, since their noise is correlated."""
@@ -68,7 +68,8 @@ class Validation:
         self.flat_error = self._mean_square()
         self.n_in_vain = 0
         """How many judgements in a row found no improvement over half as many steps."""
-        self._scores: list[_Score] = []
+        self._scores: list[_Score] = []  # as far back as one may have to go
+        self._before: _Score | None = None  # the first that was not improved on
         self._lowest: _Score | None = None
         self._first_gap: float | None = None
 
@@ -107,10 +108,11 @@ class Validation:
             self._first_gap = gap  # chance: nothing has been learned yet
         repeated = max(gap - self._first_gap, 0.0) / (2 * error)
         n_different = max(1, min(len(errors), self._n_different))
-        score = _Score(step, errors + repeated**2 * error, n_different)
+        kept = Kept(step, error, copied_weights(network))
+        score = _Score(kept, errors + repeated**2 * error, n_different)
         if math.isfinite(error):
             if self._lowest is None or score.above(self._lowest) <= 1:
-                self._keep(step, error, network)
+                self.best = kept
             if self._lowest is None or score.mean < self._lowest.mean:
                 self._lowest = score
             self._look_back(score)
@@ -128,13 +130,30 @@ class Validation:
         means = (squared * mask).sum(dim=self._along) / counts.clamp(min=1)
         return means[counts > 0]
 
+    @property
+    def before_the_vain(self) -> Kept | None:
+        """What to keep of a training that stops because nothing more is learned.
+
+        The network that the last judgements did not improve on, unless the best is better still.
+        """
+        before, lowest = self._before, self._lowest
+        if before is None or lowest is None or before.above(lowest) > 1:
+            return self.best
+        return before.kept
+
     def _look_back(self, score: _Score) -> None:
         """Compare with the network of half as many steps."""
-        half = [earlier for earlier in self._scores if 2 * earlier.step <= score.step]
+        earlier = [s for s in self._scores if 0 < 2 * s.kept.step <= score.kept.step]
         self._scores.append(score)
-        if len(half) > 1:  # the first is the network before any step
-            improved = score.above(half[-1]) < -_IMPROVED
-            self.n_in_vain = 0 if improved else self.n_in_vain + 1
+        if not earlier:
+            return
+        half = earlier[-1]
+        if score.above(half) < -_IMPROVED:
+            self.n_in_vain, self._before = 0, None
+        else:
+            self.n_in_vain += 1
+            self._before = self._before or half
+        self._scores = [s for s in self._scores if s.kept.step >= half.kept.step]
 
     def _mean_square(self) -> float:
         """The validation error of a result that is flat."""
@@ -142,9 +161,10 @@ class Validation:
         squares = sum(float((target**2 * unseen).sum()) for target, unseen in pairs)
         return squares / sum(float(unseen.sum()) for _, unseen in pairs)
 
-    def _keep(self, step: int, error: float, network: torch.nn.Module) -> None:
-        weights = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in network.state_dict().items()
-        }
-        self.best = Kept(step, error, weights)
+
+def copied_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """On the CPU, in the order of memory that a file keeps."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }

@@ -244,6 +244,34 @@ def test_a_training_that_learns_no_more_stops():
     assert train(noise, replace(config, stops_early=False)).summary["steps"] == 80
 
 
+class FixedNetwork(torch.nn.Module):
+    """Adds the same to every pixel; a network that gets no better when that grows."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(float(value)))
+
+
+def test_a_training_that_stops_goes_back_to_half_the_steps(noisy):
+    config = tiny_config()
+    validation = Validation(PatchSampler(noisy, config, (8, 8)), torch.device("cpu"))
+
+    def output(network, subsampled):
+        n, _, h, w = subsampled.shape
+        return network.value.expand(n, 1, 2 * h, 2 * w).clone()
+
+    # The frame's mean is 0: the nearer to it, the better.
+    for step, value in [(0, 2), (100, 1), (200, 0.5), (300, 0.3), (400, 0.1), (500, 0.05)]:
+        validation.judge(step, FixedNetwork(value), output)
+        assert validation.n_in_vain == 0
+        assert validation.before_the_vain == validation.best
+    for n, step in enumerate((800, 900, 1000), 1):
+        validation.judge(step, FixedNetwork(1), output)
+        assert validation.n_in_vain == n
+    kept = validation.before_the_vain
+    assert (kept.step, kept.weights["value"]) == (400, pytest.approx(0.1))
+
+
 def test_a_training_that_still_learns_goes_on():
     clean = clean_phantom((160, 160), spacing=16, seed=1)
     frame = Frame(pixels=noisy_draw(clean, gain=0.01, read_noise=0.01))
