@@ -1,10 +1,11 @@
 """Train the starting weights that n2sr_train carries, on simulated frames whose truth is known.
 
-    python -m benchmarks.starting_weights [--preset fast balanced] [--pattern cell row]
+    python -m benchmarks.starting_weights [--preset fast balanced] [--pattern cell row] [--go-on]
 
 Each network sees sub-sampled noisy frames of `simulation.py` at all noise levels from nearly
 clean to hopeless, and learns their clean frames. The results go to n2sr_train/weights, in float16,
 where a training finds them; a network of pattern `column` starts from the transposed `row`.
+With `--go-on` they are not trained from the beginning but further, on other patches.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import copy
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,9 @@ from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import reference
 from n2sr_deploy.sampling import SamplingPattern, draw
 from n2sr_train.config import TrainingConfig
-from n2sr_train.network import build_network
+from n2sr_train.devices import has_bfloat16
 from n2sr_train.optimisers import build_optimisers
-from n2sr_train.starting import packaged_path
+from n2sr_train.starting import packaged_path, starting_network
 
 FRAME = 384  # pixels along a simulated frame
 N_FRAMES, N_HELD_BACK = 3000, 100
@@ -74,27 +76,38 @@ def batch(rng: np.random.Generator, n: int, *where: Any) -> tuple[torch.Tensor, 
     return tuple(torch.from_numpy(np.stack(x).astype(np.float32)) for x in (subsampled, clean))
 
 
+def autocast() -> torch.autocast:
+    """To bfloat16, where the processor has it."""
+    enabled = has_bfloat16(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
 def relative_error(network: torch.nn.Module, batches: list[Any]) -> float:
     """The mean error that is left, in variances of each clean patch."""
     errors = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast():
         for subsampled, clean in batches:
             squared = (network(subsampled).float() - clean).square().mean((1, 2, 3))
             errors += (squared / (clean.var((1, 2, 3)) + 0.02)).tolist()
     return float(np.mean(errors))
 
 
-def trained(preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: int) -> Any:
+def trained(
+    preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: int, *, goes_on: bool
+) -> Any:
     """The averaged network after `steps` steps; a trapezoid of a schedule."""
-    config = TrainingConfig.named(preset)
-    network: torch.nn.Module = build_network(config.network, pattern.stride, SEED)
+    config = replace(TrainingConfig.named(preset), pattern=pattern, seed=SEED)
+    config = replace(config, start="packaged" if goes_on else "random")
+    network: torch.nn.Module = starting_network(config)
     network = network.to(memory_format=torch.channels_last)
     optimisers = build_optimisers(network, config)
     averaged = copy.deepcopy(network)
     size = 192 if pattern.name == "cell" else 128
     held_back = np.random.default_rng(SEED + 1)
     check = [batch(held_back, 16, frames[:N_HELD_BACK], pattern, size) for _ in range(8)]
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng([SEED, 1] if goes_on else SEED)  # other patches than before
+    error = relative_error(averaged, check)
+    print(f"  step 0: error left {error:.4f}", flush=True)
     start = time.perf_counter()
     for step in range(steps):
         rate = min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
@@ -102,7 +115,7 @@ def trained(preset: str, pattern: SamplingPattern, frames: np.ndarray, steps: in
             optimiser.set_rate(rate)
             optimiser.zero_grad()
         subsampled, clean = batch(rng, BATCH, frames[N_HELD_BACK:], pattern, size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             output = network(subsampled)
         # In shares of what there is to explain, or the cleanest patches would rule.
         weight = 1 / (clean.var((1, 2, 3), keepdim=True) + 0.05)
@@ -126,13 +139,15 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", default=["fast", "balanced"])
     parser.add_argument("--pattern", nargs="+", default=["cell", "row"])
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--go-on", action="store_true", help="from the weights that are there")
     arguments = parser.parse_args()
     with ProcessPoolExecutor() as pool:
         frames = np.stack(list(pool.map(frame, range(N_FRAMES), chunksize=20)))
     for name in arguments.pattern:
         for preset in arguments.preset:
             print(f"{preset}, {name}", flush=True)
-            network = trained(preset, SamplingPattern.named(name), frames, arguments.steps)
+            pattern = SamplingPattern.named(name)
+            network = trained(preset, pattern, frames, arguments.steps, goes_on=arguments.go_on)
             weights = {key: value.half() for key, value in network.state_dict().items()}
             path = packaged_path(TrainingConfig.named(preset).network, name)
             save_file(weights, path)
