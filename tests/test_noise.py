@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import hot_pixels, line_offsets, repair
@@ -142,6 +143,11 @@ def test_sharp_columns_are_not_hot_pixels():
     assert not hot_pixels(columns + noise).any()
     alone = np.where((y < 30) & (x < 30), columns, 0)  # two or three columns in all
     assert not hot_pixels(alone + noise).any()
+
+
+def test_noise_of_bright_columns_is_not_taken_for_dead_pixels(monkeypatch):
+    monkeypatch.setattr(benchmark, "SEED", 101)
+    assert benchmark.measured(19)["hot_pixels"] == 0
 
 
 def test_hot_dead_and_x_ray_pixels_are_found_and_replaced():
