@@ -75,6 +75,19 @@ def test_gain_is_found_from_weak_to_strong_noise(gain, read_noise):
     assert found.std == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.parametrize("index", [7, 20, 30])
+def test_gain_is_not_told_too_low_where_noise_hides_the_specimen(index, monkeypatch):
+    monkeypatch.setattr(benchmark, "SEED", 101)
+    assert benchmark.measured(index)["gain_error"] == pytest.approx(0, abs=0.1)
+
+
+def test_std_is_not_that_of_the_middle_alone():
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    particle = np.where(np.hypot(y - 192, x - 208) < 110, 1.0, 0.1)
+    expected = np.sqrt(np.mean(0.1 * particle + 0.02**2))
+    assert measure_noise(draw(particle, 0.1, 0.02)).std == pytest.approx(expected, rel=0.05)
+
+
 def test_a_flat_field_tells_no_gain():
     found = measure_noise(draw(np.full(SHAPE, 0.5), 0.1, 0.02))
     assert found.gain is None
