@@ -6,7 +6,6 @@ counts. The frame itself is never written to.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray
 
-_BINS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)  # of the surroundings' level
+# Of the surroundings' level; fine at both ends, as dead pixels are sought in the frame's negative.
+_BINS = (0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)
 _STRIP = 256  # rows
 _FEWEST = 300  # pixels a bin's tail is read from
 _ISOLATED = 0.6  # of the height above the surroundings: narrower than any lens makes a point
@@ -139,9 +139,9 @@ def _against_neighbours(values: FloatArray) -> tuple[FloatArray, FloatArray]:
                 if (dy, dx) != (1, 1)
             ]
         )
-        around.partition((3, 7 - _COMPANIONS), axis=0)
+        around.partition(7 - _COMPANIONS, axis=0)
         excess[rows] = values[rows] - around[7 - _COMPANIONS]
-        level[rows] = around[:4].mean(axis=0)  # the lower half: no spike beside it raises it
+        level[rows] = around[: 8 - _COMPANIONS].mean(axis=0)  # no spike beside it raises it
     return excess, level
 
 
@@ -149,20 +149,22 @@ def _thresholds(values: FloatArray, level: FloatArray, excess: FloatArray) -> Fl
     """(H, W): what `excess` does not reach by noise, from its own tail at the pixel's level.
 
     The tail is taken as exponential, which no detector's noise exceeds, and followed to where
-    one pixel in a hundred thousand would lie.
+    one pixel in a hundred thousand would lie; levels with too short a tail lie between their
+    neighbours.
     """
     step = _smallest_step(values)
     edges = np.quantile(level, _BINS)
-    threshold = np.full(values.shape, np.inf, np.float32)
-    wider = 0.0
-    for low, high in itertools.pairwise(edges):
-        inside = (level >= low) & (level <= high)
-        above = excess[inside & (excess > 0)]
+    bins = np.clip(np.searchsorted(edges, level, side="right") - 1, 0, len(_BINS) - 2)
+    limits = {}
+    for index in range(len(_BINS) - 1):
+        above = excess[(bins == index) & (excess > 0)]
         if above.size >= _FEWEST:
             q90, q97 = np.quantile(above, (0.9, 0.97))
-            wider = float(q97 + 6.6 * max(q97 - q90, 0.25 * q97, step))
-        threshold[inside] = wider or np.inf
-    return threshold
+            limits[index] = q97 + 6.6 * max(q97 - q90, 0.25 * q97, step)
+    if not limits:
+        return np.full(values.shape, np.inf, np.float32)
+    every = np.interp(range(len(_BINS) - 1), list(limits), list(limits.values()))
+    return np.asarray(every[bins], np.float32)
 
 
 def _spread(values: FloatArray) -> float:

@@ -123,7 +123,9 @@ def measure_noise(
     is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
     is_poisson = model is not None and abs(model.gain - 1) < 0.15
     return Noise(
-        std=spectrum.noise_std,
+        std=model.std(repaired.frame.pixels.mean(dtype=np.float64))
+        if model
+        else spectrum.noise_std,
         along_rows=spectrum.correlation(1),
         along_columns=spectrum.correlation(0),
         gain=model.gain if model else None,
@@ -155,7 +157,7 @@ def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
     a, b = _middle(first), _middle(repair(second).frame)
     b += a.mean() - b.mean()
     spectrum = Spectrum((a - b) / math.sqrt(2))
-    not_noise = spectrum.power[spectrum.signal()].sum() / spectrum.power.sum()
+    not_noise = spectrum.power[spectrum.signal].sum() / spectrum.power.sum()
     if not_noise > _CHANGED:
         _log.warning(
             "%.0f %% of the difference of the two frames is not noise: they are not registered, "

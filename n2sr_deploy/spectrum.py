@@ -28,14 +28,23 @@ _REACH = 10  # pixels; noise correlates no farther
 _SIGNAL = ((3, 5.0), (9, 1.9), (25, 1.25))
 _SPLIT_SEED = 0x6E327372  # unlike any that someone simulates noise with
 _SPLITS = (1, 1, 2)  # random splits in each round of the variance model
-_SURE = 22  # standard errors that a gain must be above zero: 4.5 % of it
+_SURE = 16  # standard errors that a gain must be above zero: 6 % of it
 
 
 class VarianceModel(NamedTuple):
-    """Variance = gain * intensity + read_noise ** 2."""
+    """Variance = gain * intensity + constant."""
 
     gain: float
-    read_noise: float
+    constant: float  # as fitted: a little below 0 at times, where there is no read noise
+
+    @property
+    def read_noise(self) -> float:
+        """Standard deviation at intensity 0."""
+        return math.sqrt(max(self.constant, 0.0))
+
+    def std(self, mean: float) -> float:
+        """Standard deviation over a frame of this mean; a spectrum sees mostly its middle."""
+        return math.sqrt(max(self.gain * mean + self.constant, 0.0))
 
 
 class Spectrum:
@@ -60,10 +69,11 @@ class Spectrum:
         self.power = self.density(self.transform)
         self._frequencies = [np.abs(np.fft.fftfreq(n)) for n in self.shape]
         self._profiles = self._profile(0), self._profile(1)
-        product = np.outer(*self._profiles)
         high = np.logical_and.outer(*(f > _HIGH for f in self._frequencies))
+        product = np.outer(*self._profiles)
         level = np.quantile(self.power[high] / product[high], _QUANTILE)
         self.floor = product * level / -math.log1p(-_QUANTILE)  # of an exponential distribution
+        self.signal = _signal(self.power / self.floor)
 
     def density(self, transform: AnyArray) -> AnyArray:
         """(H, W): the power of a transform of windowed values; its mean is their variance."""
@@ -91,28 +101,11 @@ class Spectrum:
         """Standard deviation of the noise."""
         return float(math.sqrt(self.floor.mean()))
 
-    def signal(self) -> BoolArray:
-        """(H, W): the frequencies at which the frame shows signal."""
-        return _signal(self.power / self.floor)
-
-    def noise_only(self) -> tuple[BoolArray, AnyArray]:
-        """High frequencies without signal, and the amplitude of the noise there if it were white.
-
-        Where noise is correlated along one axis, frequencies are cut along the other only: then
-        the variance of the filtered noise is a sum of the pixels' own variances.
-        """
-        rows, columns = abs(self.correlation(1)[0]), abs(self.correlation(0)[0])
+    def noise_only(self) -> BoolArray:
+        """High frequencies without signal."""
         fy, fx = self._frequencies
-        amplitude = np.ones(self.shape)
-        if max(rows, columns) < WHITE:
-            passed = np.hypot(fy[:, None], fx) > _FAST
-        elif rows > columns:
-            passed = np.broadcast_to(fy[:, None] > _FAST, self.shape)
-            amplitude = amplitude * np.sqrt(self._profiles[0])[:, None]
-        else:
-            passed = np.broadcast_to(fx > _FAST, self.shape)
-            amplitude = amplitude * np.sqrt(self._profiles[1])
-        return passed & (_box(self.signal().astype(float), 3) < 0.1), amplitude
+        beside = _box(self.signal.astype(float), 3) > 0.1  # or at it
+        return np.asarray((np.hypot(fy[:, None], fx) > _FAST) & ~beside)
 
 
 def _signal(ratio: AnyArray) -> BoolArray:
@@ -127,22 +120,23 @@ def _signal(ratio: AnyArray) -> BoolArray:
 
 def _box(values: AnyArray, size: int) -> AnyArray:
     """The mean over size x size, on a ring."""
-    for axis, n in enumerate(values.shape):
-        lags = np.minimum(np.arange(n), n - np.arange(n))
-        kernel = np.fft.rfft((lags <= size // 2) / size)
-        kernel = kernel.reshape((-1, 1) if axis == 0 else (1, -1))
-        values = np.fft.irfft(np.fft.rfft(values, axis=axis) * kernel, n=n, axis=axis)
-    return values
+    for axis in (0, 1):
+        ends = (size // 2 + 1, size // 2)
+        padded = np.pad(values, (ends, (0, 0)) if axis == 0 else ((0, 0), ends), mode="wrap")
+        sums = np.cumsum(padded, axis=axis)
+        values = sums[size:] - sums[:-size] if axis == 0 else sums[:, size:] - sums[:, :-size]
+    return values / size**2
 
 
 def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> VarianceModel | None:
     """Gain and read noise: how the variance of the noise follows the intensity.
 
-    The intensity is what remains of the frame where it shows signal; the variance is that of
-    frequencies without. Which frequencies show signal is chosen on one half of a random split of
-    the frame (the frame plus and minus simulated noise of its own strength), the intensity taken
-    from the other, so that no noise is chosen for being high. The noise that is left in the
-    intensity is simulated too, and its share taken out of the regression, which it would flatten.
+    The variance is that of frequencies without signal, the intensity that of the frame itself. Its
+    noise would flatten the regression, so the regression has an instrument: the frame is split into
+    two halves of independent noise (it plus and minus simulated noise of its own strength); what
+    one half shows of the intensity multiplies the equation, and the other half, unfiltered, is the
+    regressor. So neither noise chosen for being high nor faint signal that is missed moves the
+    gain.
 
     Parameters
     ----------
@@ -167,19 +161,24 @@ def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> Var
         model, error = fit
     if not model[0] > _SURE * error:
         return None
-    return VarianceModel(float(model[0]), math.sqrt(max(model[1], 0.0)))
+    return VarianceModel(float(model[0]), float(model[1]))
 
 
 class _FilteredNoise:
-    """The noise at frequencies without signal, squared, and what variance reaches it from where."""
+    """The noise at frequencies without signal, made white and squared, and what reaches it."""
 
     def __init__(self, spectrum: Spectrum) -> None:
         self.spectrum = spectrum
-        passed, amplitude = spectrum.noise_only()
+        passed = spectrum.noise_only()
         self.share_passed = float(passed.mean())
-        self.squared = np.square(np.fft.ifft2(spectrum.transform * passed).real)
-        self._kernel = np.fft.rfft2(np.square(np.fft.ifft2(passed * amplitude).real))
         self._colour = np.sqrt(spectrum.floor / spectrum.floor.mean())
+        self.squared = np.square(np.fft.ifft2(spectrum.transform * passed / self._colour).real)
+        # With a filter h and correlations c, power is the sum over pairs of pixels of
+        # h h' c sqrt(v v'); with (v + v') / 2 for the root it is linear in the variance v.
+        filter_, correlated = (
+            np.fft.ifft2(passed * colour).real for colour in (1 / self._colour, self._colour)
+        )
+        self._kernel = np.fft.rfft2(filter_ * correlated)
         self._rng = np.random.default_rng(_SPLIT_SEED)
 
     def reaching(self, variance: AnyArray) -> AnyArray:
@@ -195,49 +194,51 @@ class _FilteredNoise:
 
 
 class _Regression:
-    """Of filtered noise power on intensity and a constant.
-
-    The weights must not depend on the intensity, whose noise they would then favour.
-    """
+    """Of filtered noise power on intensity and a constant."""
 
     def __init__(self, noise: _FilteredNoise, intensity: Spectrum, share_of_noise: float) -> None:
         self.noise = noise
         self.intensity = intensity
         self.share_of_noise = share_of_noise  # of a frame's variance, in `intensity`
-        window, variance = intensity.window, noise.spectrum.floor.mean()
+        window = intensity.window
         self.constant = noise.reaching(window**2)
-        expected = variance * np.maximum(self.constant, 1e-12)
-        self.weight = np.where(window > 0.1, 1 / expected**2, 0.0)
-        signal = np.fft.ifft2(intensity.transform * intensity.signal()).real
+        # Weights that depend on the intensity would favour its noise.
+        self.weight = np.where(window > 0.1, 1 / np.maximum(self.constant, 1e-12) ** 2, 0.0)
+        signal = np.fft.ifft2(intensity.transform * intensity.signal).real
         self.rough = signal / np.maximum(window, 0.05) + intensity.mean
 
     def fitted(self, model: AnyArray, n_splits: int) -> tuple[AnyArray, float] | None:
         """(gain, constant) and the gain's standard error, with noise as `model` has it."""
         variance = self.share_of_noise * np.maximum(model[0] * self.rough + model[1], 0)
-        normal, right = np.zeros((2, 2)), np.zeros(2)
+        expected = np.tensordot(model, self._terms(self.intensity.windowed), 1)
+        squared = self.noise.squared.ravel()
+        residual = squared - expected
+        left, right, scatter = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2))
         for _ in range(n_splits):
             added = self.noise.simulated(variance)
-            halves = [np.fft.fft2(self.intensity.windowed + sign * added) for sign in (1, -1)]
-            for chosen_on, measured_on in (halves, halves[::-1]):
-                terms, left = self._terms(chosen_on, measured_on, variance)
-                normal += [[(self.weight * a * b).sum() for b in terms] for a in terms]
-                normal[0, 0] -= (self.weight * np.square(left)).sum()
-                right += [(self.weight * a * self.noise.squared).sum() for a in terms]
-        normal, right = normal / (2 * n_splits), right / (2 * n_splits)
-        if not np.linalg.det(normal) > 0:
+            halves = [self.intensity.windowed + sign * added for sign in (1, -1)]
+            for half, other in (halves, halves[::-1]):
+                weighted = self.weight.ravel() * self._terms(self._shown(half))
+                left += weighted @ self._terms(other).T / (2 * n_splits)
+                right += weighted @ squared / (2 * n_splits)
+                weighted *= residual
+                scatter += weighted @ weighted.T / (2 * n_splits)
+        if not abs(np.linalg.det(left)) > 0:
             return None
+        inverse = np.linalg.inv(left)
         independent = self.noise.share_passed  # samples for each pixel of the filtered noise
-        error = math.sqrt(max(2 * np.linalg.inv(normal)[0, 0] / independent, 0.0))
-        return np.linalg.solve(normal, right), error
+        error = math.sqrt((inverse @ scatter @ inverse.T)[0, 0] / independent)
+        return inverse @ right, error
 
-    def _terms(
-        self, chosen_on: AnyArray, measured_on: AnyArray, variance: AnyArray
-    ) -> tuple[tuple[AnyArray, AnyArray], AnyArray]:
-        """The two regressors, and noise as it is left in the first."""
-        window, intensity = self.intensity.window, self.intensity
+    def _terms(self, windowed: AnyArray) -> AnyArray:
+        """(2, H * W): the power that a windowed frame's intensity and a constant make."""
+        window = self.intensity.window
+        reaching = self.noise.reaching(window * (windowed + self.intensity.mean * window))
+        return np.stack([reaching.ravel(), self.constant.ravel()])
+
+    def _shown(self, half: AnyArray) -> AnyArray:
+        """What a windowed half of a split frame shows of the intensity."""
+        transform = np.fft.fft2(half)
         floor = 2 * self.share_of_noise * self.noise.spectrum.floor  # a half has twice the noise
-        chosen = _signal(intensity.density(chosen_on) / floor)
-        filtered = np.fft.ifft2(chosen * measured_on).real + intensity.mean * window
-        left = np.fft.ifft2(chosen * np.fft.fft2(self.noise.simulated(2 * variance))).real
-        terms = self.noise.reaching(window * filtered), self.constant
-        return terms, self.noise.reaching(window * left)
+        shows = _signal(self.intensity.density(transform) / floor)
+        return np.asarray(np.fft.ifft2(transform * shows).real)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import hot_pixels, line_offsets, repair
@@ -72,6 +73,19 @@ def test_gain_is_found_from_weak_to_strong_noise(gain, read_noise):
     assert found.gain == pytest.approx(gain, rel=0.1)
     expected = np.sqrt(np.mean(gain * perfect_lattice((512, 512), 20) + read_noise**2))
     assert found.std == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("index", [7, 20, 30])
+def test_gain_is_not_told_too_low_where_noise_hides_the_specimen(index, monkeypatch):
+    monkeypatch.setattr(benchmark, "SEED", 101)
+    assert benchmark.measured(index)["gain_error"] == pytest.approx(0, abs=0.1)
+
+
+def test_std_is_not_that_of_the_middle_alone():
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    particle = np.where(np.hypot(y - 192, x - 208) < 110, 1.0, 0.1)
+    expected = np.sqrt(np.mean(0.1 * particle + 0.02**2))
+    assert measure_noise(draw(particle, 0.1, 0.02)).std == pytest.approx(expected, rel=0.05)
 
 
 def test_a_flat_field_tells_no_gain():
@@ -142,6 +156,11 @@ def test_sharp_columns_are_not_hot_pixels():
     assert not hot_pixels(columns + noise).any()
     alone = np.where((y < 30) & (x < 30), columns, 0)  # two or three columns in all
     assert not hot_pixels(alone + noise).any()
+
+
+def test_noise_of_bright_columns_is_not_taken_for_dead_pixels(monkeypatch):
+    monkeypatch.setattr(benchmark, "SEED", 101)
+    assert benchmark.measured(19)["hot_pixels"] == 0
 
 
 def test_hot_dead_and_x_ray_pixels_are_found_and_replaced():
