@@ -24,7 +24,7 @@ _ISOLATED = 0.6  # of the height above the surroundings: narrower than any lens 
 _VISIBLE = 0.3  # of the frame's contrast; a lower spike does no harm
 _COMPANIONS = 2  # neighbours that a spike may spread over
 _SLOW = 25  # lines; what changes over more belongs to the specimen
-_NOISELESS = 0.003  # of the frame's standard deviation; below, a spectrum shows its rounding
+NOISELESS = 0.003  # of the frame's standard deviation; below, a spectrum shows its rounding
 _PEAK = 20.0  # times the power around it: a lattice's
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 
@@ -209,7 +209,7 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
     means = lines.mean(axis=1)
     others = _beside_the_means(lines)
     power, expected = _fast_power(means), np.median(_fast_power(others))
-    noiseless = not expected * n_along > _NOISELESS**2 * lines.var()
+    noiseless = not expected * n_along > NOISELESS**2 * lines.var()
     if noiseless or not power > _LINE_RATIO * expected:
         return np.zeros(n_lines, np.float32)
     offsets = _aperiodic(means)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.defects import Repaired, repair
+from n2sr_deploy.defects import NOISELESS, Repaired, repair
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.sampling import SamplingPattern
-from n2sr_deploy.spectrum import WHITE, Spectrum, variance_model
+from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, variance_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
+Correlation = tuple[float, ...]
+_UNCORRELATED: Correlation = (0.0, 0.0, 0.0)
 SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
@@ -32,9 +34,9 @@ class Noise:
 
     std: float
     """Standard deviation of the noise, over the frame."""
-    along_rows: tuple[float, ...]
+    along_rows: Correlation
     """Correlation of the noise between pixels of a row, at distances 1, 2, 3."""
-    along_columns: tuple[float, ...]
+    along_columns: Correlation
     """Correlation between pixels of a column."""
     gain: float | None
     """Variance = gain * x + read_noise ** 2; None where the intensities vary too little to tell
@@ -112,22 +114,15 @@ def measure_noise(
             f"frame is {height} x {width} pixels, but its noise can be measured from "
             f"{SMALLEST} x {SMALLEST} on"
         )
-    frame.mean_and_std()  # refuses a constant frame
+    spread = frame.mean_and_std()[1]  # refuses a constant frame
     repaired = repaired or repair(frame)
-    if second is None:
-        spectrum = Spectrum(_middle(repaired.frame))
-        model = variance_model(spectrum)
-    else:
-        spectrum, intensity = _pair(repaired.frame, second)
-        model = variance_model(spectrum, intensity)
+    std, along_rows, along_columns, model = _measured(repaired.frame, second, NOISELESS * spread)
     is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
     is_poisson = model is not None and abs(model.gain - 1) < 0.15
     return Noise(
-        std=model.std(repaired.frame.pixels.mean(dtype=np.float64))
-        if model
-        else spectrum.noise_std,
-        along_rows=spectrum.correlation(1),
-        along_columns=spectrum.correlation(0),
+        std=std,
+        along_rows=along_rows,
+        along_columns=along_columns,
         gain=model.gain if model else None,
         read_noise=model.read_noise if model else None,
         hot_pixels=int(repaired.hot.sum()),
@@ -137,6 +132,27 @@ def measure_noise(
         is_integer=is_integer,
         counts_events=is_integer and is_poisson and bool(frame.pixels.min() >= 0),
     )
+
+
+def _measured(
+    frame: Frame, second: Frame | None, rounding: float
+) -> tuple[float, Correlation, Correlation, VarianceModel | None]:
+    """Standard deviation, correlation along rows and columns, model of the variance.
+
+    Noise below `rounding` is that: its correlation would ask for a pattern that wastes pixels.
+    """
+    middle = _middle(frame)
+    if middle.std() < rounding:
+        return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
+    if second is None:
+        spectrum, intensity = Spectrum(middle), None
+    else:
+        spectrum, intensity = _pair(frame, second)
+    if spectrum.noise_std < rounding:
+        return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
+    model = variance_model(spectrum, intensity)
+    std = model.std(frame.pixels.mean(dtype=np.float64)) if model else spectrum.noise_std
+    return std, spectrum.correlation(1), spectrum.correlation(0), model
 
 
 def _middle(frame: Frame) -> AnyArray:

@@ -52,6 +52,21 @@ FRAMES = {
 PATTERNS = {(0, 0): "cell", (0.5, 0): "row", (0, 0.3): "column", (0.6, 0.2): "both"}
 
 
+@pytest.mark.parametrize("kind", ["phantom", "ramp", "border"])
+def test_a_frame_almost_without_noise_is_taken_as_white(kind):
+    """Its rounding is correlated, and would ask for the most wasteful pattern."""
+    if kind == "phantom":
+        pixels = clean_phantom((256, 256), spacing=16)
+    elif kind == "ramp":
+        pixels = np.add.outer(np.arange(256.0), 0.3 * np.arange(256))
+    else:  # nothing in the middle, where the noise is measured
+        pixels = np.zeros((1400, 1400))
+        pixels[:64] = np.random.default_rng(0).normal(5, 1, size=(64, 1400))
+    noise = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    pattern, margin, _ = choose_pattern(noise)
+    assert (pattern.name, pattern.stride, margin) == ("cell", (2, 2), 0)
+
+
 @pytest.mark.parametrize("name", FRAMES)
 @pytest.mark.parametrize("correlations", PATTERNS)
 def test_correlation_gain_and_pattern_are_those_of_the_simulation(name, correlations):
