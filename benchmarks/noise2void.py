@@ -87,7 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--span", type=int, default=5, help="pixels masked along each, odd")
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training at most")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training at most")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"

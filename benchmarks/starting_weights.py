@@ -148,7 +148,8 @@ def main() -> None:
             print(f"{preset}, {name}", flush=True)
             pattern = SamplingPattern.named(name)
             network = trained(preset, pattern, frames, arguments.steps, goes_on=arguments.go_on)
-            weights = {key: value.half() for key, value in network.state_dict().items()}
+            state = network.state_dict().items()
+            weights = {key: value.half().contiguous() for key, value in state}
             path = packaged_path(TrainingConfig.named(preset).network, name)
             save_file(weights, path)
             path.chmod(0o644)
