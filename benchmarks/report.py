@@ -44,13 +44,14 @@ def table(found: list[Row], frames: list[str], measure: str, digits: int, *, low
     best = {
         frame: (max if low else min)(v[frame] for v in values.values() if frame in v)
         for frame in frames
+        if any(frame in values.get(method, {}) for method in OURS)  # no race without us
     }
 
     def cell(method: str, frame: str) -> str:
         if frame not in values[method]:
             return ""
         text = f"{values[method][frame]:.{digits}f}"
-        return f"**{text}**" if values[method][frame] == best[frame] else text
+        return f"**{text}**" if values[method][frame] == best.get(frame) else text
 
     lines = ["| | " + " | ".join(frames) + " |", "|---" * (len(frames) + 1) + "|"]
     for method in values:
@@ -207,8 +208,8 @@ def main() -> None:
         "Every method sees the same noisy frame; n2sr runs with its automatic settings. Filters "
         "with a parameter get the best one by the truth, or the second exposure, which no user "
         "has. Of several seeds the worst counts, rounded to the worse side. Seconds are those of "
-        "the training; measuring the noise before takes 1 to 4 more. The arithmetic is that of the "
-        "network; Muon's own adds 4 to 5 %. With pattern row or column a frame keeps half of its "
+        "the training; measuring the noise before takes 1 to 4 more; rows without seconds were "
+        "taken on a busy machine. The arithmetic is that of the network; Muon's own adds 4 to 5 %. With pattern row or column a frame keeps half of its "
         "pixels instead of a quarter, so network and training take twice the arithmetic told for "
         "these frames.",
         "## The presets",
