@@ -209,7 +209,8 @@ def main() -> None:
         "with a parameter get the best one by the truth, or the second exposure, which no user "
         "has. Of several seeds the worst counts, rounded to the worse side. Seconds are those of "
         "the training; measuring the noise before takes 1 to 4 more; rows without seconds were "
-        "taken on a busy machine. The arithmetic is that of the network; Muon's own adds 4 to 5 %. With pattern row or column a frame keeps half of its "
+        "taken on a busy machine. The arithmetic is that of the network; Muon's own adds 4 to 5 %. "
+        "With pattern row or column a frame keeps half of its "
         "pixels instead of a quarter, so network and training take twice the arithmetic told for "
         "these frames.",
         "## The presets",
