@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _BINS = (0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)
 _STRIP = 256  # rows
 _FEWEST = 300  # pixels a bin's tail is read from
+_OUTLIERS = 20  # times the median of a bin's excesses: hot themselves, and no part of the tail
 _ISOLATED = 0.6  # of the height above the surroundings: narrower than any lens makes a point
 _VISIBLE = 0.3  # of the frame's contrast; a lower spike does no harm
 _COMPANIONS = 2  # neighbours that a spike may spread over
@@ -159,6 +160,7 @@ def _thresholds(values: FloatArray, level: FloatArray, excess: FloatArray) -> Fl
     for index in range(len(_BINS) - 1):
         above = excess[(bins == index) & (excess > 0)]
         if above.size >= _FEWEST:
+            above = above[above <= _OUTLIERS * np.median(above)]
             q90, q97 = np.quantile(above, (0.9, 0.97))
             limits[index] = q97 + 6.6 * max(q97 - q90, 0.25 * q97, step)
     if not limits:

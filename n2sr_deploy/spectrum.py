@@ -227,8 +227,10 @@ class _Regression:
             return None
         inverse = np.linalg.inv(left)
         independent = self.noise.share_passed  # samples for each pixel of the filtered noise
-        error = math.sqrt((inverse @ scatter @ inverse.T)[0, 0] / independent)
-        return inverse @ right, error
+        squared_error = float((inverse @ scatter @ inverse.T)[0, 0]) / independent
+        if not squared_error > 0:  # a few pixels so far from all others that numbers end
+            return None
+        return inverse @ right, math.sqrt(squared_error)
 
     def _terms(self, windowed: AnyArray) -> AnyArray:
         """(2, H * W): the power that a windowed frame's intensity and a constant make."""

@@ -93,7 +93,7 @@ def prepared(
         config = TrainingConfig.from_options(options, noise)
         _, _, why = choose_pattern(noise)
         chosen = options.pattern is None and options.stride is None
-        _log.info("%s%s", why, "" if chosen else f"; as you said: pattern {config.pattern}")
+        _log.info("%s%s", why, "" if chosen else f"; you chose pattern {config.pattern} instead")
     return repaired.frame, config, progress, noise
 
 

@@ -125,6 +125,7 @@ class _Training:
         try:
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
                 self._validate()
+                self.started = time.monotonic()  # libraries have loaded; now the learning begins
                 why = self._take_steps(progress)
         except KeyboardInterrupt:
             if not self.step:
@@ -190,7 +191,7 @@ class _Training:
         self.history.append(
             {
                 "step": self.step,
-                "seconds": round(self._elapsed(), 3),
+                "seconds": round(self._elapsed(), 3) if self.step else 0.0,
                 "tflop": self.flop / 1e12,
                 "loss": self.stepper.loss if self.step else learned_error,
                 **found,
@@ -251,6 +252,13 @@ class _Training:
             )
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
+        if why == "seconds" and self.step < self.config.warmup_steps:
+            _log.warning(
+                "%d steps in %.0f s are too few to learn from the frame: this is hardly more than "
+                "the weights it started from; give it more --seconds",
+                self.step,
+                self._elapsed(),
+            )
         if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
             _log.warning(
                 "after %d steps the network is hardly better than the frame's mean; train longer",

@@ -52,6 +52,25 @@ FRAMES = {
 PATTERNS = {(0, 0): "cell", (0.5, 0): "row", (0, 0.3): "column", (0.6, 0.2): "both"}
 
 
+@pytest.mark.parametrize("value", [300, 1000, 60_000])
+@pytest.mark.parametrize("share", [0.001, 0.01])
+def test_many_hot_pixels_are_found_as_surely_as_few(share, value):
+    rng = np.random.default_rng(0)
+    clean = 100 + 30 * np.sin(np.arange(128) / 9) * np.cos(np.arange(128)[:, None] / 7)
+    pixels = rng.poisson(clean).astype(np.uint16)
+    hot = rng.random(pixels.shape) < share
+    pixels[hot] = value
+    found = hot_pixels(pixels)
+    assert (found & hot).sum() >= 0.9 * hot.sum()
+    assert (found & ~hot).sum() <= 2
+
+
+def test_one_pixel_far_beyond_all_others_is_no_crash():
+    pixels = np.zeros((64, 64), np.float32)
+    pixels[20, 30] = 1e6
+    assert measure_noise(Frame(pixels=pixels)).std >= 0
+
+
 @pytest.mark.parametrize("kind", ["phantom", "ramp", "border"])
 def test_a_frame_almost_without_noise_is_taken_as_white(kind):
     """Its rounding is correlated, and would ask for the most wasteful pattern."""

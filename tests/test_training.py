@@ -223,6 +223,19 @@ def test_arithmetic_is_counted(checkpoint):
     assert checkpoint.summary["tflop"] * 1e12 == pytest.approx(expected, rel=0.1)
 
 
+def test_too_few_steps_in_the_seconds_given_are_told(noisy, caplog):
+    train(noisy, tiny_config(seconds=0.1, steps=10**6, warmup_steps=10**6))
+    assert "steps in" in caplog.text
+    assert "give it more --seconds" in caplog.text
+
+
+def test_the_clock_starts_with_the_first_step(noisy, monkeypatch):
+    """A slow start once left no time for a step, and the starting weights were told as learned."""
+    run = _Training(noisy, tiny_config(seconds=60.0))
+    run.started -= 1000
+    assert run.run(lambda status: None).summary["steps"] == 12
+
+
 @pytest.mark.parametrize(
     ("seconds", "elapsed_s", "is_due"), [(None, 1.0, True), (60.0, 10.0, False), (60.0, 50.0, True)]
 )
