@@ -292,7 +292,8 @@ def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # One thread: on a busy machine two of OpenMP's wait for each other for minutes.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
     with process.stderr:
@@ -315,13 +316,18 @@ def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # One thread: on a busy machine two of OpenMP's wait for each other for minutes.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
-    while "training, step 1" not in process.stderr.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=120)
+    try:
+        while "training, step 1" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        stdout, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 0
     assert "checkpoint, preset balanced" in stdout
     assert (tmp_path / "s.safetensors").exists()
