@@ -308,7 +308,11 @@ def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
 def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
     import signal
 
-    script = "from n2sr_deploy.cli import main; main()"
+    # What runs in the background of a shell is started with SIGINT ignored.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from n2sr_deploy.cli import main; main()"
+    )
     command = [sys.executable, "-c", script, "train", str(noisy_file), "-o", "s.safetensors"]
     process = subprocess.Popen(
         [*command, "--device", "cpu"],
@@ -330,6 +334,7 @@ def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
         process.communicate()
     assert process.returncode == 0
     assert "checkpoint, preset balanced" in stdout
+    assert "ended by the user" in stdout
     assert (tmp_path / "s.safetensors").exists()
 
 
