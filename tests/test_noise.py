@@ -271,7 +271,7 @@ def test_training_says_what_it_found_and_pattern_overrules_it(tmp_path, monkeypa
     assert "pattern row" in result.output
     assert "1 hot pixels" in result.output
     result = CliRunner().invoke(main, [*run, str(tmp_path / "b.safetensors"), "--pattern", "cell"])
-    assert "as you said: pattern cell" in result.output
+    assert "you chose pattern cell" in result.output
     from n2sr_train import Checkpoint, export_model
 
     learned = Checkpoint.open(tmp_path / "b.safetensors")
