@@ -115,8 +115,8 @@ class TrainingConfig:
     validation_fraction: float = 0.02
     """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
     validation_pixels: int = 14_000
-    """Of small frames at least so many, but no more than a tenth of the frame; 0: the fraction alone
-    counts."""
+    """Of small frames at least so many, but no more than a tenth of the frame; 0: the fraction
+    alone counts."""
     stops_early: bool = True
     """Whether to stop when three judgements in a row find nothing learned since half as many steps,
     after a quarter of the steps and five times the warm-up."""
