@@ -3,7 +3,8 @@
     python -m benchmarks.noise [--frames 100]
 
 Frames of benchmarks/simulation.py, a quarter each with white noise and with noise correlated along
-rows, along columns and along both.
+rows, along columns and along both. White noise on small frames, too: how far its correlation is
+told from none there decides from where on `choose_pattern` believes one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from n2sr_deploy.noise import choose_pattern, measure_noise
 
 SHAPE = (512, 512)
 SEED = 5
+SMALL = (64, 96, 128)  # rows and columns
+PER_SIZE = 40  # frames
 KINDS = ("white", "rows", "columns", "both")
 
 
@@ -53,24 +56,47 @@ def measured(index: int) -> dict[str, object]:
     }
 
 
+def measured_small(size: int, index: int) -> dict[str, object]:
+    """White noise on a small frame."""
+    rng = np.random.default_rng([SEED, size, index])
+    clean = simulated_frame((size, size), rng) * rng.uniform(0.3, 0.7)
+    gain = float(np.exp(rng.uniform(np.log(0.02), 0)))
+    pixels = clean + rng.normal(size=clean.shape) * np.sqrt(gain * clean + 0.02**2)
+    found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    return {
+        "size": size,
+        "along_rows": found.along_rows[0],
+        "along_columns": found.along_columns[0],
+        "right_pattern": choose_pattern(found)[0].name == "cell",
+    }
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=100)
     rows = [measured(index) for index in range(parser.parse_args().frames)]
+    small = [measured_small(size, index) for size in SMALL for index in range(PER_SIZE)]
     told = [row for row in rows if row["gain_error"] is not None]
-    summary = {
+    summary: dict[str, float] = {
         "frames": len(rows),
         "right_pattern": sum(bool(row["right_pattern"]) for row in rows),
         "correlation_within_0.05": sum(row["correlation_error"] < 0.05 for row in rows),
         "gain_told": len(told),
         "gain_within_10_percent_of_those": sum(abs(row["gain_error"]) < 0.1 for row in told),
         "false_hot_pixels": sum(row["hot_pixels"] for row in rows),
+        "small_white_frames": len(small),
+        "of_those_right_pattern": sum(bool(row["right_pattern"]) for row in small),
         "false_offsets": sum(row["offsets_found"] for row in rows),
     }
+    for size in SMALL:
+        of_size = [(r["along_rows"], r["along_columns"]) for r in small if r["size"] == size]
+        error = float(np.sqrt(np.mean(np.square(of_size))))
+        summary[f"correlation_error_{size}"] = round(error, 4)
+        print(f"{size} x {size}: standard error {error:.3f} = {error * size:.1f} / {size}")
     for name, value in summary.items():
         print(f"{name}: {value}")
-    print(f"kept in {keep('noise', {'summary': summary, 'rows': rows})}")
+    print(f"kept in {keep('noise', {'summary': summary, 'rows': rows, 'small': small})}")
 
 
 if __name__ == "__main__":

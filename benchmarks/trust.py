@@ -147,7 +147,7 @@ def stopping() -> Rows:
 def stopped_on(index: int) -> dict[str, Any]:
     """One of the ten frames."""
     rng = np.random.default_rng([4321, index])
-    clean = 0.4 * simulated_frame((448, 448), rng)
+    clean = 0.4 * simulated_frame((512, 512), rng)[32:-32, 32:-32]  # its optics wrap around
     gain = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
     frame = gaussian(f"simulated {index}", clean, gain, 0.02).noisy
     return {"frame": index, "gain": gain, **stopped(frame, clean)}
@@ -168,8 +168,8 @@ def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
     def watch(status: TrainingStatus) -> None:
         if status.step % config.validation_every == 0:
             seen[status.step] = psnr_of(copied_weights(run.stepper.averaged))
-        kept = run.validation.before_the_vain
-        if kept is not None and not ended and run.learns_no_more():
+        kept = run.validation.best
+        if kept is not None and not ended and run.overfits():
             ended.append((status.step, kept))
 
     final = run.run(watch)

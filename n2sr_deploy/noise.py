@@ -25,6 +25,8 @@ Correlation = tuple[float, ...]
 _UNCORRELATED: Correlation = (0.0, 0.0, 0.0)
 SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
+_ERROR = 4.5  # of a correlation, times the square root of the pixels: benchmarks/noise.py
+_SURE = 2.5  # standard errors from which a correlation is believed
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -38,6 +40,8 @@ class Noise:
     """Correlation of the noise between pixels of a row, at distances 1, 2, 3."""
     along_columns: Correlation
     """Correlation between pixels of a column."""
+    correlation_error: float
+    """Standard error of the correlations; the smaller the frame, the larger."""
     gain: float | None
     """Variance = gain * x + read_noise ** 2; None where the intensities vary too little to tell
     the two apart."""
@@ -123,6 +127,7 @@ def measure_noise(
         std=std,
         along_rows=along_rows,
         along_columns=along_columns,
+        correlation_error=_ERROR / math.sqrt(_middle(frame).size),
         gain=model.gain if model else None,
         read_noise=model.read_noise if model else None,
         hot_pixels=int(repaired.hot.sum()),
@@ -206,14 +211,15 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
     a sentence what was found and what it led to.
     """
     along_rows, along_columns = abs(noise.along_rows[0]), abs(noise.along_columns[0])
-    if max(along_rows, along_columns) <= WHITE:
+    white = max(WHITE, _SURE * noise.correlation_error)
+    if max(along_rows, along_columns) <= white:
         return (
             SamplingPattern.named("cell"),
             0,
             "the noise is white, so every cell keeps a pixel of its own (pattern cell)",
         )
     name = "row" if along_rows >= along_columns else "column"
-    if min(along_rows, along_columns) <= WHITE:
+    if min(along_rows, along_columns) <= white:
         return (
             SamplingPattern.named(name),
             0,

@@ -20,7 +20,7 @@ from n2sr_train.config import TrainingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEY = "n2sr"
 
 

@@ -84,9 +84,6 @@ class TrainingConfig:
     network."""
     n_samples: int = 4
     """M, the number of draws that denoising averages unless told otherwise."""
-    n_orientations: Literal[4, 8] = 4
-    """In how many ways denoising lays the draws before the network; 8 adds transposed ones, where
-    cells are square."""
     steps: int = 2600
     """Steps of the optimiser; the learning rate ends at zero there."""
     seconds: float | None = None
@@ -118,7 +115,7 @@ class TrainingConfig:
     """Of small frames at least so many, but no more than a tenth of the frame; 0: the fraction
     alone counts."""
     stops_early: bool = True
-    """Whether to stop when three judgements in a row find nothing learned since half as many steps,
+    """Whether to stop when three judgements in a row find the validation error risen for sure,
     after a quarter of the steps and five times the warm-up."""
     validation_every: int = 100
     """Steps between two measurements of the validation error."""
@@ -131,7 +128,6 @@ class TrainingConfig:
         _choice("optimiser", self.optimiser, ("muon", "adam"))
         _choice("schedule", self.schedule, ("cosine", "constant"))
         _within("n_samples", self.n_samples, 1, MAX_SAMPLES)
-        _choice("n_orientations", str(self.n_orientations), ("4", "8"))
         _within("margin", self.margin, 0, 2)
         _within("steps", self.steps, 1, 10**8)
         _within("batch", self.batch, 1, 4096)
@@ -221,11 +217,7 @@ PRESETS: Mapping[str, TrainingConfig] = {
         preset="fast", network=NetworkConfig(channels=(16, 24, 32, 48, 48)), steps=2000
     ),
     "balanced": TrainingConfig(),
-    "best": TrainingConfig(
-        preset="best",
-        n_samples=32,
-        n_orientations=8,
-    ),
+    "best": TrainingConfig(preset="best", n_samples=32),
     # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
     # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and
     # the draws of inference are stratified and turned.

@@ -75,9 +75,14 @@ def prepared(
     frame: Frame, options: LearnOptions, progress: Progress | None = None
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
+    from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import TrainingConfig
+    from n2sr_train.devices import chosen_device
 
     config = TrainingConfig.from_options(options)  # refuses bad settings before any work
+    chosen_device(config.device)
+    if config.start not in ("packaged", "random"):
+        Checkpoint.open(config.start)
     noise = None
     repaired = repair(frame) if options.repair else untouched(frame)
     if min(frame.shape) < SMALLEST:

@@ -40,8 +40,8 @@ _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
 _VALIDATION_SHARE = 0.05  # of the time, where it is bounded
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
-_IN_VAIN = 3  # judgements without improvement after which a training ends
-Why = Literal["steps", "seconds", "the user", "divergence", "no improvement"]
+_OVERFITS = 3  # judgements in a row that find the error risen, after which a training ends
+Why = Literal["steps", "seconds", "the user", "divergence", "overfitting"]
 
 
 def train(
@@ -65,10 +65,10 @@ def train(
 
     Returns
     -------
-    The latest of the averaged weights whose validation error is the lowest, give or take its
-    standard error. Ctrl-C ends the training and returns the best so far. Without a bound in
-    seconds, the same seed on the same machine gives the same weights bit for bit on a CPU, and on
-    a GPU as far as PyTorch's operations repeat there.
+    The latest of the averaged weights, or those of the lowest validation error where the latest
+    are worse by more than chance. Ctrl-C ends the training and returns the best so far. Without a
+    bound in seconds, the same seed on the same machine gives the same weights bit for bit on a
+    CPU, and on a GPU as far as PyTorch's operations repeat there.
 
     Raises
     ------
@@ -155,8 +155,8 @@ class _Training:
                 return "divergence"
             if ended or self._validation_is_due():
                 self._validate()
-            if self.config.stops_early and self.learns_no_more():
-                ended = ended or "no improvement"
+            if self.config.stops_early and self.overfits():
+                ended = ended or "overfitting"
             progress(self._status())
         return ended
 
@@ -177,10 +177,10 @@ class _Training:
         is_bounded = self.config.seconds is not None
         return not is_bounded or self.validating_s < _VALIDATION_SHARE * self._elapsed()
 
-    def learns_no_more(self) -> bool:
-        """Whether further steps would only repeat noise."""
+    def overfits(self) -> bool:
+        """Whether further steps would only learn to repeat noise."""
         enough = max(self.config.steps / 4, 5 * self.config.warmup_steps)
-        return self.step >= enough and self.validation.n_in_vain >= _IN_VAIN
+        return self.step >= enough and self.validation.n_worse >= _OVERFITS
 
     def _validate(self) -> None:
         """Judge the averaged weights, and note it."""
@@ -243,8 +243,7 @@ class _Training:
         )
 
     def _checkpoint(self, why: Why) -> Checkpoint:
-        stopped = why == "no improvement"
-        kept = self.validation.before_the_vain if stopped else self.validation.best
+        kept = self.validation.best
         if kept is None or (why == "divergence" and kept.step == 0):
             raise TrainingError(
                 f"training was stopped by {why} before anything could be kept (step {self.step})"

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from n2sr_train.patches import PatchSampler
 
-_IMPROVED = 0.5  # standard errors
+_WORSE = 1.3  # standard errors above the lowest from which the weights of that are kept
+_SURELY_WORSE = 2.0  # standard errors
 
 
 class Kept(NamedTuple):
@@ -65,11 +66,10 @@ class Validation:
         length = 1 if self._along is None else sampler.shape[self._along - 1]
         self._n_different = int(sampler.is_validation.sum()) // length
         self.best: Kept | None = None
+        """The latest weights, or those of the lowest error where the latest are worse."""
         self.flat_error = self._mean_square()
-        self.n_in_vain = 0
-        """How many judgements in a row found no improvement over half as many steps."""
-        self._scores: list[_Score] = []  # as far back as one may have to go
-        self._before: _Score | None = None  # the first that was not improved on
+        self.n_worse = 0
+        """How many judgements in a row found the error surely above the lowest."""
         self._lowest: _Score | None = None
         self._first_gap: float | None = None
 
@@ -111,11 +111,7 @@ class Validation:
         kept = Kept(step, error, copied_weights(network))
         score = _Score(kept, errors + repeated**2 * error, n_different)
         if math.isfinite(error):
-            if self._lowest is None or score.above(self._lowest) <= 1:
-                self.best = kept
-            if self._lowest is None or score.mean < self._lowest.mean:
-                self._lowest = score
-            self._look_back(score)
+            self._compare(score)
         return {
             "validation_error": error,
             "learned_error": learned_error,
@@ -130,30 +126,13 @@ class Validation:
         means = (squared * mask).sum(dim=self._along) / counts.clamp(min=1)
         return means[counts > 0]
 
-    @property
-    def before_the_vain(self) -> Kept | None:
-        """What to keep of a training that stops because nothing more is learned.
-
-        The network that the last judgements did not improve on, unless the best is better still.
-        """
-        before, lowest = self._before, self._lowest
-        if before is None or lowest is None or before.above(lowest) > 1:
-            return self.best
-        return before.kept
-
-    def _look_back(self, score: _Score) -> None:
-        """Compare with the network of half as many steps."""
-        earlier = [s for s in self._scores if 0 < 2 * s.kept.step <= score.kept.step]
-        self._scores.append(score)
-        if not earlier:
-            return
-        half = earlier[-1]
-        if score.above(half) < -_IMPROVED:
-            self.n_in_vain, self._before = 0, None
-        else:
-            self.n_in_vain += 1
-            self._before = self._before or half
-        self._scores = [s for s in self._scores if s.kept.step >= half.kept.step]
+    def _compare(self, score: _Score) -> None:
+        """With the lowest error so far."""
+        if self._lowest is None or score.mean < self._lowest.mean:
+            self._lowest = score
+        above = score.above(self._lowest)
+        self.best = self._lowest.kept if above > _WORSE else score.kept
+        self.n_worse = self.n_worse + 1 if above > _SURELY_WORSE else 0
 
     def _mean_square(self) -> float:
         """The validation error of a result that is flat."""

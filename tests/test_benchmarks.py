@@ -115,6 +115,7 @@ NOISE = Noise(
     std=1.0,
     along_rows=(0.0, 0.0, 0.0),
     along_columns=(0.0, 0.0, 0.0),
+    correlation_error=0.01,
     gain=None,
     read_noise=None,
     hot_pixels=0,

@@ -306,3 +306,13 @@ def test_single_frame_and_pair_agree_on_a_real_detector():
 def test_phantom_noise_is_white():
     noisy = noisy_draw(clean_phantom((256, 256), spacing=12), gain=0.05, read_noise=0.02)
     assert choose_pattern(measure_noise(Frame(pixels=noisy)))[0].name == "cell"
+
+
+def test_white_noise_on_a_small_frame_is_not_taken_as_correlated():
+    """A correlation of 0.1 means little on 64 x 64 pixels; each pattern but cell costs pixels."""
+    for seed in range(12):
+        clean = clean_phantom((64, 64), spacing=12, seed=seed)
+        noisy = noisy_draw(clean, gain=0.05, read_noise=0.02, seed=seed)
+        noise = measure_noise(Frame(pixels=noisy))
+        assert choose_pattern(noise)[0].name == "cell", noise.describe()
+        assert noise.correlation_error == pytest.approx(4.5 / 64)

@@ -248,13 +248,21 @@ def test_judging_takes_little_of_a_bounded_time(noisy, monkeypatch, seconds, ela
     assert not run._validation_is_due()
 
 
-def test_a_training_that_learns_no_more_stops():
-    noise = Frame(pixels=np.random.default_rng(0).normal(10, 1, size=(128, 128)))
-    config = tiny_config(steps=80, validation_every=4, warmup_steps=2)
+def test_a_training_that_overfits_stops():
+    noise = Frame(pixels=np.random.default_rng(0).normal(10, 1, size=(64, 64)))
+    config = tiny_config(
+        network=NetworkConfig(channels=(16, 16)),
+        learning_rate=0.02,
+        validation_fraction=0.2,
+        validation_every=10,
+        warmup_steps=2,
+        steps=300,
+    )
     stopped = train(noise, config).summary
-    assert stopped["stopped_by"] == "no improvement"
-    assert 20 <= stopped["steps"] < 80
-    assert train(noise, replace(config, stops_early=False)).summary["steps"] == 80
+    assert stopped["stopped_by"] == "overfitting"
+    assert 75 <= stopped["steps"] < 300
+    assert stopped["kept_step"] < stopped["steps"] - 20
+    assert train(noise, replace(config, stops_early=False)).summary["steps"] == 300
 
 
 class FixedNetwork(torch.nn.Module):
@@ -265,24 +273,38 @@ class FixedNetwork(torch.nn.Module):
         self.value = torch.nn.Parameter(torch.tensor(float(value)))
 
 
-def test_a_training_that_stops_goes_back_to_half_the_steps(noisy):
-    config = tiny_config()
-    validation = Validation(PatchSampler(noisy, config, (8, 8)), torch.device("cpu"))
+@pytest.fixture
+def judged(noisy):
+    """Judges networks that say the same everywhere: the frame's mean is 0, the best is 0."""
+    validation = Validation(PatchSampler(noisy, tiny_config(), (8, 8)), torch.device("cpu"))
 
     def output(network, subsampled):
         n, _, h, w = subsampled.shape
         return network.value.expand(n, 1, 2 * h, 2 * w).clone()
 
-    # The frame's mean is 0: the nearer to it, the better.
-    for step, value in [(0, 2), (100, 1), (200, 0.5), (300, 0.3), (400, 0.1), (500, 0.05)]:
+    def judge(step, value):
         validation.judge(step, FixedNetwork(value), output)
-        assert validation.n_in_vain == 0
-        assert validation.before_the_vain == validation.best
-    for n, step in enumerate((800, 900, 1000), 1):
-        validation.judge(step, FixedNetwork(1), output)
-        assert validation.n_in_vain == n
-    kept = validation.before_the_vain
-    assert (kept.step, kept.weights["value"]) == (400, pytest.approx(0.1))
+        return validation
+
+    return judge
+
+
+def test_the_latest_weights_are_kept_while_they_are_as_good(judged):
+    for step, value in [(0, 2), (100, 1), (200, 0.5), (300, 0.001), (400, 0.0011)]:
+        assert judged(step, value).best.step == step
+        assert judged(step, value).n_worse == 0
+
+
+def test_weights_of_a_risen_error_are_not_kept(judged):
+    """Frames that a few hundred steps learn once ended 3 dB below their best."""
+    judged(0, 2)
+    judged(100, 0.1)
+    for n, step in enumerate((200, 300, 400), 1):
+        validation = judged(step, 1)
+        assert (validation.best.step, validation.n_worse) == (100, n)
+    assert validation.best.weights["value"] == pytest.approx(0.1)
+    assert judged(500, 0.05).n_worse == 0
+    assert judged(500, 0.05).best.step == 500
 
 
 def test_a_training_that_still_learns_goes_on():
@@ -701,7 +723,7 @@ def test_errors_of_lines_are_judged_line_by_line():
     validation = Validation(PatchSampler(frame, config, (8, 8)), torch.device("cpu"))
     network = build_network(config.network, config.pattern.stride, 0)
     validation.judge(0, network, lambda network, x: network(x))
-    assert validation._scores[0].n_different <= 26, "a tenth of the lines"
+    assert validation._lowest.n_different <= 26, "a tenth of the lines"
 
 
 @pytest.mark.parametrize("along_rows", [0.0, 0.5])
