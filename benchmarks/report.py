@@ -80,10 +80,12 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
             value = worst(here, "psnr_db", 2, low=True) if here else math.nan
             goal = f" (goal: {target}{'' if value >= target else ', missed'})"
             quality.append(f"{value:.2f} dB{goal if goals else ''}")
-        tflop, seconds = (max(r[key] for r in mine) for key in ("tflop", "seconds"))
+        tflop = max(r["tflop"] for r in mine)
+        timed = [r["seconds"] for r in mine if "seconds" in r]
+        seconds = f"{max(timed):.0f} s" if timed else ""
         seeds = ", ".join(map(str, sorted({r["seed"] for r in mine})))
         lines.append(
-            f"| {method} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | {seconds:.0f} s | "
+            f"| {method} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | {seconds} | "
             f"{mine[0]['n_samples']} |"
         )
     return "\n".join(lines)
