@@ -15,6 +15,7 @@ import click
 from n2sr_deploy import files, formats, sampling
 from n2sr_deploy.cli_options import (
     PATH,
+    backend_option,
     frame_option,
     output_option,
     overwrite_option,
@@ -110,6 +111,7 @@ def main() -> None:
     metavar="M",
     help="Draws to average; by default the model's own number.",
 )
+@backend_option
 @frame_option
 @training_options
 @seed_option
@@ -120,6 +122,7 @@ def denoise(
     model: Path | None,
     std: Path | None,
     samples: int | None,
+    backend: str,
     frame: int | None,
     options: LearnOptions,
     overwrite: bool,
@@ -142,7 +145,7 @@ def denoise(
     seed = options.seed or 0
     if std is not None and samples == 1:
         raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
-    with Denoiser(_model(model, noisy_frame, options)) as denoiser:
+    with Denoiser(_model(model, noisy_frame, options), backend=backend) as denoiser:
         denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
         meta = denoiser.model.metadata
     done = (

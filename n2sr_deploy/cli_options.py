@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from n2sr_deploy.backends import BACKENDS
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.sampling import MAX_STRIDE, PATTERN_NAMES
 
@@ -66,6 +67,13 @@ repair_option = click.option(
     "--no-repair",
     is_flag=True,
     help="Leave hot pixels and offsets of rows and columns as they are.",
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", *BACKENDS]),
+    default="auto",
+    show_default=True,
+    help="What runs the network; auto takes the fastest that works here.",
 )
 seed_option = click.option(
     "--seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -52,6 +53,20 @@ class _Tile(NamedTuple):
         )
 
 
+class _Buffer:
+    """Memory kept from frame to frame, as large as the largest needed so far."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+
+    def shaped(self, *shape: int) -> FloatArray:
+        """An array of this shape; its values are left over."""
+        size = math.prod(shape)
+        if size > self._values.size:
+            self._values = np.empty(size, np.float32)
+        return self._values[:size].reshape(shape)
+
+
 class Denoiser:
     """Denoises frames with one exported model. Not to be shared between threads.
 
@@ -60,7 +75,8 @@ class Denoiser:
     model
         The exported model.
     backend
-        What runs it; by default `open_backend` chooses.
+        What runs it: a name of `n2sr_deploy.backends.BACKENDS`; ``auto``, the fastest that works
+        here; or one that is loaded.
     memory_budget
         Bytes for the draws, the network and its outputs; larger frames go in tiles, which
         overlap by the network's receptive field and so leave no seam.
@@ -74,15 +90,17 @@ class Denoiser:
     ------
     ModelError
         When the backend cannot load the model.
+    MissingExtraError
+        When the backend's library is not installed.
     SettingError
-        When a setting is out of range.
+        When a setting is out of range, or there is no such backend.
     """
 
     def __init__(
         self,
         model: ExportedModel,
         *,
-        backend: Backend | None = None,
+        backend: Backend | str = "auto",
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         batch_size: int | None = None,
         n_threads: int = 0,
@@ -93,7 +111,11 @@ class Denoiser:
                 f"{n_threads}; the first two must be at least 1, the last at least 0"
             )
         self.model = model
-        self.backend = backend or open_backend(model.onnx, n_threads=n_threads)
+        if isinstance(backend, str):
+            stride = model.metadata.pattern.stride
+            backend = open_backend(model.onnx, backend, stride=stride, n_threads=n_threads)
+        self.backend = backend
+        self._draws, self._outputs = _Buffer(), _Buffer()
         self._memory_budget = memory_budget
         self._batch_size = batch_size
         self._n_threads = n_threads
@@ -103,6 +125,7 @@ class Denoiser:
         cls,
         path: str | Path,
         *,
+        backend: str = "auto",
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         batch_size: int | None = None,
         n_threads: int = 0,
@@ -118,6 +141,7 @@ class Denoiser:
         """
         return cls(
             ExportedModel.open(path),
+            backend=backend,
             memory_budget=memory_budget,
             batch_size=batch_size,
             n_threads=n_threads,
@@ -176,6 +200,7 @@ class Denoiser:
         mean, std = np.empty((2, *frame.shape), np.float32)
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
+            window = tile.window(meta.pattern.stride)
             subsampled = draw(
                 frame.pixels,
                 meta.pattern,
@@ -184,7 +209,8 @@ class Denoiser:
                 frame_index=frame.index if frame_index is None else frame_index,
                 mean=offset,
                 scale=scale,
-                window=tile.window(meta.pattern.stride),
+                window=window,
+                out=self._draws.shaped(n_samples, window.height, window.width),
                 n_threads=self._n_threads,
             )
             merge(
@@ -215,19 +241,25 @@ class Denoiser:
         """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
         n_samples, height, width = subsampled.shape
         stride_y, stride_x = self.model.metadata.pattern.stride
-        outputs = np.empty((n_samples, height * stride_y, width * stride_x), np.float32)
-        groups = np.arange(n_samples) // self.model.metadata.pattern.group_size
-        is_transposed = (groups % 2 == 1) & (self.model.metadata.n_orientations == 8)
-        for transposed in (False, True):
-            draws = np.flatnonzero(is_transposed == transposed)
-            for first in range(0, len(draws), at_once):
-                batch = draws[first : first + at_once]
-                if transposed:
-                    seen = np.ascontiguousarray(subsampled[batch, None].swapaxes(2, 3))
-                    outputs[batch] = self.backend.infer(seen)[:, 0].swapaxes(1, 2)
-                else:
-                    outputs[batch] = self.backend.infer(subsampled[batch, None])[:, 0]
+        outputs = self._outputs.shaped(n_samples, height * stride_y, width * stride_x)
+        for draws, is_transposed in self._batches(n_samples, at_once):
+            if is_transposed:
+                seen = np.ascontiguousarray(subsampled[draws, None].swapaxes(2, 3))
+                turned = np.empty((len(seen), 1, *outputs.shape[:0:-1]), np.float32)
+                self.backend.infer(seen, turned)
+                outputs[draws] = turned[:, 0].swapaxes(1, 2)
+            else:
+                self.backend.infer(subsampled[draws, None], outputs[draws, None])
         return outputs
+
+    def _batches(self, n_samples: int, at_once: int) -> Iterator[tuple[slice, bool]]:
+        """Draws that are laid alike before the network, and whether they are transposed."""
+        meta = self.model.metadata
+        size = meta.pattern.group_size if meta.n_orientations == 8 else n_samples
+        for group in range(0, n_samples, size):
+            end = min(group + size, n_samples)
+            for first in range(group, end, at_once):
+                yield slice(first, min(first + at_once, end)), group // size % 2 == 1
 
     def _tiles(self, shape: Shape, n_samples: int) -> Iterator[_Tile]:
         """Cover the frame with the largest tiles that keep to the memory budget."""

@@ -32,7 +32,7 @@ def report() -> Iterator[tuple[str, str]]:
         yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
     yield "kernels", describe_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
-    yield "backend OpenVINO", "not part of this version of n2sr"
+    yield "backend OpenVINO", _openvino()
     yield "backend TensorRT", "not part of this version of n2sr"
     yield "processor", _processor()
     yield "GPU", _gpu()
@@ -70,6 +70,16 @@ def _onnxruntime() -> str:
         return f"missing: {error}; install it with: pip install onnxruntime"
     providers = ", ".join(onnxruntime.get_available_providers())
     return f"works, on the CPU (built with {providers}; this version of n2sr uses the CPU's)"
+
+
+def _openvino() -> str:
+    try:
+        from n2sr_deploy.backends.openvino import describe
+    except ModuleNotFoundError:
+        return "missing; install it with: pip install 'n2sr[openvino]'"
+    except ImportError as error:
+        return f"broken: {error}; install it again with: pip install --force-reinstall openvino"
+    return describe()
 
 
 def _processor() -> str:

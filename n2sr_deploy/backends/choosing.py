@@ -1,0 +1,124 @@
+"""Which backend runs a model: the one that is named, or the first that works."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from n2sr_deploy.backends.base import Backend
+    from n2sr_deploy.sampling import Shape
+
+_log = logging.getLogger("n2sr")
+_SIDE = 64  # of a draw to warm up with: the least that every network's multiple divides
+
+
+def _ort(onnx: bytes, n_threads: int) -> Backend:
+    from n2sr_deploy.backends.ort import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(onnx, n_threads=n_threads)
+
+
+def _openvino(onnx: bytes, n_threads: int, *, float32: bool = False) -> Backend:
+    try:
+        from n2sr_deploy.backends.openvino import OpenVINOBackend
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("backend openvino", "openvino", "openvino") from error
+    except ImportError as error:
+        raise ModelError(
+            f"OpenVINO is broken ({error}); install it again with: "
+            "pip install --force-reinstall openvino"
+        ) from error
+    return OpenVINOBackend(onnx, n_threads=n_threads, float32=float32)
+
+
+def _openvino_float32(onnx: bytes, n_threads: int) -> Backend:
+    return _openvino(onnx, n_threads, float32=True)
+
+
+BACKENDS: Mapping[str, Callable[[bytes, int], Backend]] = {
+    "ort": _ort,
+    "openvino": _openvino,
+    "openvino-float32": _openvino_float32,
+}
+"""What loads an ONNX model with so many threads, by the name users give it."""
+
+_FASTEST_FIRST = "openvino", "ort"
+
+
+def open_backend(
+    onnx: bytes, name: str = "auto", *, stride: Shape = (2, 2), n_threads: int = 0
+) -> Backend:
+    """Load an ONNX model.
+
+    Parameters
+    ----------
+    onnx
+        The exported model's ONNX file.
+    name
+        One of `BACKENDS`; or ``auto``: of those that are installed the first that works, the
+        fastest first. Which it is, and why, is logged. The order is fixed, not timed here, so
+        that a frame denoised again is the same to the last bit.
+    stride
+        Of the model's pattern.
+    n_threads
+        0: one for each core.
+
+    Returns
+    -------
+    The backend, ready to infer.
+
+    Raises
+    ------
+    SettingError
+        When there is no backend of that name.
+    MissingExtraError
+        When its library is not installed.
+    ModelError
+        When it cannot load the model; with ``auto``, when none can.
+    """
+    if name == "auto":
+        return _first_that_works(onnx, stride, n_threads)
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingError(
+            f"backend is {name!r}, but must be auto or one of {', '.join(BACKENDS)}{hint}"
+        )
+    return BACKENDS[name](onnx, n_threads)
+
+
+def _first_that_works(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
+    left_out: list[str] = []
+    for name in _FASTEST_FIRST:
+        try:
+            backend = BACKENDS[name](onnx, n_threads)
+            _warm_up(backend, stride)
+        except MissingExtraError:
+            left_out.append(f"{name} is not installed")
+        except ModelError as error:
+            left_out.append(f"{name} fails")
+            _log.warning("backend %s is left out: %s", name, error)
+        else:
+            why = f"since {', '.join(left_out)}" if left_out else "the fastest"
+            _log.info("backend: %s, %s", backend.name, why)
+            return backend
+    raise ModelError(f"no backend can run this model ({', '.join(left_out)}); see: n2sr doctor")
+
+
+def _warm_up(backend: Backend, stride: Shape) -> None:
+    """Run a small frame, and close what cannot."""
+    subsampled = np.zeros((1, 1, _SIDE, _SIDE), np.float32)
+    out = np.empty((1, 1, _SIDE * stride[0], _SIDE * stride[1]), np.float32)
+    try:
+        backend.infer(subsampled, out)
+    except ModelError:
+        backend.close()
+        raise

@@ -1,0 +1,112 @@
+"""OpenVINO."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+# OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
+# a microscope's computer tells nobody anything.
+_modules: dict[str, Any] = sys.modules
+_modules.setdefault("openvino_telemetry", None)
+import openvino  # noqa: E402
+
+from n2sr_deploy.errors import ModelError  # noqa: E402
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import FloatArray
+
+_SHAPES_KEPT = 4  # of input: whole frames, their transposed draws, and as many of tiles
+
+
+class OpenVINOBackend:
+    """The network on OpenVINO's CPU plugin.
+
+    It is compiled for each shape of input when that first comes, which takes a quarter of a
+    second; the last few shapes are kept.
+
+    Parameters
+    ----------
+    onnx
+        The ONNX file.
+    n_threads
+        0: one for each core.
+    float32
+        Whether to compute in float32 even where the processor has bfloat16 (AMX), which is
+        faster and about three digits exact.
+
+    Raises
+    ------
+    ModelError
+        When OpenVINO cannot load it.
+    """
+
+    def __init__(self, onnx: bytes, *, n_threads: int = 0, float32: bool = False) -> None:
+        self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": n_threads}
+        if float32:
+            self._settings["INFERENCE_PRECISION_HINT"] = "f32"
+        self._core: openvino.Core | None = openvino.Core()
+        self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
+        self._precision = "float32" if float32 else _own_precision(self._core)
+        try:
+            self._onnx = self._core.read_model(onnx, b"")
+        except Exception as error:
+            raise ModelError(f"OpenVINO cannot load it ({_told(error)})") from error
+
+    @property
+    def name(self) -> str:
+        """``OpenVINO (CPU, float32)``, or ``bfloat16``."""
+        return f"OpenVINO (CPU, {self._precision})"
+
+    def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
+        """Run the network; see `Backend.infer`."""
+        if self._core is None:
+            raise ModelError("this backend was closed; open the model again")
+        try:
+            request = self._request(self._core, subsampled.shape)
+            request.set_input_tensor(openvino.Tensor(subsampled, shared_memory=True))
+            request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
+            request.infer()
+        except Exception as error:
+            raise ModelError(
+                f"OpenVINO failed on input of shape {subsampled.shape} ({_told(error)}); "
+                "if memory ran out, lower the memory budget"
+            ) from error
+
+    def close(self) -> None:
+        """Release what was compiled."""
+        self._requests.clear()
+        self._core = None
+
+    def _request(self, core: openvino.Core, shape: tuple[int, ...]) -> openvino.InferRequest:
+        """Compiled for this shape of input, now or before."""
+        if shape not in self._requests:
+            fixed = self._onnx.clone()
+            fixed.reshape(list(shape))
+            compiled = core.compile_model(fixed, "CPU", self._settings)
+            self._requests[shape] = compiled.create_infer_request()
+            if len(self._requests) > _SHAPES_KEPT:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(shape)
+        return self._requests[shape]
+
+
+def describe() -> str:
+    """What it is here, for ``n2sr doctor``."""
+    return (
+        f"works, on the CPU in {_own_precision(openvino.Core())} "
+        f"({openvino.get_version().partition('-')[0]})"
+    )
+
+
+def _own_precision(core: openvino.Core) -> str:
+    """What it computes in unless told otherwise."""
+    own = str(core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(own, own)
+
+
+def _told(error: Exception) -> str:
+    """The last line of what OpenVINO says: the others name its source files."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
