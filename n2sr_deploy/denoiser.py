@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
 
 
+class Timings(NamedTuple):
+    """Seconds that a frame spent in each stage."""
+
+    standardise_s: float
+    draw_s: float
+    infer_s: float
+    merge_s: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Denoised:
     """A denoised frame."""
@@ -33,6 +43,26 @@ class Denoised:
     std: FloatArray
     """(H, W) float32, in counts: the standard deviation of the draws. It tells where the draws
     disagree; it is not a calibrated error."""
+    timings: Timings
+    """How long it took."""
+
+
+class _Stopwatch:
+    """Adds up the time between laps, by stage."""
+
+    def __init__(self) -> None:
+        self._spent = dict.fromkeys(Timings._fields, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What has passed since the last lap was this stage's."""
+        now = time.perf_counter()
+        self._spent[stage] += now - self._last
+        self._last = now
+
+    @property
+    def timings(self) -> Timings:
+        return Timings(**self._spent)
 
 
 class _Tile(NamedTuple):
@@ -196,7 +226,9 @@ class Denoiser:
         if n_samples is None:
             n_samples = meta.n_samples
         self._check(frame, n_samples)
+        watch = _Stopwatch()
         offset, scale = frame.mean_and_std()
+        watch.lap("standardise_s")
         mean, std = np.empty((2, *frame.shape), np.float32)
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
@@ -213,8 +245,11 @@ class Denoiser:
                 out=self._draws.shaped(n_samples, window.height, window.width),
                 n_threads=self._n_threads,
             )
+            watch.lap("draw_s")
+            outputs = self._infer(subsampled, at_once)
+            watch.lap("infer_s")
             merge(
-                self._infer(subsampled, at_once),
+                outputs,
                 top=tile.rows.start - tile.seen_rows.start,
                 left=tile.columns.start - tile.seen_columns.start,
                 offset=offset,
@@ -223,9 +258,11 @@ class Denoiser:
                 std=std[tile.rows, tile.columns],
                 n_threads=self._n_threads,
             )
+            watch.lap("merge_s")
         # The frame tells its mean far better than any network: to noise / sqrt(H * W).
         mean += np.float32(offset - mean.mean(dtype=np.float64))
-        return Denoised(mean=mean, std=std)
+        watch.lap("merge_s")
+        return Denoised(mean=mean, std=std, timings=watch.timings)
 
     def _check(self, frame: Frame, n_samples: int) -> None:
         if not 1 <= n_samples <= MAX_SAMPLES:

@@ -48,6 +48,8 @@ class ModelMetadata:
     n_orientations: int = 4
     """In how many ways the draws are laid before the network: 4, mirrored and turned by half; 8,
     transposed too, every second group of draws."""
+    mac_per_pixel: float | None = None
+    """Multiply-accumulates of the network for each pixel of the frame and draw."""
     noise: Mapping[str, Any] | None = None
     """What was measured of the training frame's noise, see `n2sr_deploy.noise.Noise`."""
 
@@ -84,6 +86,7 @@ class ModelMetadata:
             "pixel_size": self.pixel_size,
             "unit": self.unit,
             "n_orientations": self.n_orientations,
+            "mac_per_pixel": self.mac_per_pixel,
             "noise": self.noise,
         }
         return {_PREFIX + key: json.dumps(value) for key, value in values.items()}

@@ -22,6 +22,7 @@ import platformdirs
 import torch
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
@@ -119,6 +120,7 @@ def _metadata(
         n2sr_version=VERSION,
         pixel_size=checkpoint.pixel_size,
         unit=checkpoint.unit,
+        mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, cells),
         noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
     )
 
@@ -137,6 +139,13 @@ def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) ->
         missing.remove(name)
     if missing:
         raise ModelError(f"the exported graph has no place for the weights {sorted(missing)}")
+
+
+def _mac_per_pixel(network: torch.nn.Module, stride: Shape, cells: int) -> float:
+    """Multiply-accumulates for each output pixel, of the smallest input."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = network(torch.zeros(1, 1, cells, cells))
+    return float(counter.get_total_flops() / 2 / output.numel())
 
 
 def _verify(model: ExportedModel, network: torch.nn.Module, precision: Precision) -> None:

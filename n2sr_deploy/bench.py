@@ -1,0 +1,227 @@
+"""How long a frame takes: what `n2sr bench` measures, and how two measurements compare."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n2sr_deploy.denoiser import Denoiser, Timings
+from n2sr_deploy.doctor import report
+from n2sr_deploy.errors import SettingError
+from n2sr_deploy.sampling import PIXEL_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import AnyArray, Shape
+
+FORMAT_VERSION = 1
+PERCENTILES = 50, 90, 99
+_WARM_UP = 2  # frames
+_DIFFERENT_FRAMES = 4  # taken in turn, or the processor's caches are measured
+_SAME = "backend", "size", "n_samples", "dtype"  # what two rows must agree in to be compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is measured."""
+
+    sizes: Sequence[Shape]
+    """Of frames, (H, W) each."""
+    backends: Sequence[str]
+    """Names of backends, or ``auto``."""
+    dtype: str = "uint16"
+    """Of the frames' pixels, one of `n2sr_deploy.sampling.PIXEL_TYPES`."""
+    n_samples: int | None = None
+    """M; None: the model's own."""
+    n_frames: int = 50
+    """Of each size on each backend."""
+
+    def __post_init__(self) -> None:
+        names = [str(np.dtype(known)) for known in PIXEL_TYPES]
+        if self.dtype not in names:
+            raise SettingError(f"dtype is {self.dtype!r}, but must be one of {', '.join(names)}")
+        if self.n_frames < 1:
+            raise SettingError(f"frames is {self.n_frames}, but at least one must be measured")
+
+    @property
+    def n_rounds(self) -> int:
+        """Frames of all sizes, those to warm up included."""
+        return len(self.sizes) * (_WARM_UP + self.n_frames)
+
+
+def measure(
+    model: ExportedModel, workload: Workload, progress: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Denoise random frames, each size on all backends in turn, and time every stage.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    workload
+        Sizes, backends and so on.
+    progress
+        Called `Workload.n_rounds` times, after each frame that all backends have denoised.
+
+    Returns
+    -------
+    What JSON keeps: ``environment``, ``model``, and ``rows``, one for each size and backend, with
+    the percentiles of every stage in milliseconds. Frames of all backends alternate, so that a
+    busy machine slows them alike.
+
+    Raises
+    ------
+    FrameError, SettingError, ModelError, MissingExtraError
+        As `Denoiser` does.
+    """
+    rows: list[dict[str, Any]] = []
+    denoisers = [Denoiser(model, backend=name) for name in workload.backends]
+    try:
+        for size in workload.sizes:
+            taken = _timed(denoisers, _random_frames(size, workload.dtype), workload, progress)
+            rows += [
+                _row(denoiser, size, workload, timings)
+                for denoiser, timings in zip(denoisers, taken, strict=True)
+            ]
+    finally:
+        for denoiser in denoisers:
+            denoiser.close()
+    meta = model.metadata
+    return {
+        "n2sr_bench": FORMAT_VERSION,
+        "environment": dict(report()),
+        "model": {
+            "preset": meta.preset,
+            "precision": meta.precision,
+            "pattern": str(meta.pattern),
+            "weights_sha256": meta.weights_sha256,
+            "mac_per_pixel": meta.mac_per_pixel,
+            "bytes": len(model.onnx),
+        },
+        "rows": rows,
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _random_frames(size: Shape, dtype: str) -> list[AnyArray]:
+    """Poisson counts, other ones in each."""
+    rng = np.random.default_rng(0)
+    return [rng.poisson(100, size).astype(dtype) for _ in range(_DIFFERENT_FRAMES)]
+
+
+def _timed(
+    denoisers: list[Denoiser],
+    frames: list[AnyArray],
+    workload: Workload,
+    progress: Callable[[], object],
+) -> list[list[Timings]]:
+    """For each denoiser, what each frame took."""
+    taken: list[list[Timings]] = [[] for _ in denoisers]
+    for n in range(_WARM_UP + workload.n_frames):
+        for denoiser, timings in zip(denoisers, taken, strict=True):
+            frame = frames[n % len(frames)]
+            done = denoiser.denoise(frame, workload.n_samples, frame_index=n)
+            if n >= _WARM_UP:
+                timings.append(done.timings)
+        progress()
+    return taken
+
+
+def _row(
+    denoiser: Denoiser, size: Shape, workload: Workload, timings: list[Timings]
+) -> dict[str, Any]:
+    milliseconds = 1e3 * np.array(timings)  # (frames, stages)
+    stages = {
+        name.removesuffix("_s"): _percentiles(stage)
+        for name, stage in zip(Timings._fields, milliseconds.T, strict=True)
+    }
+    total = milliseconds.sum(axis=1)
+    infer = milliseconds[:, Timings._fields.index("infer_s")]
+    return {
+        "backend": denoiser.backend.name,
+        "size": list(size),
+        "n_samples": workload.n_samples or denoiser.model.metadata.n_samples,
+        "dtype": workload.dtype,
+        "frames": len(timings),
+        "stages_ms": stages,
+        "total_ms": _percentiles(total),
+        "frames_per_s": float(1e3 / np.median(total)),
+        "own_share": float(np.median((total - infer) / total)),
+    }
+
+
+def _percentiles(values: AnyArray) -> dict[str, float]:
+    found = np.percentile(values, PERCENTILES)
+    return {f"p{p}": float(value) for p, value in zip(PERCENTILES, found, strict=True)}
+
+
+def _peak_memory() -> int | None:
+    """Of this process; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """The rows as lines of text."""
+    rows = result["rows"]
+    width = max(len(row["backend"]) for row in rows)
+    stages = list(rows[0]["stages_ms"])
+    head = [f"{'backend':{width}}  {'frame':>11}  {'M':>3}  {'p50':>8}  {'p90':>8}  {'p99':>8}  "]
+    head += [f"{stage:>11}  " for stage in stages]
+    lines = ["".join([*head, "beside infer  frames/s"])]
+    for row in rows:
+        size = " x ".join(map(str, row["size"]))
+        total = "  ".join(f"{row['total_ms'][f'p{p}']:8.2f}" for p in PERCENTILES)
+        each = "  ".join(f"{row['stages_ms'][stage]['p50']:11.2f}" for stage in stages)
+        lines.append(
+            f"{row['backend']:{width}}  {size:>11}  {row['n_samples']:3}  {total}  {each}  "
+            f"{row['own_share']:11.1%}  {row['frames_per_s']:8.1f}"
+        )
+    return lines
+
+
+def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """How many times as long each row of `after` takes as its like in `before`.
+
+    Raises
+    ------
+    SettingError
+        When they are no results of `measure`, were taken on different machines, or have no row
+        in common.
+    """
+    for result in (before, after):
+        if not isinstance(result, dict) or result.get("n2sr_bench") != FORMAT_VERSION:
+            raise SettingError(
+                f"this is no result of n2sr bench, format {FORMAT_VERSION}; make one with: "
+                "n2sr bench MODEL --json FILE"
+            )
+    first, second = (result["environment"]["processor"] for result in (before, after))
+    if first != second:
+        raise SettingError(
+            f"the first was taken on {first}, the second on {second}; times of different machines "
+            "cannot be compared"
+        )
+    known = {tuple(map(str, (row[key] for key in _SAME))): row for row in before["rows"]}
+    lines = []
+    for row in after["rows"]:
+        earlier = known.get(tuple(map(str, (row[key] for key in _SAME))))
+        if earlier is None:
+            continue
+        ratios = ", ".join(
+            f"p{p} {row['total_ms'][f'p{p}'] / earlier['total_ms'][f'p{p}']:.2f} times"
+            for p in PERCENTILES
+        )
+        size = " x ".join(map(str, row["size"]))
+        lines.append(f"{row['backend']}, {size}, M = {row['n_samples']}, {row['dtype']}: {ratios}")
+    if not lines:
+        raise SettingError("no row of the second has its like in the first: nothing to compare")
+    return lines

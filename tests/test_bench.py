@@ -1,0 +1,108 @@
+"""`n2sr bench`: what it measures, and what it refuses to compare."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import bench
+from n2sr_deploy.cli_bench import bench_command
+from n2sr_deploy.errors import N2SRError, SettingError
+
+
+@pytest.fixture
+def result(model):
+    workload = bench.Workload(sizes=[(32, 48), (64, 40)], backends=["ort", "ort"], n_frames=3)
+    return bench.measure(model, workload)
+
+
+def test_every_size_is_measured_on_every_backend(result):
+    assert [row["size"] for row in result["rows"]] == [[32, 48], [32, 48], [64, 40], [64, 40]]
+    for row in result["rows"]:
+        assert (row["n_samples"], row["dtype"], row["frames"]) == (4, "uint16", 3)
+        assert set(row["stages_ms"]) == {"standardise", "draw", "infer", "merge"}
+        total = row["total_ms"]
+        assert 0 < total["p50"] <= total["p90"] <= total["p99"]
+        assert max(stage["p50"] for stage in row["stages_ms"].values()) <= total["p50"]
+        assert row["frames_per_s"] == pytest.approx(1e3 / total["p50"])
+        assert 0 < row["own_share"] < 1
+
+
+def test_progress_is_told_as_often_as_was_said(model):
+    workload = bench.Workload(sizes=[(32, 32), (32, 40)], backends=["ort"], n_frames=2)
+    told = []
+    bench.measure(model, workload, lambda: told.append(1))
+    assert len(told) == workload.n_rounds
+
+
+def test_arithmetic_is_told_for_each_pixel(result):
+    """Two convolutions on each level down and up, by hand."""
+    channels, cells = 4, 1 / 4  # cells for each pixel
+    on_level = [1, 1 / 4, 1 / 16]
+    down = 9 * (1 * channels + channels**2) * on_level[0]
+    down += sum(9 * 2 * channels**2 * share for share in on_level[1:])
+    up = sum((9 * 2 * channels**2) * share for share in on_level[:2])
+    narrow = sum(channels**2 * share for share in on_level[1:])
+    to_pixels = 9 * channels * 4
+    by_hand = (down + up + narrow + to_pixels) * cells
+    assert result["model"]["mac_per_pixel"] == pytest.approx(by_hand)
+
+
+def test_all_of_it_is_json(result):
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_measurement_compared_with_itself_takes_as_long(result):
+    once = {**result, "rows": result["rows"][::2]}
+    lines = bench.comparison(once, once)
+    assert len(lines) == 2
+    assert all(line.count(" 1.00 times") == 3 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["environment"].update(processor="another"), "different machines"),
+        (lambda r: r.pop("n2sr_bench"), "no result of n2sr bench"),
+        (lambda r: r["rows"].clear(), "nothing to compare"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(result, change, said):
+    other = json.loads(json.dumps(result))
+    change(other)
+    with pytest.raises(SettingError, match=said):
+        bench.comparison(result, other)
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "complex64"}, {"dtype": "what"}, {"n_frames": 0}])
+def test_bad_workloads_are_refused(wrong):
+    with pytest.raises(SettingError, match="but "):
+        bench.Workload(sizes=[(8, 8)], backends=["ort"], **wrong)
+
+
+def run(*arguments):
+    return CliRunner().invoke(bench_command, [str(argument) for argument in arguments])
+
+
+def test_the_command_prints_a_table_and_keeps_json(model_path, tmp_path):
+    kept = tmp_path / "bench.json"
+    given = ["--size", 32, 32, "--frames", 2, "--backend", "ort", "--json", kept]
+    done = run(model_path, *given)
+    assert done.exit_code == 0, done.output
+    assert "ONNX Runtime (CPU, float32)      32 x 32    4" in done.output
+    assert json.loads(kept.read_text())["rows"][0]["size"] == [32, 32]
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    again = run(model_path, *given)
+    assert "exists already" in str(again.exception)
+    assert isinstance(again.exception, N2SRError)
+    compared = run("--compare", kept, kept)
+    assert "1.00 times" in compared.output
+
+
+def test_the_command_says_what_is_missing(tmp_path):
+    assert "name a MODEL.onnx" in run().output
+    text = tmp_path / "text.json"
+    text.write_text("no JSON")
+    assert "is not JSON" in str(run("--compare", text, text).exception)
