@@ -11,7 +11,17 @@ from n2sr_deploy.doctor import report
 from n2sr_deploy.version import VERSION
 
 FOLDER = Path(__file__).with_name("results")
-_TOPICS = ("n2sr", "numpy", "onnxruntime", "torch", "kernels", "processor", "GPU", "training on")
+_TOPICS = (
+    "n2sr",
+    "numpy",
+    "onnxruntime",
+    "torch",
+    "kernels",
+    "backend OpenVINO",
+    "processor",
+    "GPU",
+    "training on",
+)
 
 
 def keep(name: str, figures: Any) -> Path:

@@ -168,7 +168,7 @@ def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
     def watch(status: TrainingStatus) -> None:
         if status.step % config.validation_every == 0:
             seen[status.step] = psnr_of(copied_weights(run.stepper.averaged))
-        kept = run.validation.best
+        kept = run.validation.kept
         if kept is not None and not ended and run.overfits():
             ended.append((status.step, kept))
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 PERCENTILES = 50, 90, 99
-_WARM_UP = 2  # frames
 _DIFFERENT_FRAMES = 4  # taken in turn, or the processor's caches are measured
 _SAME = "backend", "size", "n_samples", "dtype"  # what two rows must agree in to be compared
 
@@ -38,8 +37,10 @@ class Workload:
     """Of the frames' pixels, one of `n2sr_deploy.sampling.PIXEL_TYPES`."""
     n_samples: int | None = None
     """M; None: the model's own."""
-    n_frames: int = 50
+    n_frames: int = 100
     """Of each size on each backend."""
+    n_warm_up: int = 2
+    """Frames before those, not counted."""
 
     def __post_init__(self) -> None:
         names = [str(np.dtype(known)) for known in PIXEL_TYPES]
@@ -51,7 +52,7 @@ class Workload:
     @property
     def n_rounds(self) -> int:
         """Frames of all sizes, those to warm up included."""
-        return len(self.sizes) * (_WARM_UP + self.n_frames)
+        return len(self.sizes) * (self.n_warm_up + self.n_frames)
 
 
 def measure(
@@ -122,11 +123,11 @@ def _timed(
 ) -> list[list[Timings]]:
     """For each denoiser, what each frame took."""
     taken: list[list[Timings]] = [[] for _ in denoisers]
-    for n in range(_WARM_UP + workload.n_frames):
+    for n in range(workload.n_warm_up + workload.n_frames):
         for denoiser, timings in zip(denoisers, taken, strict=True):
             frame = frames[n % len(frames)]
             done = denoiser.denoise(frame, workload.n_samples, frame_index=n)
-            if n >= _WARM_UP:
+            if n >= workload.n_warm_up:
                 timings.append(done.timings)
         progress()
     return taken
@@ -189,6 +190,11 @@ def table(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _described(result: Mapping[str, Any]) -> str:
+    model = result["model"]
+    return f"{model['preset']}, {model['precision']}, weights {model['weights_sha256'][:12]}"
+
+
 def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """How many times as long each row of `after` takes as its like in `before`.
 
@@ -211,7 +217,7 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
             "cannot be compared"
         )
     known = {tuple(map(str, (row[key] for key in _SAME))): row for row in before["rows"]}
-    lines = []
+    lines = [f"before: {_described(before)}", f"after: {_described(after)}"]
     for row in after["rows"]:
         earlier = known.get(tuple(map(str, (row[key] for key in _SAME))))
         if earlier is None:
@@ -222,6 +228,6 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
         )
         size = " x ".join(map(str, row["size"]))
         lines.append(f"{row['backend']}, {size}, M = {row['n_samples']}, {row['dtype']}: {ratios}")
-    if not lines:
+    if len(lines) == 2:
         raise SettingError("no row of the second has its like in the first: nothing to compare")
     return lines

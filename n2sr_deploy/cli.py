@@ -128,6 +128,7 @@ def denoise(
     overwrite: bool,
 ) -> None:
     """Denoise the frame NOISY. The raw file is only read."""
+    from n2sr_deploy.backends import check_backend
     from n2sr_deploy.defects import repair, untouched
     from n2sr_deploy.denoiser import Denoiser
 
@@ -138,6 +139,7 @@ def denoise(
         raise click.UsageError(
             f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
         )
+    check_backend(backend)
     noisy_frame = formats.read_frame(noisy, frame)
     repaired = repair(noisy_frame) if options.repair else untouched(noisy_frame)
     if model is not None and repaired.describe():
@@ -147,11 +149,11 @@ def denoise(
         raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
     with Denoiser(_model(model, noisy_frame, options), backend=backend) as denoiser:
         denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
-        meta = denoiser.model.metadata
+        meta, runs_on = denoiser.model.metadata, denoiser.backend.name
     done = (
         f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
         f"frame {noisy_frame.index} of {noisy_frame.n_frames}, preset {meta.preset}, "
-        f"pattern {meta.pattern}, weights {meta.weights_sha256[:12]}"
+        f"pattern {meta.pattern}, weights {meta.weights_sha256[:12]}, {runs_on}"
     )
     formats.write_frame(
         output, repaired.frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite

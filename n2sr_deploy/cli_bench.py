@@ -9,11 +9,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from n2sr_deploy import bench, files
+from n2sr_deploy import files
 from n2sr_deploy.backends import BACKENDS
 from n2sr_deploy.cli_options import PATH, overwrite_option
 from n2sr_deploy.errors import FileFormatError
-from n2sr_deploy.model import ExportedModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--size",
     "sizes",
-    type=int,
+    type=click.IntRange(1),
     nargs=2,
     multiple=True,
     metavar="H W",
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
 @click.option("--dtype", default="uint16", show_default=True, help="Of the frames' pixels.")
-@click.option("--frames", type=int, default=50, show_default=True, help="Of each size.")
+@click.option("--frames", type=int, default=100, show_default=True, help="Of each size.")
 @click.option("--json", "kept", type=PATH, metavar="FILE", help="Also write everything as JSON.")
 @click.option(
     "--compare",
@@ -67,6 +66,9 @@ def bench_command(
 
     A frame lies in memory before and its mean and spread after; files are not part of it.
     """
+    from n2sr_deploy import bench
+    from n2sr_deploy.model import ExportedModel
+
     if compare is not None:
         click.echo("\n".join(bench.comparison(*map(_read, compare))))
         return

@@ -73,7 +73,7 @@ backend_option = click.option(
     type=click.Choice(["auto", *BACKENDS]),
     default="auto",
     show_default=True,
-    help="What runs the network; auto takes the fastest that works here.",
+    help="What runs the network; auto: OpenVINO where it works, else ONNX Runtime.",
 )
 seed_option = click.option(
     "--seed",

@@ -112,9 +112,10 @@ class Denoiser:
         overlap by the network's receptive field and so leave no seam.
     batch_size
         Draws the network is given at once; by default as many as the memory budget allows
-        without tiles, at least 1.
+        without tiles, at least 1, and no more than lie alike before it (4 where a model lays
+        every second group of 4 transposed).
     n_threads
-        For the kernels and the default backend; 0: one for each core.
+        For the kernels and a backend that is named; 0: one for each core.
 
     Raises
     ------
@@ -145,7 +146,7 @@ class Denoiser:
             stride = model.metadata.pattern.stride
             backend = open_backend(model.onnx, backend, stride=stride, n_threads=n_threads)
         self.backend = backend
-        self._draws, self._outputs = _Buffer(), _Buffer()
+        self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
         self._memory_budget = memory_budget
         self._batch_size = batch_size
         self._n_threads = n_threads
@@ -168,6 +169,8 @@ class Denoiser:
             When there is no readable file.
         ModelError
             When it is no exported model, or the backend cannot load it.
+        MissingExtraError, SettingError
+            As the class does.
         """
         return cls(
             ExportedModel.open(path),
@@ -211,7 +214,8 @@ class Denoiser:
         Returns
         -------
         The mean and standard deviation over the draws. The same to float32 rounding for the same
-        seed and index, whatever the threads, batch size or memory budget.
+        seed and index, whatever the threads, batch size or memory budget; to bfloat16 rounding
+        where the backend computes in that.
 
         Raises
         ------
@@ -246,8 +250,7 @@ class Denoiser:
                 n_threads=self._n_threads,
             )
             watch.lap("draw_s")
-            outputs = self._infer(subsampled, at_once)
-            watch.lap("infer_s")
+            outputs = self._infer(subsampled, at_once, watch)
             merge(
                 outputs,
                 top=tile.rows.start - tile.seen_rows.start,
@@ -274,7 +277,7 @@ class Denoiser:
                 f"least {rows} x {columns}"
             )
 
-    def _infer(self, subsampled: FloatArray, at_once: int) -> FloatArray:
+    def _infer(self, subsampled: FloatArray, at_once: int, watch: _Stopwatch) -> FloatArray:
         """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
         n_samples, height, width = subsampled.shape
         stride_y, stride_x = self.model.metadata.pattern.stride
@@ -282,11 +285,15 @@ class Denoiser:
         for draws, is_transposed in self._batches(n_samples, at_once):
             if is_transposed:
                 seen = np.ascontiguousarray(subsampled[draws, None].swapaxes(2, 3))
-                turned = np.empty((len(seen), 1, *outputs.shape[:0:-1]), np.float32)
+                turned = self._turned.shaped(len(seen), 1, *outputs.shape[:0:-1])
+                watch.lap("draw_s")
                 self.backend.infer(seen, turned)
+                watch.lap("infer_s")
                 outputs[draws] = turned[:, 0].swapaxes(1, 2)
+                watch.lap("merge_s")
             else:
                 self.backend.infer(subsampled[draws, None], outputs[draws, None])
+                watch.lap("infer_s")
         return outputs
 
     def _batches(self, n_samples: int, at_once: int) -> Iterator[tuple[slice, bool]]:

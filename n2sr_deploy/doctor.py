@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from n2sr_deploy.backends.choosing import FASTEST_FIRST
 from n2sr_deploy.sampling import describe_kernels
 from n2sr_deploy.version import VERSION
 
@@ -33,6 +34,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "kernels", describe_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
     yield "backend OpenVINO", _openvino()
+    yield "backend of auto", f"the first that works of {', '.join(FASTEST_FIRST)}"
     yield "backend TensorRT", "not part of this version of n2sr"
     yield "processor", _processor()
     yield "GPU", _gpu()
@@ -77,9 +79,12 @@ def _openvino() -> str:
         from n2sr_deploy.backends.openvino import describe
     except ModuleNotFoundError:
         return "missing; install it with: pip install 'n2sr[openvino]'"
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return f"broken: {error}; install it again with: pip install --force-reinstall openvino"
-    return describe()
+    try:
+        return describe()
+    except RuntimeError as error:
+        return f"broken: {' '.join(str(error).split())}"
 
 
 def _processor() -> str:

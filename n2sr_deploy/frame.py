@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _log = logging.getLogger("n2sr")
+_AT_ONCE = 2**16  # pixels whose sums stay in a processor's cache
 _RESOLVED = 1e-6  # of the mean; about ten steps of float32
 
 # Types the kernels do not take, and the smallest type they take that holds every value
@@ -71,7 +72,7 @@ class Frame:
     def mean_and_std(self) -> tuple[float, float]:
         """Mean and standard deviation of the pixels, by which networks see them standardised.
 
-        In float64, row by row, so that a large frame is not copied.
+        In float64, some rows at a time, so that a large frame is not copied.
 
         Raises
         ------
@@ -80,10 +81,10 @@ class Frame:
         """
         height, width = self.shape
         with np.errstate(over="ignore", invalid="ignore"):  # told below
-            mean = sum(float(row.sum(dtype=np.float64)) for row in self.pixels) / (height * width)
-            squares = sum(
-                float(np.square(row - mean, dtype=np.float64).sum()) for row in self.pixels
-            )
+            rows = max(1, _AT_ONCE // width)
+            parts = [self.pixels[top : top + rows] for top in range(0, height, rows)]
+            mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / (height * width)
+            squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts)
         std = (squares / (height * width)) ** 0.5
         if not abs(mean) + 100 * std < float(np.finfo(np.float32).max):
             raise FrameError(

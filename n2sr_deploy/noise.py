@@ -25,8 +25,8 @@ Correlation = tuple[float, ...]
 _UNCORRELATED: Correlation = (0.0, 0.0, 0.0)
 SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
-_ERROR = 4.5  # of a correlation, times the square root of the pixels: benchmarks/noise.py
-_SURE = 2.5  # standard errors from which a correlation is believed
+_CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
+_BELIEVED = 2.5  # standard errors from which a correlation is believed
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -73,12 +73,13 @@ class Noise:
 
     def describe(self) -> str:
         """In words."""
-        strength = f"std {self.std:.3g}"
+        strength, error = f"std {self.std:.3g}", self.correlation_error
         if self.gain is not None:
             strength += f" (gain {self.gain:.3g}, read noise {self.read_noise:.3g})"
         found = [
             f"noise of {strength}, correlation of neighbours {self.along_rows[0]:.2f} along rows "
-            f"and {self.along_columns[0]:.2f} along columns",
+            f"and {self.along_columns[0]:.2f} along columns"
+            + (f" (give or take {error:.2f})" if error > WHITE / 2 else ""),
             f"{self.hot_pixels} hot pixels" if self.hot_pixels else "",
             f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
             f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
@@ -127,7 +128,7 @@ def measure_noise(
         std=std,
         along_rows=along_rows,
         along_columns=along_columns,
-        correlation_error=_ERROR / math.sqrt(_middle(frame).size),
+        correlation_error=_CORRELATION_ERROR / math.sqrt(_middle(frame).size),
         gain=model.gain if model else None,
         read_noise=model.read_noise if model else None,
         hot_pixels=int(repaired.hot.sum()),
@@ -211,12 +212,17 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
     a sentence what was found and what it led to.
     """
     along_rows, along_columns = abs(noise.along_rows[0]), abs(noise.along_columns[0])
-    white = max(WHITE, _SURE * noise.correlation_error)
+    white = max(WHITE, _BELIEVED * noise.correlation_error)
     if max(along_rows, along_columns) <= white:
+        found = (
+            "the noise is white"
+            if max(along_rows, along_columns) <= WHITE
+            else "on so few pixels the noise cannot be told from white"
+        )
         return (
             SamplingPattern.named("cell"),
             0,
-            "the noise is white, so every cell keeps a pixel of its own (pattern cell)",
+            f"{found}, so every cell keeps a pixel of its own (pattern cell)",
         )
     name = "row" if along_rows >= along_columns else "column"
     if min(along_rows, along_columns) <= white:

@@ -113,7 +113,7 @@ def _metadata(
         receptive_radius=(radius * stride_y, radius * stride_x),
         bytes_per_pixel=network.bytes_per_pixel,
         n_samples=config.n_samples,
-        n_orientations=8 if stride_y == stride_x else 4,
+        n_orientations=8 if checkpoint.summary.get("turns") == 8 else 4,
         preset=config.preset,
         precision=precision,
         weights_sha256=checkpoint.weights_sha256,

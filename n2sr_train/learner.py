@@ -75,14 +75,13 @@ def prepared(
     frame: Frame, options: LearnOptions, progress: Progress | None = None
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
-    from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import TrainingConfig
     from n2sr_train.devices import chosen_device
+    from n2sr_train.starting import check_start
 
     config = TrainingConfig.from_options(options)  # refuses bad settings before any work
     chosen_device(config.device)
-    if config.start not in ("packaged", "random"):
-        Checkpoint.open(config.start)
+    check_start(config)
     noise = None
     repaired = repair(frame) if options.repair else untouched(frame)
     if min(frame.shape) < SMALLEST:

@@ -138,6 +138,6 @@ def _adam(
             torch.tensor(learning_rate, device=device) if is_on_gpu else learning_rate,
             betas=(0.9, beta2),
             capturable=is_on_gpu,
-            fused=not is_on_gpu,  # one operation for all the small vectors
+            fused=None if is_on_gpu else True,  # one operation for all the small vectors
         )
     )

@@ -43,6 +43,24 @@ def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
     return network
 
 
+def check_start(config: TrainingConfig) -> None:
+    """Refuse, before any work, a start that no pattern could make fit.
+
+    Raises
+    ------
+    InputFileError, ModelError
+        When `config.start` names a file that is no checkpoint, or one of another network.
+    """
+    if config.start in ("packaged", "random"):
+        return
+    theirs = Checkpoint.open(config.start).config
+    if theirs.network != config.network:
+        raise ModelError(
+            f"{config.start} holds a network of preset {theirs.preset}, but this training needs "
+            f"one of preset {config.preset}; give it --preset {theirs.preset}, or leave out --init"
+        )
+
+
 def _load(network: SmallUNet | PaperUNet, weights: dict[str, Tensor], start: str) -> None:
     try:
         network.load_state_dict(weights)

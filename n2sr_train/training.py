@@ -40,7 +40,7 @@ _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
 _VALIDATION_SHARE = 0.05  # of the time, where it is bounded
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
-_OVERFITS = 3  # judgements in a row that find the error risen, after which a training ends
+_TIMES_WORSE = 3  # judgements in a row that find the error risen, after which a training ends
 Why = Literal["steps", "seconds", "the user", "divergence", "overfitting"]
 
 
@@ -96,6 +96,7 @@ class _Training:
         network: torch.nn.Module = starting_network(config).to(self.device)
         # Convolutions are twice as fast so, on CPUs as on GPUs.
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.n_turns = sampler.n_turns
         self.validation = Validation(sampler, self.device)
         self.stepper = self._stepper(network, sampler)
         self.step = 0
@@ -180,7 +181,7 @@ class _Training:
     def overfits(self) -> bool:
         """Whether further steps would only learn to repeat noise."""
         enough = max(self.config.steps / 4, 5 * self.config.warmup_steps)
-        return self.step >= enough and self.validation.n_worse >= _OVERFITS
+        return self.step >= enough and self.validation.n_worse >= _TIMES_WORSE
 
     def _validate(self) -> None:
         """Judge the averaged weights, and note it."""
@@ -243,7 +244,7 @@ class _Training:
         )
 
     def _checkpoint(self, why: Why) -> Checkpoint:
-        kept = self.validation.best
+        kept = self.validation.kept
         if kept is None or (why == "divergence" and kept.step == 0):
             raise TrainingError(
                 f"training was stopped by {why} before anything could be kept (step {self.step})"
@@ -260,8 +261,9 @@ class _Training:
             )
         if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
             _log.warning(
-                "after %d steps the network is hardly better than the frame's mean; train longer",
+                "after %d steps the network is hardly better than the frame's mean; %s",
                 kept.step,
+                "there may be nothing but noise" if why == "overfitting" else "train longer",
             )
         summary: dict[str, Any] = {
             "steps": self.step,
@@ -269,6 +271,7 @@ class _Training:
             "seconds": round(self._elapsed(), 3),
             "tflop": self.flop / 1e12,
             "stopped_by": why,
+            "turns": self.n_turns,
             "device": device_name(self.device),
             "precision": "bfloat16" if self.stepper.low_precision else "float32",
             "torch": str(torch.__version__),

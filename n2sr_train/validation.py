@@ -48,7 +48,7 @@ class _Score(NamedTuple):
 
 
 class Validation:
-    """Judges networks by pixels they never learned from, keeps the best, tells when to stop.
+    """Judges networks by pixels they never learned from, and says which weights to keep.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Validation:
         self._along = {"row": 2, "column": 1, None: None}[sampler.pattern.shared]
         length = 1 if self._along is None else sampler.shape[self._along - 1]
         self._n_different = int(sampler.is_validation.sum()) // length
-        self.best: Kept | None = None
+        self.kept: Kept | None = None
         """The latest weights, or those of the lowest error where the latest are worse."""
         self.flat_error = self._mean_square()
         self.n_worse = 0
@@ -131,8 +131,9 @@ class Validation:
         if self._lowest is None or score.mean < self._lowest.mean:
             self._lowest = score
         above = score.above(self._lowest)
-        self.best = self._lowest.kept if above > _WORSE else score.kept
-        self.n_worse = self.n_worse + 1 if above > _SURELY_WORSE else 0
+        self.kept = self._lowest.kept if above > _WORSE else score.kept
+        is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
+        self.n_worse = self.n_worse + 1 if is_worse else 0
 
     def _mean_square(self) -> float:
         """The validation error of a result that is flat."""

@@ -57,8 +57,8 @@ def test_all_of_it_is_json(result):
 def test_a_measurement_compared_with_itself_takes_as_long(result):
     once = {**result, "rows": result["rows"][::2]}
     lines = bench.comparison(once, once)
-    assert len(lines) == 2
-    assert all(line.count(" 1.00 times") == 3 for line in lines)
+    assert len(lines) == 4
+    assert all(line.count(" 1.00 times") == 3 for line in lines[2:])
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_command_prints_a_table_and_keeps_json(model_path, tmp_path):
     given = ["--size", 32, 32, "--frames", 2, "--backend", "ort", "--json", kept]
     done = run(model_path, *given)
     assert done.exit_code == 0, done.output
-    assert "ONNX Runtime (CPU, float32)      32 x 32    4" in done.output
+    assert "ONNX Runtime (CPU)      32 x 32    4" in done.output
     assert json.loads(kept.read_text())["rows"][0]["size"] == [32, 32]
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     again = run(model_path, *given)

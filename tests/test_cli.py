@@ -103,14 +103,16 @@ def test_version_tells_the_kernels(run):
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([c] for c in ("train", "export", "denoise", "info", "simulate", "doctor"))]
+    "command",
+    [[], *([c] for c in ("train", "export", "denoise", "bench", "info", "simulate", "doctor"))],
 )
 def test_help_imports_nothing_heavy(command):
     script = (
         "import sys\nfrom n2sr_deploy.cli import main\n"
         f"try:\n    main({[*command, '--help']!r})\n"
         "except SystemExit as stop:\n    assert not stop.code\n"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'matplotlib', 'scipy'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     done = subprocess.run(

@@ -10,12 +10,13 @@ import onnx
 import pytest
 import torch
 
-from n2sr_deploy import ExportedModel
+from n2sr_deploy import ExportedModel, Frame
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import ModelError, OutputError, SettingError
 from n2sr_train import export as export_module
-from n2sr_train import export_model
+from n2sr_train import export_model, train
 from n2sr_train.network import build_network
+from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -28,7 +29,9 @@ def test_any_number_of_samples_and_any_size(checkpoint, precision, shape):
     with torch.no_grad():
         expected = network(torch.from_numpy(x)).numpy()
     found = np.empty_like(expected)
-    open_backend(exported.onnx, "ort").infer(x, found)
+    backend = open_backend(exported.onnx, "ort")
+    backend.infer(x, found)
+    backend.close()
     allowed = {"fp32": 1e-4, "fp16": 1e-2}[precision] * expected.std()
     assert np.abs(found - expected).max() < allowed
 
@@ -163,3 +166,14 @@ def test_models_with_other_metadata_are_refused(model, tmp_path, change, message
 def test_an_existing_model_is_not_replaced(model, model_path):
     with pytest.raises(OutputError, match="exists already"):
         model.save(model_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "n_orientations"),
+    [({}, (96, 128), 8), ({"turns": False}, (96, 128), 4), ({}, (40, 128), 4)],
+)
+def test_draws_are_only_laid_as_the_network_learned_to_see_them(changes, shape, n_orientations):
+    """Long patches are never transposed in training, nor are any where turns are off."""
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=shape))
+    model = export_model(train(frame, tiny_config(steps=1, **changes)))
+    assert model.metadata.n_orientations == n_orientations

@@ -17,6 +17,7 @@ from n2sr_deploy.errors import (
     FrameError,
     InputFileError,
     ModelError,
+    N2SRError,
     SettingError,
     TrainingError,
 )
@@ -26,6 +27,7 @@ from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.device_patches import DevicePatches
+from n2sr_train.learner import prepared
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import Optimiser, build_optimisers
 from n2sr_train.patches import PatchSampler
@@ -291,8 +293,16 @@ def judged(noisy):
 
 def test_the_latest_weights_are_kept_while_they_are_as_good(judged):
     for step, value in [(0, 2), (100, 1), (200, 0.5), (300, 0.001), (400, 0.0011)]:
-        assert judged(step, value).best.step == step
+        assert judged(step, value).kept.step == step
         assert judged(step, value).n_worse == 0
+
+
+def test_a_network_that_starts_well_may_get_worse_at_first(judged):
+    """Started from a finished checkpoint, the first steps of a schedule only do harm."""
+    judged(0, 0.1)
+    for step in range(100, 600, 100):
+        validation = judged(step, 1)
+        assert (validation.kept.step, validation.n_worse) == (0, 0)
 
 
 def test_weights_of_a_risen_error_are_not_kept(judged):
@@ -301,10 +311,10 @@ def test_weights_of_a_risen_error_are_not_kept(judged):
     judged(100, 0.1)
     for n, step in enumerate((200, 300, 400), 1):
         validation = judged(step, 1)
-        assert (validation.best.step, validation.n_worse) == (100, n)
-    assert validation.best.weights["value"] == pytest.approx(0.1)
+        assert (validation.kept.step, validation.n_worse) == (100, n)
+    assert validation.kept.weights["value"] == pytest.approx(0.1)
     assert judged(500, 0.05).n_worse == 0
-    assert judged(500, 0.05).best.step == 500
+    assert judged(500, 0.05).kept.step == 500
 
 
 def test_a_training_that_still_learns_goes_on():
@@ -894,3 +904,24 @@ def test_a_gpu_learns_what_a_cpu_learns(noisy):
         for device in ("cpu", "cuda")
     }
     assert runs["cuda"] == pytest.approx(runs["cpu"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"init": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
+        ({"init": "tiny"}, "give it --preset balanced, or leave out --init"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_noise_is_measured(
+    noisy, checkpoint_path, monkeypatch, options, said
+):
+    def measured(*_, **__):
+        raise AssertionError("the noise was measured")
+
+    monkeypatch.setattr("n2sr_train.learner.measure_noise", measured)
+    if options.get("init") == "tiny":
+        options = {"init": str(checkpoint_path), "preset": "fast"}
+    with pytest.raises(N2SRError, match=said):
+        prepared(noisy, LearnOptions(**options))

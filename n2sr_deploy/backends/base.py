@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from n2sr_deploy.errors import ModelError
+
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
@@ -23,7 +25,7 @@ class Backend(Protocol):
         subsampled
             (M, 1, H / stride_y, W / stride_x) float32, standardised, C-contiguous.
         out
-            (M, 1, H, W) float32, C-contiguous, to fill.
+            (M, 1, H, W) float32, C-contiguous and writable, to fill.
 
         Raises
         ------
@@ -33,3 +35,21 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what the backend holds; it cannot be used afterwards. Closing twice is fine."""
+
+
+def check_arrays(subsampled: FloatArray, out: FloatArray) -> None:
+    """Refuse what a library that is given their addresses would misread.
+
+    Raises
+    ------
+    ModelError
+        When one is not float32 and C-contiguous, or `out` not writable.
+    """
+    for name, array in (("subsampled", subsampled), ("out", out)):
+        if array.dtype.name != "float32" or not array.flags.c_contiguous:
+            raise ModelError(
+                f"{name} is {array.dtype} with strides {array.strides}, but a backend takes "
+                "C-contiguous float32"
+            )
+    if not out.flags.writeable:
+        raise ModelError("out is read-only, but a backend writes to it")

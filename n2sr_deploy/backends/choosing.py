@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,43 +15,74 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from n2sr_deploy.backends.base import Backend
+    from n2sr_deploy.backends.openvino import OpenVINOBackend
     from n2sr_deploy.sampling import Shape
 
 _log = logging.getLogger("n2sr")
 _SIDE = 64  # of a draw to warm up with: the least that every network's multiple divides
 
 
-def _ort(onnx: bytes, n_threads: int) -> Backend:
+class Loader(Protocol):
+    """Loads an ONNX model; a backend's class."""
+
+    def __call__(self, onnx: bytes, *, n_threads: int = 0) -> Backend:
+        """Load it."""
+
+
+def _ort() -> Loader:
     from n2sr_deploy.backends.ort import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(onnx, n_threads=n_threads)
+    return OnnxRuntimeBackend
 
 
-def _openvino(onnx: bytes, n_threads: int, *, float32: bool = False) -> Backend:
+def _openvino() -> type[OpenVINOBackend]:
     try:
         from n2sr_deploy.backends.openvino import OpenVINOBackend
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("backend openvino", "openvino", "openvino") from error
-    except ImportError as error:
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+            raise MissingExtraError("backend openvino", "openvino", "openvino") from error
         raise ModelError(
             f"OpenVINO is broken ({error}); install it again with: "
             "pip install --force-reinstall openvino"
         ) from error
-    return OpenVINOBackend(onnx, n_threads=n_threads, float32=float32)
+    return OpenVINOBackend
 
 
-def _openvino_float32(onnx: bytes, n_threads: int) -> Backend:
-    return _openvino(onnx, n_threads, float32=True)
+def _openvino_float32() -> Loader:
+    return functools.partial(_openvino(), float32=True)
 
 
-BACKENDS: Mapping[str, Callable[[bytes, int], Backend]] = {
+BACKENDS: Mapping[str, Callable[[], Loader]] = {
     "ort": _ort,
     "openvino": _openvino,
     "openvino-float32": _openvino_float32,
 }
-"""What loads an ONNX model with so many threads, by the name users give it."""
+"""What imports the library and gives what loads an ONNX model, by the name users give it."""
 
-_FASTEST_FIRST = "openvino", "ort"
+FASTEST_FIRST = "openvino", "ort"
+"""What ``auto`` tries."""
+
+
+def check_backend(name: str) -> None:
+    """Refuse, before any work, a backend that is unknown or cannot be imported.
+
+    Raises
+    ------
+    SettingError, MissingExtraError, ModelError
+        As `open_backend` does.
+    """
+    if name != "auto":
+        _loader(name)
+
+
+def _loader(name: str) -> Loader:
+    if name not in BACKENDS:
+        near = difflib.get_close_matches(name, BACKENDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SettingError(
+            f"backend is {name!r}, but must be auto or one of {', '.join(BACKENDS)}{hint}"
+        )
+    return BACKENDS[name]()
 
 
 def open_backend(
@@ -63,9 +95,9 @@ def open_backend(
     onnx
         The exported model's ONNX file.
     name
-        One of `BACKENDS`; or ``auto``: of those that are installed the first that works, the
-        fastest first. Which it is, and why, is logged. The order is fixed, not timed here, so
-        that a frame denoised again is the same to the last bit.
+        One of `BACKENDS`; or ``auto``: the first of `FASTEST_FIRST` that is installed and works.
+        Which it is, and why, is logged. The order is fixed, not timed here, so that a frame
+        denoised again is the same to the last bit.
     stride
         Of the model's pattern.
     n_threads
@@ -73,7 +105,7 @@ def open_backend(
 
     Returns
     -------
-    The backend, ready to infer.
+    The backend; some compile the network when the first frame comes.
 
     Raises
     ------
@@ -86,20 +118,14 @@ def open_backend(
     """
     if name == "auto":
         return _first_that_works(onnx, stride, n_threads)
-    if name not in BACKENDS:
-        near = difflib.get_close_matches(name, BACKENDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingError(
-            f"backend is {name!r}, but must be auto or one of {', '.join(BACKENDS)}{hint}"
-        )
-    return BACKENDS[name](onnx, n_threads)
+    return _loader(name)(onnx, n_threads=n_threads)
 
 
 def _first_that_works(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
     left_out: list[str] = []
-    for name in _FASTEST_FIRST:
+    for name in FASTEST_FIRST:
         try:
-            backend = BACKENDS[name](onnx, n_threads)
+            backend = _loader(name)(onnx, n_threads=n_threads)
             _warm_up(backend, stride)
         except MissingExtraError:
             left_out.append(f"{name} is not installed")
@@ -107,7 +133,7 @@ def _first_that_works(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
             left_out.append(f"{name} fails")
             _log.warning("backend %s is left out: %s", name, error)
         else:
-            why = f"since {', '.join(left_out)}" if left_out else "the fastest"
+            why = f"since {', '.join(left_out)}" if left_out else "the first choice"
             _log.info("backend: %s, %s", backend.name, why)
             return backend
     raise ModelError(f"no backend can run this model ({', '.join(left_out)}); see: n2sr doctor")

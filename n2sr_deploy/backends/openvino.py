@@ -6,25 +6,32 @@ import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from n2sr_deploy.backends.base import check_arrays
+from n2sr_deploy.errors import ModelError
+
 # OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
 # a microscope's computer tells nobody anything.
+_TELEMETRY = "openvino_telemetry"
 _modules: dict[str, Any] = sys.modules
-_modules.setdefault("openvino_telemetry", None)
+_hides = _TELEMETRY not in _modules
+if _hides:
+    _modules[_TELEMETRY] = None
 import openvino  # noqa: E402
 
-from n2sr_deploy.errors import ModelError  # noqa: E402
+if _hides:
+    del _modules[_TELEMETRY]
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
-_SHAPES_KEPT = 4  # of input: whole frames, their transposed draws, and as many of tiles
+_SHAPES_KEPT = 2  # of input, each with its own memory: whole frames and their transposed draws
 
 
 class OpenVINOBackend:
     """The network on OpenVINO's CPU plugin.
 
     It is compiled for each shape of input when that first comes, which takes a quarter of a
-    second; the last few shapes are kept.
+    second; the last two shapes are kept.
 
     Parameters
     ----------
@@ -46,10 +53,10 @@ class OpenVINOBackend:
         self._settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": n_threads}
         if float32:
             self._settings["INFERENCE_PRECISION_HINT"] = "f32"
-        self._core: openvino.Core | None = openvino.Core()
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
-        self._precision = "float32" if float32 else _own_precision(self._core)
         try:
+            self._core: openvino.Core | None = openvino.Core()
+            self._precision = "float32" if float32 else _own_precision(self._core)
             self._onnx = self._core.read_model(onnx, b"")
         except Exception as error:
             raise ModelError(f"OpenVINO cannot load it ({_told(error)})") from error
@@ -63,6 +70,7 @@ class OpenVINOBackend:
         """Run the network; see `Backend.infer`."""
         if self._core is None:
             raise ModelError("this backend was closed; open the model again")
+        check_arrays(subsampled, out)
         try:
             request = self._request(self._core, subsampled.shape)
             request.set_input_tensor(openvino.Tensor(subsampled, shared_memory=True))

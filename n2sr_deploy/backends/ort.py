@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
+from n2sr_deploy.backends.base import check_arrays
 from n2sr_deploy.errors import ModelError
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ class OnnxRuntimeBackend:
 
     @property
     def name(self) -> str:
-        """``ONNX Runtime (CPU, float32)``."""
-        return "ONNX Runtime (CPU, float32)"
+        """``ONNX Runtime (CPU)``; its arithmetic is the model's."""
+        return "ONNX Runtime (CPU)"
 
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._session is None:
             raise ModelError("this backend was closed; open the model again")
+        check_arrays(subsampled, out)
         binding = self._session.io_binding()
         for bind, name, array in (
             (binding.bind_input, self._input, subsampled),
