@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,16 @@ def measure(
         As `Denoiser` does.
     """
     rows: list[dict[str, Any]] = []
-    denoisers = [Denoiser(model, backend=name) for name in workload.backends]
-    try:
+    with ExitStack() as opened:
+        denoisers = [
+            opened.enter_context(Denoiser(model, backend=name)) for name in workload.backends
+        ]
         for size in workload.sizes:
             taken = _timed(denoisers, _random_frames(size, workload.dtype), workload, progress)
             rows += [
                 _row(denoiser, size, workload, timings)
                 for denoiser, timings in zip(denoisers, taken, strict=True)
             ]
-    finally:
-        for denoiser in denoisers:
-            denoiser.close()
     meta = model.metadata
     return {
         "n2sr_bench": FORMAT_VERSION,
