@@ -1,6 +1,7 @@
 """Builds the compiled kernels; everything else about the package stands in pyproject.toml.
 
 N2SR_OPENMP = auto (default: use OpenMP if the compiler has it) | off | require.
+N2SR_CUDA = auto (default: build the CUDA kernels if there is nvcc) | off | require.
 N2SR_REQUIRE_KERNELS = 1 makes a failed build an error; otherwise n2sr installs without the
 kernels and runs its NumPy reference.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +30,26 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
     # On macOS a second OpenMP beside PyTorch's own would end the process: one thread there.
     "unix": [] if sys.platform == "darwin" else [(["-fopenmp"], ["-fopenmp"])],
 }
+CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
+CUDA_SOURCES = [
+    Path("csrc", name) for name in ("subsample.cu", "cell.h", "philox.h", "subsample.h")
+]
+CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
+CUDA_ARGS = [
+    *("-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart", "static", "--threads", "0"),
+    *("-Xfatbin", "-compress-all"),
+    *(f"-gencode=arch=compute_{target},code=sm_{target}" for target in CUDA_TARGETS),
+    f"-gencode=arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}",
+    *([] if sys.platform == "win32" else ["-Xcompiler", "-fPIC,-fvisibility=hidden"]),
+]
+
+
+def wish(name: str) -> str:
+    """What an environment variable asks for: auto, off or require."""
+    wished = os.environ.get(name, "auto")
+    if wished not in ("auto", "off", "require"):
+        raise ValueError(f"{name} is {wished!r}, but must be auto, off or require")
+    return wished
 
 
 class BuildKernels(build_ext):
@@ -39,15 +62,36 @@ class BuildKernels(build_ext):
             extension.extra_compile_args += COMPILE_ARGS[kind] + openmp_compile
             extension.extra_link_args += openmp_link
         super().build_extensions()
+        self.build_cuda()
+
+    def build_cuda(self) -> None:
+        """The CUDA kernels, a library of their own; nvcc compiles and links it."""
+        wished, nvcc = wish("N2SR_CUDA"), shutil.which("nvcc")
+        is_in_place = self.inplace or getattr(self, "editable_mode", False)
+        folder = Path("." if is_in_place else self.build_lib, "n2sr_deploy", "cuda")
+        library = folder / CUDA_LIBRARY
+        if wished == "off" or (wished == "auto" and nvcc is None):
+            return
+        if nvcc is None:
+            raise CompileError("N2SR_CUDA=require, but there is no nvcc on the PATH")
+        newest = max(path.stat().st_mtime for path in [*CUDA_SOURCES, Path(__file__)])
+        if library.exists() and library.stat().st_mtime > newest:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [nvcc, *CUDA_ARGS, "-Icsrc", str(CUDA_SOURCES[0]), "-o", str(library)]
+        if subprocess.run(command, check=False).returncode == 0:
+            return
+        library.unlink(missing_ok=True)
+        if wished == "require":
+            raise CompileError("N2SR_CUDA=require, but nvcc cannot build csrc/subsample.cu")
+        logging.getLogger(__name__).warning("nvcc fails; building without the CUDA kernels")
 
     def openmp_args(self, kind: str) -> tuple[list[str], list[str]]:
-        wish = os.environ.get("N2SR_OPENMP", "auto")
-        if wish not in ("auto", "off", "require"):
-            raise ValueError(f"N2SR_OPENMP is {wish!r}, but must be auto, off or require")
-        for arguments in OPENMP_ARGS[kind] if wish != "off" else []:
+        wished = wish("N2SR_OPENMP")
+        for arguments in OPENMP_ARGS[kind] if wished != "off" else []:
             if self.links(*arguments):
                 return arguments
-        if wish == "require":
+        if wished == "require":
             raise CompileError("N2SR_OPENMP=require, but this compiler builds no OpenMP program")
         logging.getLogger(__name__).warning("building the kernels without OpenMP: one thread")
         return [], []

@@ -10,7 +10,7 @@
 #define N2SR_HAVE_STREAMING 1
 #endif
 
-#include "philox.h"
+#include "cell.h"
 #include "philox_x86.h"
 
 /* One binary for every x86-64: the loader picks the widest version the machine has. */
@@ -76,52 +76,19 @@ static void streaming_fence(void)
 
 static ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-/* Mirror an index beyond the end back into [0, size). */
-static ptrdiff_t mirror(ptrdiff_t index, ptrdiff_t size)
-{
-    return index < size ? index : 2 * (size - 1) - index;
-}
-
 /* ---- which pixel of each cell is kept ------------------------------------------------- */
-
-/* An integer in [0, n) from the high part of bits * n; the low part serves the next choice. */
-N2SR_INLINE uint32_t take(uint32_t *bits, uint32_t n)
-{
-    const uint64_t product = (uint64_t)*bits * n;
-    *bits = (uint32_t)product;
-    return (uint32_t)(product >> 32);
-}
-
-/* Fisher-Yates over the cell's places; word k of the random block serves choices 4k to 4k + 3. */
-static void permutation(uint32_t cell, n2sr_key key, uint32_t group, int n,
-                        uint8_t place[N2SR_MAX_CELL])
-{
-    uint32_t word[4] = {cell, group, (uint32_t)key.frame_index, (uint32_t)(key.frame_index >> 32)};
-    n2sr_philox4x32_10(word, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
-    for (int k = 0; k < n; ++k)
-        place[k] = (uint8_t)k;
-    for (int k = 0; k < n - 1; ++k) {
-        const int other = k + (int)take(&word[k / 4], (uint32_t)(n - k));
-        const uint8_t kept = place[other];
-        place[other] = place[k];
-        place[k] = kept;
-    }
-}
 
 /* places[k][j] <- element k of the permutation of cell (y, x + j), for n places and width cells. */
 static void places_any(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdiff_t y,
                        ptrdiff_t x, int width, int32_t places[][CHUNK])
 {
     const int n = pattern.stride_y * pattern.stride_x;
-    uint8_t place[N2SR_MAX_CELL];
+    uint64_t permutation = 0;
     for (ptrdiff_t j = 0; j < width; ++j) {
-        if (j == 0 || pattern.shared != N2SR_SHARED_ROW) {
-            const uint32_t row = pattern.shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
-            const uint32_t column = pattern.shared == N2SR_SHARED_ROW ? 0 : (uint32_t)(x + j);
-            permutation(row << 16 | column, key, group, n, place);
-        }
+        if (j == 0 || pattern.shared != N2SR_SHARED_ROW)
+            permutation = n2sr_permutation(pattern.shared, key, group, y, x + j, n);
         for (int k = 0; k < n; ++k)
-            places[k][j] = place[k];
+            places[k][j] = n2sr_place(permutation, (uint32_t)k);
     }
 }
 
@@ -159,7 +126,9 @@ static void permutations_2x2(const uint32_t *restrict words, int width,
 {
     for (ptrdiff_t j = 0; j < width; ++j) {
         uint32_t bits = words[j];
-        const uint32_t a = 2 * take(&bits, 4), b = 2 + 2 * take(&bits, 3), c = 4 + 2 * take(&bits, 2);
+        const uint32_t a = 2 * n2sr_take(&bits, 4);
+        const uint32_t b = 2 + 2 * n2sr_take(&bits, 3);
+        const uint32_t c = 4 + 2 * n2sr_take(&bits, 2);
         /* Places as two-bit fields, element 0 lowest; each swap is an exclusive or. */
         uint32_t fields = 0xE4u;
         const uint32_t first = (fields ^ (fields >> a)) & 3u;
@@ -242,14 +211,15 @@ static const struct {
 /* out[j] <- standardised pixel (y, x + j); y and x may lie beyond the frame. */
 static void load(const n2sr_frame *frame, ptrdiff_t y, ptrdiff_t x, ptrdiff_t width, float *out)
 {
-    const char *row = (const char *)frame->pixels + mirror(y, frame->height) * frame->row_bytes;
+    const char *row =
+        (const char *)frame->pixels + n2sr_mirror(y, frame->height) * frame->row_bytes;
     const ptrdiff_t bytes = PIXEL[frame->dtype].bytes;
     const standardise_fn standardise = PIXEL[frame->dtype].standardise;
     const ptrdiff_t inside = x < frame->width ? min_size(width, frame->width - x) : 0;
     if (inside > 0)
         standardise(row + x * bytes, inside, frame->mean, frame->inverse_scale, out);
     for (ptrdiff_t j = inside; j < width; ++j)
-        standardise(row + mirror(x + j, frame->width) * bytes, 1, frame->mean,
+        standardise(row + n2sr_mirror(x + j, frame->width) * bytes, 1, frame->mean,
                     frame->inverse_scale, out + j);
 }
 
@@ -310,10 +280,6 @@ static void pick(float planes[][CHUNK], int n, const int32_t *place, int width, 
     }
 }
 
-/* Orientations 0 to 3: as it is, half turn, mirrored left-right, mirrored up-down. */
-static int flips_y(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 3; }
-static int flips_x(uint32_t sample) { return sample % 4 == 1 || sample % 4 == 2; }
-
 N2SR_CLONES
 static void reverse(const float *restrict from, ptrdiff_t width, float *restrict to)
 {
@@ -341,11 +307,11 @@ static void draw_chunk(const n2sr_frame *frame, n2sr_pattern pattern, n2sr_key k
         if (m == 0 || sample % (uint32_t)n == 0)
             places_of(pattern, key, sample / (uint32_t)n, cell_y, cell_x, width, places);
         pick(planes, n, places[sample % (uint32_t)n], width, picked);
-        const ptrdiff_t out_row = flips_y(sample) ? window.height - 1 - row : row;
-        const ptrdiff_t out_x = flips_x(sample) ? window.width - x - width : x;
-        if (flips_x(sample))
+        const ptrdiff_t out_row = n2sr_flips_y(sample) ? window.height - 1 - row : row;
+        const ptrdiff_t out_x = n2sr_flips_x(sample) ? window.width - x - width : x;
+        if (n2sr_flips_x(sample))
             reverse(picked, width, reversed);
-        put(flips_x(sample) ? reversed : picked, width,
+        put(n2sr_flips_x(sample) ? reversed : picked, width,
             subsampled + ((ptrdiff_t)m * window.height + out_row) * window.width + out_x, streaming);
     }
 }
@@ -423,8 +389,8 @@ static void merge_chunk(const float *outputs, int n_samples, uint32_t first_samp
     for (int pass = 0; pass < (std ? 2 : 1); ++pass) {
         for (int m = 0; m < n_samples; ++m) {
             const uint32_t sample = first_sample + (uint32_t)m;
-            const ptrdiff_t row = flips_y(sample) ? height - 1 - y : y;
-            const int reversed = flips_x(sample);
+            const ptrdiff_t row = n2sr_flips_y(sample) ? height - 1 - y : y;
+            const int reversed = n2sr_flips_x(sample);
             const ptrdiff_t column = reversed ? width - x - count : x;
             const float *from = outputs + ((ptrdiff_t)m * height + row) * width + column;
             if (pass == 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.denoiser import Denoiser, Timings
+from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.doctor import report
 from n2sr_deploy.errors import SettingError
 from n2sr_deploy.sampling import PIXEL_TYPES
@@ -120,9 +120,9 @@ def _timed(
     frames: list[AnyArray],
     workload: Workload,
     progress: Callable[[], object],
-) -> list[list[Timings]]:
+) -> list[list[Mapping[str, float]]]:
     """For each denoiser, what each frame took."""
-    taken: list[list[Timings]] = [[] for _ in denoisers]
+    taken: list[list[Mapping[str, float]]] = [[] for _ in denoisers]
     for n in range(workload.n_warm_up + workload.n_frames):
         for denoiser, timings in zip(denoisers, taken, strict=True):
             frame = frames[n % len(frames)]
@@ -134,25 +134,20 @@ def _timed(
 
 
 def _row(
-    denoiser: Denoiser, size: Shape, workload: Workload, timings: list[Timings]
+    denoiser: Denoiser, size: Shape, workload: Workload, timings: list[Mapping[str, float]]
 ) -> dict[str, Any]:
-    milliseconds = 1e3 * np.array(timings)  # (frames, stages)
-    stages = {
-        name.removesuffix("_s"): _percentiles(stage)
-        for name, stage in zip(Timings._fields, milliseconds.T, strict=True)
-    }
-    total = milliseconds.sum(axis=1)
-    infer = milliseconds[:, Timings._fields.index("infer_s")]
+    spent = {stage: 1e3 * np.array([timing[stage] for timing in timings]) for stage in timings[0]}
+    total = np.sum(list(spent.values()), axis=0)
     return {
         "backend": denoiser.backend.name,
         "size": list(size),
         "n_samples": workload.n_samples or denoiser.model.metadata.n_samples,
         "dtype": workload.dtype,
         "frames": len(timings),
-        "stages_ms": stages,
+        "stages_ms": {stage: _percentiles(values) for stage, values in spent.items()},
         "total_ms": _percentiles(total),
         "frames_per_s": float(1e3 / np.median(total)),
-        "own_share": float(np.median((total - infer) / total)),
+        "own_share": float(np.median((total - spent["infer"]) / total)),
     }
 
 

@@ -16,7 +16,7 @@ from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
 
 
-class Timings(NamedTuple):
-    """Seconds that a frame spent in each stage."""
-
-    standardise_s: float
-    draw_s: float
-    infer_s: float
-    merge_s: float
+STAGES = "standardise", "draw", "infer", "merge"
+"""Of a `Denoiser`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,26 +38,22 @@ class Denoised:
     std: FloatArray
     """(H, W) float32, in counts: the standard deviation of the draws. It tells where the draws
     disagree; it is not a calibrated error."""
-    timings: Timings
-    """How long it took."""
+    timings: Mapping[str, float]
+    """Seconds spent in each stage: `STAGES`, or ``enqueue`` and ``gpu`` of a pipeline."""
 
 
 class _Stopwatch:
     """Adds up the time between laps, by stage."""
 
     def __init__(self) -> None:
-        self._spent = dict.fromkeys(Timings._fields, 0.0)
+        self.spent = dict.fromkeys(STAGES, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """What has passed since the last lap was this stage's."""
         now = time.perf_counter()
-        self._spent[stage] += now - self._last
+        self.spent[stage] += now - self._last
         self._last = now
-
-    @property
-    def timings(self) -> Timings:
-        return Timings(**self._spent)
 
 
 class _Tile(NamedTuple):
@@ -229,10 +220,10 @@ class Denoiser:
         meta = self.model.metadata
         if n_samples is None:
             n_samples = meta.n_samples
-        self._check(frame, n_samples)
+        check_frame(self.model, frame, n_samples)
         watch = _Stopwatch()
         offset, scale = frame.mean_and_std()
-        watch.lap("standardise_s")
+        watch.lap("standardise")
         mean, std = np.empty((2, *frame.shape), np.float32)
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
@@ -249,7 +240,7 @@ class Denoiser:
                 out=self._draws.shaped(n_samples, window.height, window.width),
                 n_threads=self._n_threads,
             )
-            watch.lap("draw_s")
+            watch.lap("draw")
             outputs = self._infer(subsampled, at_once, watch)
             merge(
                 outputs,
@@ -261,21 +252,11 @@ class Denoiser:
                 std=std[tile.rows, tile.columns],
                 n_threads=self._n_threads,
             )
-            watch.lap("merge_s")
+            watch.lap("merge")
         # The frame tells its mean far better than any network: to noise / sqrt(H * W).
         mean += np.float32(offset - mean.mean(dtype=np.float64))
-        watch.lap("merge_s")
-        return Denoised(mean=mean, std=std, timings=watch.timings)
-
-    def _check(self, frame: Frame, n_samples: int) -> None:
-        if not 1 <= n_samples <= MAX_SAMPLES:
-            raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
-        rows, columns = self.model.metadata.pad_multiple
-        if frame.shape[0] < rows or frame.shape[1] < columns:
-            raise FrameError(
-                f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
-                f"least {rows} x {columns}"
-            )
+        watch.lap("merge")
+        return Denoised(mean=mean, std=std, timings=watch.spent)
 
     def _infer(self, subsampled: FloatArray, at_once: int, watch: _Stopwatch) -> FloatArray:
         """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
@@ -286,14 +267,14 @@ class Denoiser:
             if is_transposed:
                 seen = np.ascontiguousarray(subsampled[draws, None].swapaxes(2, 3))
                 turned = self._turned.shaped(len(seen), 1, *outputs.shape[:0:-1])
-                watch.lap("draw_s")
+                watch.lap("draw")
                 self.backend.infer(seen, turned)
-                watch.lap("infer_s")
+                watch.lap("infer")
                 outputs[draws] = turned[:, 0].swapaxes(1, 2)
-                watch.lap("merge_s")
+                watch.lap("merge")
             else:
                 self.backend.infer(subsampled[draws, None], outputs[draws, None])
-                watch.lap("infer_s")
+                watch.lap("infer")
         return outputs
 
     def _batches(self, n_samples: int, at_once: int) -> Iterator[tuple[slice, bool]]:
@@ -354,3 +335,15 @@ class Denoiser:
         """Of a tile: the network's for each draw at once, and every draw's input and output."""
         float32 = 4
         return at_once * self.model.metadata.bytes_per_pixel + 2 * float32 * n_samples
+
+
+def check_frame(model: ExportedModel, frame: Frame, n_samples: int) -> None:
+    """Raise SettingError or FrameError unless the model can denoise it with as many draws."""
+    if not 1 <= n_samples <= MAX_SAMPLES:
+        raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
+    rows, columns = model.metadata.pad_multiple
+    if frame.shape[0] < rows or frame.shape[1] < columns:
+        raise FrameError(
+            f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
+            f"least {rows} x {columns}"
+        )

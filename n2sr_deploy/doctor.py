@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.backends.choosing import FASTEST_FIRST
+from n2sr_deploy.cuda.driver import find_driver
+from n2sr_deploy.cuda.runtime import load_library
+from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.sampling import describe_kernels
 from n2sr_deploy.version import VERSION
 
@@ -32,6 +33,7 @@ def report() -> Iterator[tuple[str, str]]:
     for package in _required(extra="train"):
         yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
     yield "kernels", describe_kernels()
+    yield "CUDA kernels", _cuda_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
     yield "backend OpenVINO", _openvino()
     yield "backend of auto", f"the first that works of {', '.join(FASTEST_FIRST)}"
@@ -102,44 +104,18 @@ def _processor() -> str:
 
 
 def _gpu() -> str:
-    """Ask the NVIDIA driver itself: no library is needed, and none can be misled."""
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return f"none: no NVIDIA driver ({library} is not there)"
-    code = driver.cuInit(0)
-    if code != 0:
-        return f"none: the NVIDIA driver answers error {code} to cuInit"
-    number = ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    supports = f"driver {_driver_version()}, for CUDA up to {_dotted(number.value)}"
-    count = ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    names = []
-    for index in range(count.value):
-        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-        driver.cuDeviceGet(ctypes.byref(device), index)
-        driver.cuDeviceGetName(name, len(name), device)
-        names.append(name.value.decode())
-    return f"{', '.join(names) or 'none'}; {supports}"
+        return find_driver().describe()
+    except DeviceError as error:
+        return f"none: {error}"
 
 
-def _dotted(version_number: int) -> str:
-    return f"{version_number // 1000}.{version_number % 1000 // 10}"
-
-
-def _driver_version() -> str:
-    library = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
+def _cuda_kernels() -> str:
     try:
-        nvml = ctypes.CDLL(library)
-    except OSError:
-        return "of unknown version"
-    name = ctypes.create_string_buffer(80)
-    if nvml.nvmlInit_v2() != 0 or nvml.nvmlSystemGetDriverVersion(name, len(name)) != 0:
-        return "of unknown version"
-    nvml.nvmlShutdown()
-    return name.value.decode()
+        load_library()
+    except DeviceError as error:
+        return f"missing: {error}"
+    return "compiled"
 
 
 def _training_device() -> str:

@@ -8,6 +8,8 @@
      ├─ OutputError (OSError)           a result that cannot be written
      ├─ ModelError (ValueError)         a checkpoint or exported model that cannot be used
      ├─ TrainingError (RuntimeError)    a training that led to nothing
+     ├─ DeviceError (RuntimeError)      a GPU, its driver or n2sr's kernels that cannot be used
+     │   └─ OutOfDeviceMemoryError         its memory is full
      └─ MissingExtraError (ImportError) an optional part that is not installed
 
 Each message is one line: what was given, what was expected, what to do. The command line
@@ -47,6 +49,14 @@ class ModelError(N2SRError, ValueError):
 
 class TrainingError(N2SRError, RuntimeError):
     """A training that led to nothing."""
+
+
+class DeviceError(N2SRError, RuntimeError):
+    """A GPU, its driver or n2sr's kernels that cannot be used."""
+
+
+class OutOfDeviceMemoryError(DeviceError):
+    """A GPU's memory is full."""
 
 
 class MissingExtraError(N2SRError, ImportError):

@@ -86,7 +86,7 @@ class Frame:
             mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / (height * width)
             squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts)
         std = (squares / (height * width)) ** 0.5
-        if not abs(mean) + 100 * std < float(np.finfo(np.float32).max):
+        if not _is_representable(mean, std):
             raise FrameError(
                 f"frame has values too large for float32 results (mean {mean:g}, standard "
                 f"deviation {std:g}); divide it by a constant first"
@@ -118,6 +118,15 @@ class Frame:
             f"values {self.pixels.min():.6g} to {self.pixels.max():.6g}, "
             f"mean {self.pixels.mean(dtype=np.float64):.6g}"
         )
+
+
+def is_resolved(mean: float, std: float) -> bool:
+    """Whether a frame of these can be standardised; if not, `Frame.mean_and_std` tells why."""
+    return _is_representable(mean, std) and std > abs(mean) * _RESOLVED
+
+
+def _is_representable(mean: float, std: float) -> bool:
+    return abs(mean) + 100 * std < float(np.finfo(np.float32).max)
 
 
 def _checked(pixels: AnyArray) -> AnyArray:

@@ -207,7 +207,7 @@ def draw(
     if window is None:
         window = Window(0, 0, *pattern.cells((frame.shape[0], frame.shape[1])))
     _check_window(window, pattern, frame)
-    _check_key(seed, frame_index)
+    check_key(seed, frame_index)
     _check_samples(n_samples, first_sample)
     if not scale > 0:
         raise SettingError(f"scale is {scale}, but must be above 0")
@@ -317,7 +317,7 @@ def held_out(
     FrameError
         When the frame is too large.
     """
-    _check_key(seed, frame_index)
+    check_key(seed, frame_index)
     _check_samples(1, sample)
     if min(shape) < 1 or shape[0] % pattern.stride_y or shape[1] % pattern.stride_x:
         raise SettingError(
@@ -366,7 +366,8 @@ def _check_cells(window: Window, pattern: SamplingPattern) -> None:
         )
 
 
-def _check_key(seed: int, frame_index: int) -> None:
+def check_key(seed: int, frame_index: int) -> None:
+    """Raise SettingError unless both are integers from 0 to 2**64 - 1."""
     for name, value in (("seed", seed), ("frame_index", frame_index)):
         if not (isinstance(value, (int, np.integer)) and 0 <= value < 2**64):
             raise SettingError(f"{name} is {value}, but must be an integer, 0 to 2**64 - 1")

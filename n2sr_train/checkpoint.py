@@ -139,8 +139,10 @@ class Checkpoint:
         errors = {entry["step"]: entry["validation_error"] for entry in self.history}
         error = errors.get(ended["kept_step"], math.nan)
         parameters = sum(tensor.numel() for tensor in self.weights.values())
+        members = config.network.members
+        networks = f"{members} networks, " if members > 1 else ""
         return (
-            f"checkpoint, preset {config.preset}, pattern {config.pattern}, "
+            f"checkpoint, preset {config.preset}, {networks}pattern {config.pattern}, "
             f"{parameters / 1e3:.0f} k parameters, weights {self.weights_sha256[:12]}; "
             f"{ended['steps']} steps (ended by {ended['stopped_by']}) in {ended['seconds']:.0f} s "
             f"on {ended['device']} "

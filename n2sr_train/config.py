@@ -45,6 +45,14 @@ class NetworkConfig:
     """Feature channels at the sub-sampled resolution, then after each pooling; 2 to 7 numbers.
     Each pooling doubles how far the network sees and the multiple frames are padded to. The
     paper's network has the first number everywhere."""
+    members: int = 1
+    """How many such networks are trained, one after another, each from its own random numbers;
+    their outputs are averaged. Time and arithmetic multiply by it."""
+
+    @property
+    def single(self) -> NetworkConfig:
+        """Of one member."""
+        return replace(self, members=1)
 
     @property
     def levels(self) -> int:
@@ -55,6 +63,7 @@ class NetworkConfig:
         object.__setattr__(self, "channels", tuple(self.channels))  # JSON keeps a list
         _choice("architecture", self.architecture, ("unet", "paper"))
         _within("the number of poolings", self.levels, 1, 6)
+        _within("members", self.members, 1, 16)
         for channels in self.channels:
             _within("channels", channels, 1, 1024)
 
@@ -85,10 +94,11 @@ class TrainingConfig:
     n_samples: int = 4
     """M, the number of draws that denoising averages unless told otherwise."""
     steps: int = 2600
-    """Steps of the optimiser; the learning rate ends at zero there."""
+    """Steps of the optimiser, for each member of the network; the learning rate ends at zero
+    there."""
     seconds: float | None = None
-    """An upper bound on the training time: the schedule is shortened to end there. None: no bound.
-    A run bounded by time does not repeat exactly."""
+    """An upper bound on the training time, which members share evenly: the schedule is shortened
+    to end there. None: no bound. A run bounded by time does not repeat exactly."""
     batch: int = 2
     """Patches in a step."""
     patch: int = 256
@@ -217,7 +227,7 @@ PRESETS: Mapping[str, TrainingConfig] = {
         preset="fast", network=NetworkConfig(channels=(16, 24, 32, 48, 48)), steps=2000
     ),
     "balanced": TrainingConfig(),
-    "best": TrainingConfig(preset="best", n_samples=32),
+    "best": TrainingConfig(preset="best", network=NetworkConfig(members=2), n_samples=32),
     # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
     # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and
     # the draws of inference are stratified and turned.

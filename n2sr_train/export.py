@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx
 import onnxscript
-import platformdirs
 import torch
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
@@ -35,7 +33,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import Shape
     from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import NetworkConfig
-    from n2sr_train.network import PaperUNet, SmallUNet
+    from n2sr_train.network import AnyNetwork
 
 _log = logging.getLogger("n2sr")
 _OPSET = 18
@@ -100,9 +98,7 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
     return model
 
 
-def _metadata(
-    checkpoint: Checkpoint, network: SmallUNet | PaperUNet, precision: Precision
-) -> ModelMetadata:
+def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision) -> ModelMetadata:
     config = checkpoint.config
     stride_y, stride_x = config.pattern.stride
     cells = 2**config.network.levels
@@ -185,7 +181,7 @@ def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> byt
     versions = torch.__version__, onnx.__version__, onnxscript.__version__
     depends_on = repr((config, stride, precision, versions))
     key = hashlib.sha256(_SOURCES + depends_on.encode()).hexdigest()[:24]
-    path = _cache_folder() / f"{key}.onnx"
+    path = files.cache_folder() / "templates" / f"{key}.onnx"
     try:
         template = path.read_bytes()
         onnx.checker.check_model(onnx.load_from_string(template))
@@ -193,11 +189,6 @@ def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> byt
         template = _export_template(config, stride, precision)
         _cache(template, path)
     return template
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("N2SR_CACHE_DIR") or platformdirs.user_cache_path("n2sr")
-    return Path(root) / "templates"
 
 
 def _cache(template: bytes, path: Path) -> None:

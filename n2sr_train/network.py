@@ -13,14 +13,22 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from n2sr_deploy.sampling import Shape
     from n2sr_train.config import NetworkConfig
 
+FIRST_MEMBER = "members.0."
+"""What the names of an ensemble's first weights begin with."""
 _SLOPE = 0.1  # of LeakyReLU below zero
 
 
-def build_network(config: NetworkConfig, stride: Shape, seed: int) -> SmallUNet | PaperUNet:
+def build_network(config: NetworkConfig, stride: Shape, seed: int) -> AnyNetwork:
     """The network `config` asks for, its weights drawn from `seed`."""
+    if config.members > 1:
+        # Unlike each other: the exporter makes one of weights that are equal.
+        seeds = range(seed, seed + config.members)
+        return Ensemble(build_network(config.single, stride, own) for own in seeds)
     kind = SmallUNet if config.architecture == "unet" else PaperUNet
     with torch.random.fork_rng(devices=[]):  # PyTorch's own initialisation, seeded for us alone
         torch.manual_seed(seed)
@@ -164,3 +172,30 @@ class PaperUNet(nn.Module):
         """About the memory of inference for each pixel of the frame and draw, float32."""
         maps_alive = 3  # input and output of a convolution at full resolution, a work space
         return maps_alive * 4 * self.channels
+
+
+class Ensemble(nn.Module):
+    """Networks of one kind that were trained apart; their outputs are averaged."""
+
+    def __init__(self, members: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
+        outputs: list[torch.Tensor] = [member(x) for member in self.members]
+        return sum(outputs[1:], outputs[0]) / len(outputs)
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far an output depends on the input, in pixels of the sub-sampled frame, at most."""
+        return max(int(member.receptive_radius) for member in self.members)  # type: ignore[arg-type]
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """About the memory of inference for each pixel of the frame and draw, float32."""
+        outputs = 4 * len(self.members)
+        return outputs + max(int(member.bytes_per_pixel) for member in self.members)  # type: ignore[arg-type]
+
+
+AnyNetwork = SmallUNet | PaperUNet | Ensemble

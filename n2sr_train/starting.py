@@ -13,26 +13,26 @@ from safetensors.torch import load_file
 
 from n2sr_deploy.errors import ModelError
 from n2sr_train.checkpoint import Checkpoint
-from n2sr_train.network import build_network
+from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from n2sr_train.config import NetworkConfig, TrainingConfig
-    from n2sr_train.network import PaperUNet, SmallUNet
+    from n2sr_train.network import AnyNetwork
 
 _FOLDER = Path(__file__).with_name("weights")
 
 
-def starting_network(config: TrainingConfig) -> SmallUNet | PaperUNet:
-    """The network a training begins with.
+def starting_network(config: TrainingConfig) -> AnyNetwork:
+    """The network a training begins with, one member.
 
     Raises
     ------
     InputFileError, ModelError
         When `config.start` names a file that is no checkpoint, or one of another network.
     """
-    network = build_network(config.network, config.pattern.stride, config.seed)
+    network = build_network(config.network.single, config.pattern.stride, config.seed)
     weights: dict[str, Tensor] | None = None
     if config.start == "packaged":
         weights = packaged_weights(config)
@@ -54,14 +54,14 @@ def check_start(config: TrainingConfig) -> None:
     if config.start in ("packaged", "random"):
         return
     theirs = Checkpoint.open(config.start).config
-    if theirs.network != config.network:
+    if theirs.network.single != config.network.single:
         raise ModelError(
             f"{config.start} holds a network of preset {theirs.preset}, but this training needs "
             f"one of preset {config.preset}; give it --preset {theirs.preset}, or leave out --init"
         )
 
 
-def _load(network: SmallUNet | PaperUNet, weights: dict[str, Tensor], start: str) -> None:
+def _load(network: AnyNetwork, weights: dict[str, Tensor], start: str) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -98,11 +98,20 @@ def _weights_of(path: Path, config: TrainingConfig) -> dict[str, Tensor]:
     """Of a checkpoint, if it fits."""
     checkpoint = Checkpoint.open(path)
     theirs = checkpoint.config
-    if theirs.network != config.network or theirs.pattern.stride != config.pattern.stride:
+    if (
+        theirs.network.single != config.network.single
+        or theirs.pattern.stride != config.pattern.stride
+    ):
         raise ModelError(
             f"{path} holds a network of preset {theirs.preset}, pattern {theirs.pattern}, but this "
             f"training needs one of preset {config.preset}, pattern {config.pattern}; give it "
             f"--preset {theirs.preset} --pattern {theirs.pattern.name} --stride "
             f"{max(theirs.pattern.stride)}, or leave out --init"
         )
-    return checkpoint.weights
+    if theirs.network.members == 1:
+        return checkpoint.weights
+    return {
+        name.removeprefix(FIRST_MEMBER): weights
+        for name, weights in checkpoint.weights.items()
+        if name.startswith(FIRST_MEMBER)
+    }

@@ -12,6 +12,8 @@ import logging
 import math
 import time
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -40,6 +42,7 @@ _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
 _VALIDATION_SHARE = 0.05  # of the time, where it is bounded
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
+_SEEDS_APART = 2**32  # of the members of an ensemble
 _TIMES_WORSE = 3  # judgements in a row that find the error risen, after which a training ends
 Why = Literal["steps", "seconds", "the user", "divergence", "overfitting"]
 
@@ -79,7 +82,89 @@ def train(
     TrainingError
         When the training diverged before anything worth keeping, or the GPU's memory is full.
     """
-    return _Training(frame, config, noise).run(progress or (lambda status: None))
+    n_members = config.network.members
+    trained: list[Checkpoint] = []
+    for member in range(n_members):
+        own = replace(
+            config,
+            network=config.network.single,
+            seed=(config.seed + member * _SEEDS_APART) % 2**63,
+            seconds=None if config.seconds is None else config.seconds / n_members,
+        )
+        shown = _part_of(progress, trained, n_members)
+        try:
+            trained.append(_Training(frame, own, noise).run(shown))
+        except TrainingError as error:
+            if not trained:
+                raise
+            _log.warning("only %d of %d networks were trained: %s", len(trained), n_members, error)
+            break
+        if trained[-1].summary["stopped_by"] == "the user":
+            break
+    return _joined(trained, config)
+
+
+def _part_of(progress: Progress | None, before: list[Checkpoint], n_members: int) -> Progress:
+    """What one member's training calls, which tells the user of all of them."""
+    if progress is None:
+        return lambda status: None
+    told = progress
+    steps = sum(member.summary["steps"] for member in before)
+    seconds = sum(member.summary["seconds"] for member in before)
+    n_left = n_members - len(before) - 1
+
+    def show(status: TrainingStatus) -> None:
+        whole = status.elapsed_s + status.remaining_s
+        told(
+            replace(
+                status,
+                step=steps + status.step,
+                n_steps=steps + status.n_steps * (n_left + 1),
+                elapsed_s=seconds + status.elapsed_s,
+                remaining_s=status.remaining_s + n_left * whole,
+            )
+        )
+
+    return show
+
+
+def _joined(trained: list[Checkpoint], config: TrainingConfig) -> Checkpoint:
+    """Members as one network, their histories one after another."""
+    if len(trained) == 1:
+        single = replace(config, network=config.network.single)
+        return replace(trained[0], config=single)
+    steps, seconds, tflop = (
+        [0, *accumulate(member.summary[key] for member in trained)]
+        for key in ("steps", "seconds", "tflop")
+    )
+    history = [
+        {
+            **entry,
+            "step": entry["step"] + steps[k],
+            "seconds": entry["seconds"] + seconds[k],
+            "tflop": entry["tflop"] + tflop[k],
+        }
+        for k, member in enumerate(trained)
+        for entry in member.history[k > 0 :]
+    ]
+    last = trained[-1]
+    ended = {
+        "steps": steps[-1],
+        "seconds": seconds[-1],
+        "tflop": tflop[-1],
+        "kept_step": steps[-2] + last.summary["kept_step"],
+    }
+    return replace(
+        last,
+        weights={
+            f"members.{k}.{name}": tensor
+            for k, member in enumerate(trained)
+            for name, tensor in member.weights.items()
+        },
+        config=replace(config, network=replace(config.network, members=len(trained))),
+        history=history,
+        summary={**last.summary, **ended},
+    )
 
 
 class _Training:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from n2sr_train.patches import PatchSampler
 
 _WORSE = 1.3  # standard errors above the lowest from which the weights of that are kept
-_SURELY_WORSE = 2.0  # standard errors
+_SURELY_WORSE = 3.0  # standard errors
 
 
 class Kept(NamedTuple):

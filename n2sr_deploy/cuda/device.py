@@ -1,0 +1,148 @@
+"""What a pipeline of frames asks of a GPU: memory, streams, graphs, and n2sr's kernels.
+
+Addresses of device memory, streams and graphs are plain integers, as every library takes them.
+Whatever has a stream only enqueues: it is done when `Device.wait` returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import AnyArray, SamplingPattern, Shape, UInt8Array, Window
+
+PIXEL_TYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32"))
+"""Of frames on a GPU; those of other types are converted to float32 before."""
+
+
+class Key(ctypes.Structure):
+    """What the draws of a frame depend on, as the kernels read it from device memory."""
+
+    _fields_ = (("seed", ctypes.c_uint64), ("frame_index", ctypes.c_uint64))
+
+
+class Statistics(ctypes.Structure):
+    """A frame's, as the kernels leave them in device memory."""
+
+    _fields_ = (
+        ("mean", ctypes.c_double),
+        ("std", ctypes.c_double),
+        ("inverse_std", ctypes.c_double),
+    )
+
+
+class Draws(NamedTuple):
+    """Consecutive draws, and how they lie: draw m in orientation m mod 4."""
+
+    first_sample: int
+    n_samples: int
+    group_size: int
+    transposes: bool
+    """Whether every second group of draws lies transposed, after that."""
+
+
+class Part(NamedTuple):
+    """Where a rectangle of the frame comes from and goes to."""
+
+    top: int
+    """Its first row in the outputs."""
+    left: int
+    height: int
+    width: int
+    of_height: int
+    """Of the outputs."""
+    of_width: int
+    row: int
+    """How many elements the rows of the results lie apart."""
+
+
+class Device(Protocol):
+    """A GPU, or what stands in for one. Every method raises DeviceError when it fails."""
+
+    @property
+    def name(self) -> str:
+        """As its maker calls it."""
+
+    def allocate(self, n_bytes: int) -> int:
+        """Device memory; OutOfDeviceMemoryError when there is too little."""
+
+    def free(self, address: int) -> None:
+        """Give device memory back."""
+
+    def pinned(self, n_bytes: int) -> UInt8Array:
+        """Host memory (n_bytes,) that the device copies from and to by itself."""
+
+    def unpin(self, memory: UInt8Array) -> None:
+        """Give it back; the array must not be used afterwards."""
+
+    def stream(self) -> int:
+        """A new stream, whose work runs beside that of other streams."""
+
+    def end_stream(self, stream: int) -> None:
+        """Release it."""
+
+    def wait(self, stream: int) -> None:
+        """Until all that was enqueued is done; what failed of it raises here."""
+
+    def upload(self, to: int, source: AnyArray, stream: int) -> None:
+        """Copy pinned memory to the device."""
+
+    def download(self, to: AnyArray, source: int, stream: int) -> None:
+        """Copy from the device to pinned memory."""
+
+    def begin_capture(self, stream: int) -> None:
+        """Record what is enqueued from now on instead of doing it."""
+
+    def end_capture(self, stream: int) -> int:
+        """End recording, whatever happened meanwhile; gives the graph."""
+
+    def replay(self, graph: int, stream: int) -> None:
+        """Enqueue all that was recorded, with the same addresses."""
+
+    def end_graph(self, graph: int) -> None:
+        """Release it."""
+
+    def scratch_bytes(self) -> int:
+        """Of device memory that `statistics` and `shift_mean` need to work in."""
+
+    def statistics(
+        self, pixels: int, dtype: np.dtype, n_pixels: int, scratch: int, result: int, stream: int
+    ) -> None:
+        """Leave the `Statistics` of pixels of one of `PIXEL_TYPES` at `result`."""
+
+    def draw(
+        self,
+        pixels: int,
+        dtype: np.dtype,
+        shape: Shape,
+        pattern: SamplingPattern,
+        window: Window,
+        draws: Draws,
+        key: int,
+        statistics: int,
+        subsampled: int,
+        half: bool,
+        stream: int,
+    ) -> None:
+        """As `n2sr_deploy.sampling.draw`, bit for bit; float16 where `half`."""
+
+    def merge(
+        self,
+        outputs: int,
+        half: bool,
+        draws: Draws,
+        part: Part,
+        statistics: int,
+        mean: int,
+        std: int,
+        stream: int,
+    ) -> None:
+        """As `n2sr_deploy.sampling.merge`, bit for bit; from float16 where `half`."""
+
+    def shift_mean(
+        self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int
+    ) -> None:
+        """Give a result (n_pixels,) float32 the mean of the frame's `Statistics`."""

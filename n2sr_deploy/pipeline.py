@@ -1,0 +1,592 @@
+"""Frames through a GPU: upload, standardise, draw, network, merge, download, one graph a frame.
+
+A `Program` is a network with the memory and the recorded graphs for the frames it has seen; a
+`FramePipeline` gives it frames, several in flight, and changes programs between two of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import logging
+import time
+from collections import OrderedDict, deque
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+import numpy as np
+
+from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Statistics
+from n2sr_deploy.denoiser import Denoised, check_frame
+from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError, SettingError
+from n2sr_deploy.frame import Frame, is_resolved
+from n2sr_deploy.sampling import Window, check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from n2sr_deploy.cuda.device import Device
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import AnyArray, Shape
+
+_log = logging.getLogger("n2sr")
+_PLANS_KEPT = 2  # of each slot: frames of other shapes or types
+_KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
+
+
+class Context(Protocol):
+    """A network ready for input of one shape, with the memory it works in."""
+
+    def enqueue(self, subsampled: int, outputs: int, stream: int) -> None:
+        """Run it on device memory; DeviceError when it fails."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class Network(Protocol):
+    """A network loaded on a GPU."""
+
+    @property
+    def name(self) -> str:
+        """As users know it: ``TensorRT (NVIDIA H100, fp16)``."""
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it takes and gives float16 instead of float32."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether what it enqueues may be recorded in a graph."""
+
+    def context(self, shape: tuple[int, int, int, int]) -> Context:
+        """For (M, 1, h, w) of input; ModelError when the network was not built for it."""
+
+    def close(self) -> None:
+        """Release it, after all its contexts."""
+
+
+class _Layout(NamedTuple):
+    """How a frame is cut: how many draws the network is given at once, and tiles."""
+
+    at_once: int
+    seen: Shape
+    """Of a tile, what the network sees of the padded frame; all tiles see as much."""
+
+
+class _Kind(NamedTuple):
+    """What a plan is made for."""
+
+    shape: Shape
+    dtype: np.dtype
+    n_samples: int
+
+
+def layouts(model: ExportedModel, shape: Shape, n_samples: int) -> Iterator[_Layout]:
+    """The fastest first, then ones that need less and less memory."""
+    meta = model.metadata
+    padded = meta.padded(shape)
+    at_once = n_samples
+    while at_once > 1:
+        yield _Layout(at_once, padded)
+        at_once = -(-at_once // 2)
+    seen = padded
+    while True:
+        yield _Layout(1, seen)
+        smaller = tuple(
+            min(length, max(-(-length // 2 // multiple) * multiple, _least_seen(model, axis)))
+            for axis, (length, multiple) in enumerate(zip(seen, meta.pad_multiple, strict=True))
+        )
+        if smaller == seen:
+            return
+        seen = smaller[0], smaller[1]
+
+
+def _overlap(model: ExportedModel, axis: int) -> int:
+    multiple = model.metadata.pad_multiple[axis]
+    return -(-model.metadata.receptive_radius[axis] // multiple) * multiple
+
+
+def _least_seen(model: ExportedModel, axis: int) -> int:
+    """Of a tile: as much again as it overlaps its neighbours on both sides."""
+    return 4 * _overlap(model, axis) or model.metadata.pad_multiple[axis]
+
+
+def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
+    """Along an axis: where tiles that see `seen` pixels begin, and from where to where they count.
+
+    Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
+    """
+    begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
+    ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
+    return list(zip(begins, [0, *ends[:-1]], ends, strict=True))
+
+
+class _Plan:
+    """The memory of one kind of frame in one slot, and the graph of its work."""
+
+    def __init__(
+        self, model: ExportedModel, network: Network, device: Device, kind: _Kind, layout: _Layout
+    ) -> None:
+        self.model, self.network, self.device, self.kind = model, network, device, kind
+        self.layout = layout
+        self.has_run = False
+        self._graph: int | None = None
+        meta = model.metadata
+        self._draws_of = Draws(0, kind.n_samples, meta.pattern.group_size, meta.n_orientations == 8)
+        stride = meta.pattern.stride
+        self._cells = layout.seen[0] // stride[0], layout.seen[1] // stride[1]
+        with ExitStack() as opened:
+            self._allocate(opened)
+            self._contexts = {
+                (count, is_transposed): self._context(opened, count, is_transposed)
+                for count, is_transposed in {batch[1:] for batch in self._batches()}
+            }
+            self._opened = opened.pop_all()
+
+    def _allocate(self, opened: ExitStack) -> None:
+        kind, seen = self.kind, self.layout.seen
+        number = 2 if self.network.is_half else 4
+        n_pixels = kind.shape[0] * kind.shape[1]
+        sizes = {
+            "pixels": n_pixels * kind.dtype.itemsize,
+            "key": _KEY_BYTES,
+            "statistics": _STATISTICS_BYTES,
+            "of_result": _STATISTICS_BYTES,
+            "scratch": self.device.scratch_bytes(),
+            "draws": kind.n_samples * self._cells[0] * self._cells[1] * number,
+            "outputs": kind.n_samples * seen[0] * seen[1] * number,
+            "mean": n_pixels * 4,
+            "std": n_pixels * 4,
+        }
+        self._at: dict[str, int] = {}
+        for name, n_bytes in sizes.items():
+            self._at[name] = self.device.allocate(n_bytes)
+            opened.callback(self.device.free, self._at[name])
+        self._host = {}
+        for name in ("pixels", "key", "statistics", "mean", "std"):
+            self._host[name] = self.device.pinned(sizes[name])
+            opened.callback(self.device.unpin, self._host[name])
+        self._pixels = self._host["pixels"].view(kind.dtype).reshape(kind.shape)
+        self._key = self._host["key"].view(np.uint64)
+        self.statistics = self._host["statistics"].view(np.float64)
+        self.mean, self.std = (
+            self._host[name].view(np.float32).reshape(kind.shape) for name in ("mean", "std")
+        )
+
+    def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> Context:
+        height, width = self._cells[::-1] if is_transposed else self._cells
+        context = self.network.context((count, 1, height, width))
+        opened.callback(context.close)
+        return context
+
+    def close(self) -> None:
+        """Release memory and graph."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self._opened.callback(self.device.end_graph, graph)
+        self._opened.close()
+
+    def _batches(self) -> Iterator[tuple[int, int, bool]]:
+        """First draw and number of draws that lie alike, and whether they are transposed."""
+        n_samples, at_once = self.kind.n_samples, self.layout.at_once
+        is_square = self._cells[0] == self._cells[1]
+        apart = self._draws_of.transposes and not is_square
+        size = self._draws_of.group_size if apart else n_samples
+        for group in range(0, n_samples, size):
+            end = min(group + size, n_samples)
+            for first in range(group, end, at_once):
+                yield first, min(at_once, end - first), apart and group // size % 2 == 1
+
+    def _tiles(self) -> Iterator[tuple[Window, Part]]:
+        """What is drawn of the frame, and what of it goes where."""
+        meta, shape, seen = self.model.metadata, self.kind.shape, self.layout.seen
+        padded = meta.padded(shape)
+        rows, columns = (
+            _cut(padded[axis], seen[axis], _overlap(self.model, axis)) for axis in (0, 1)
+        )
+        stride_y, stride_x = meta.pattern.stride
+        for (y, top, bottom), (x, left, right) in itertools.product(rows, columns):
+            height, width = min(bottom, shape[0]) - top, min(right, shape[1]) - left
+            if height > 0 and width > 0:
+                yield (
+                    Window(y // stride_y, x // stride_x, *self._cells),
+                    Part(top - y, left - x, height, width, *seen, shape[1]),
+                )
+
+    def fill(self, frame: Frame, key: tuple[int, int]) -> None:
+        """Copy a frame and the key of its draws into pinned memory."""
+        np.copyto(self._pixels, frame.pixels, casting="unsafe")
+        self._key[:] = key
+
+    def run(self, stream: int) -> None:
+        """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
+        if not self.network.is_capturable:
+            self.enqueue(stream)
+            return
+        if self._graph is None:
+            self.device.begin_capture(stream)
+            try:
+                self.enqueue(stream)
+            finally:
+                self._graph = self.device.end_capture(stream)
+        self.device.replay(self._graph, stream)
+
+    def enqueue(self, stream: int) -> None:
+        """All the work of a frame whose pixels and key are in pinned memory."""
+        device, at, kind = self.device, self._at, self.kind
+        n_pixels = kind.shape[0] * kind.shape[1]
+        device.upload(at["key"], self._host["key"], stream)
+        device.upload(at["pixels"], self._host["pixels"], stream)
+        device.statistics(
+            at["pixels"], kind.dtype, n_pixels, at["scratch"], at["statistics"], stream
+        )
+        for window, part in self._tiles():
+            self._enqueue_tile(window, part, stream)
+        device.shift_mean(
+            at["mean"], n_pixels, at["scratch"], at["statistics"], at["of_result"], stream
+        )
+        for name in ("statistics", "mean", "std"):
+            device.download(self._host[name], at[name], stream)
+
+    def _enqueue_tile(self, window: Window, part: Part, stream: int) -> None:
+        device, at, kind, is_half = self.device, self._at, self.kind, self.network.is_half
+        device.draw(
+            at["pixels"],
+            kind.dtype,
+            kind.shape,
+            self.model.metadata.pattern,
+            window,
+            self._draws_of,
+            at["key"],
+            at["statistics"],
+            at["draws"],
+            is_half,
+            stream,
+        )
+        number = 2 if is_half else 4
+        input_bytes = window.height * window.width * number
+        output_bytes = part.of_height * part.of_width * number
+        for first, count, is_transposed in self._batches():
+            self._contexts[count, is_transposed].enqueue(
+                at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes, stream
+            )
+        stride_y, stride_x = self.model.metadata.pattern.stride
+        top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
+        offset = 4 * (top * part.row + left)
+        device.merge(
+            at["outputs"],
+            is_half,
+            self._draws_of,
+            part,
+            at["statistics"],
+            at["mean"] + offset,
+            at["std"] + offset,
+            stream,
+        )
+
+
+class _InFlight(NamedTuple):
+    plan: _Plan
+    frame: Frame
+    began: float
+    enqueued: float
+
+
+class _Slot:
+    """Room for one frame in flight: a stream, and plans for the kinds of frames it has seen."""
+
+    def __init__(self, model: ExportedModel, network: Network, device: Device) -> None:
+        self._model, self._network, self._device = model, network, device
+        self._stream: int | None = None
+        self._plans: OrderedDict[_Kind, _Plan] = OrderedDict()
+        self._in_flight: _InFlight | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._in_flight is not None
+
+    def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
+        """Enqueue a frame's work; for a kind of frame that is new, plan it and do it at once."""
+        began = time.perf_counter()
+        own = frame.pixels.dtype
+        kind = _Kind(frame.shape, own if own in PIXEL_TYPES else np.dtype(np.float32), n_samples)
+        try:
+            if self._stream is None:
+                self._stream = self._device.stream()
+            plan = self._plans.get(kind) or self._planned(kind, frame, key, self._stream)
+            self._plans.move_to_end(kind)
+            if plan.has_run:
+                plan.fill(frame, key)
+                plan.run(self._stream)
+            plan.has_run = True
+        except DeviceError:
+            self.close()
+            raise
+        self._in_flight = _InFlight(plan, frame, began, time.perf_counter())
+
+    def _planned(self, kind: _Kind, frame: Frame, key: tuple[int, int], stream: int) -> _Plan:
+        """With as much at once as the memory allows; the frame's work has been done, unrecorded.
+
+        What a library sets up when it first runs must not be recorded.
+        """
+        while len(self._plans) >= _PLANS_KEPT:
+            self._plans.popitem(last=False)[1].close()
+        for layout in layouts(self._model, kind.shape, kind.n_samples):
+            with ExitStack() as opened:
+                try:
+                    plan = _Plan(self._model, self._network, self._device, kind, layout)
+                    opened.callback(plan.close)
+                    plan.fill(frame, key)
+                    plan.enqueue(stream)
+                    self._device.wait(stream)
+                except OutOfDeviceMemoryError:
+                    while self._plans:  # of other kinds of frames, which hold memory too
+                        self._plans.popitem()[1].close()
+                    continue
+                opened.pop_all()
+                self._plans[kind] = plan
+                return plan
+        raise OutOfDeviceMemoryError(
+            f"the memory of {self._device.name} does not suffice for frames of "
+            f"{kind.shape[0]} x {kind.shape[1]} pixels and {kind.n_samples} draws, not even in "
+            "tiles; end other programs that use the GPU, or use a backend that runs on the CPU"
+        )
+
+    def finish(self) -> Denoised:
+        """Wait for the frame in flight."""
+        if self._in_flight is None or self._stream is None:
+            raise SettingError("no frame is in flight; submit one first")
+        plan, frame, began, enqueued = self._in_flight
+        self._in_flight = None
+        try:
+            self._device.wait(self._stream)
+        except DeviceError:
+            self.close()
+            raise
+        mean, std, _ = plan.statistics
+        if not is_resolved(mean, std):
+            frame.mean_and_std()  # tells what is wrong with the frame
+        timings = {"enqueue": enqueued - began, "gpu": time.perf_counter() - enqueued}
+        return Denoised(mean=plan.mean, std=plan.std, timings=timings)
+
+    def close(self) -> None:
+        """Release all there is. The slot begins anew with the next frame."""
+        stream, self._stream, self._in_flight = self._stream, None, None
+        plans = list(self._plans.values())
+        self._plans.clear()
+        if stream is not None:
+            _quietly(self._device.wait, stream)
+            for plan in plans:
+                _quietly(plan.close)
+            _quietly(self._device.end_stream, stream)
+
+
+def _quietly(release: Callable[..., object], *arguments: object) -> None:
+    """A GPU that has failed cannot even release what it held."""
+    try:
+        release(*arguments)
+    except DeviceError as error:
+        _log.debug("while releasing: %s", error)
+
+
+class Program:
+    """A network on a GPU, with memory and graphs for the frames it has seen.
+
+    Closed, it closes the network.
+
+    Parameters
+    ----------
+    model
+        The exported model that the network was made of.
+    network
+        That network, on `device`.
+    device
+        The GPU.
+    n_in_flight
+        How many frames at a time: with 2, one is copied while another is computed; with 1, memory
+        is saved.
+    """
+
+    def __init__(
+        self, model: ExportedModel, network: Network, device: Device, n_in_flight: int = 2
+    ) -> None:
+        if n_in_flight < 1:
+            raise SettingError(f"n_in_flight is {n_in_flight}, but must be at least 1")
+        self.model = model
+        self.network = network
+        self._slots = [_Slot(model, network, device) for _ in range(n_in_flight)]
+        self._busy: deque[_Slot] = deque()
+
+    @property
+    def n_in_flight(self) -> int:
+        """How many frames are."""
+        return len(self._busy)
+
+    def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
+        """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
+        for _ in range(2):  # the first plans, the second records
+            for _ in self._slots:
+                self.start(frame, n_samples or self.model.metadata.n_samples, (0, 0))
+            while self._busy:
+                self.finish()
+
+    def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
+        """Begin with a frame; see `FramePipeline.submit`."""
+        slot = self._slots[0]
+        if slot.is_busy:
+            raise SettingError(
+                f"{len(self._slots)} frames are in flight, no more fit; collect one first"
+            )
+        slot.start(frame, n_samples, key)
+        self._slots.append(self._slots.pop(0))
+        self._busy.append(slot)
+
+    def finish(self) -> Denoised:
+        """The oldest frame in flight; see `FramePipeline.collect`."""
+        if not self._busy:
+            raise SettingError("no frame is in flight; submit one first")
+        return self._busy.popleft().finish()
+
+    def close(self) -> None:
+        """Release the GPU's memory and the network."""
+        self._busy.clear()
+        for slot in self._slots:
+            slot.close()
+        self.network.close()
+
+
+class FramePipeline:
+    """Denoises frames on a GPU, several in flight. Not to be shared between threads.
+
+    Parameters
+    ----------
+    program
+        What denoises them; it belongs to the pipeline from now on.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._waiting: deque[Program] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def model(self) -> ExportedModel:
+        """Which denoises the next frame."""
+        return self._program.model
+
+    @property
+    def name(self) -> str:
+        """What runs it."""
+        return self._program.network.name
+
+    @property
+    def n_in_flight(self) -> int:
+        """How many frames were submitted and not collected."""
+        return len(self._waiting)
+
+    def submit(
+        self,
+        frame: Frame | AnyArray,
+        n_samples: int | None = None,
+        *,
+        seed: int = 0,
+        frame_index: int | None = None,
+    ) -> None:
+        """Begin with a frame, and do not wait for it.
+
+        Parameters
+        ----------
+        frame, n_samples, seed, frame_index
+            As for `n2sr_deploy.Denoiser.denoise`. The frame is copied. uint8, uint16, int16 and
+            float32 are taken as they are, other types as float32.
+
+        Raises
+        ------
+        FrameError, SettingError
+            As `n2sr_deploy.Denoiser.denoise` does, or when as many frames are in flight as fit.
+        ModelError
+            When the network was not built for frames of this shape.
+        DeviceError
+            When the GPU fails: what was in flight in the same slot is lost, and the next frame
+            begins anew.
+        """
+        if not isinstance(frame, Frame):
+            frame = Frame(pixels=frame)
+        model = self._program.model
+        if n_samples is None:
+            n_samples = model.metadata.n_samples
+        frame_index = frame.index if frame_index is None else frame_index
+        check_frame(model, frame, n_samples)
+        check_key(seed, frame_index)
+        self._program.start(frame, n_samples, (seed, frame_index))
+        self._waiting.append(self._program)
+
+    def collect(self) -> Denoised:
+        """Wait for the oldest frame in flight.
+
+        Returns
+        -------
+        Its mean and standard deviation, in memory that a later frame is written to: copy them, or
+        be done with them before as many more frames are submitted as may be in flight.
+
+        Raises
+        ------
+        SettingError
+            When no frame is in flight.
+        FrameError
+            When the frame is constant, or too large for float32 results.
+        DeviceError
+            When the GPU fails.
+        """
+        if not self._waiting:
+            raise SettingError("no frame is in flight; submit one first")
+        program = self._waiting.popleft()
+        try:
+            return program.finish()
+        finally:
+            if program is not self._program and program not in self._waiting:
+                program.close()
+
+    def denoise(
+        self,
+        frame: Frame | AnyArray,
+        n_samples: int | None = None,
+        *,
+        seed: int = 0,
+        frame_index: int | None = None,
+    ) -> Denoised:
+        """Denoise one frame, as `n2sr_deploy.Denoiser.denoise` does; its arrays are the caller's.
+
+        Raises
+        ------
+        FrameError, SettingError, ModelError, DeviceError
+            As `submit` and `collect` do; SettingError too when another frame is in flight.
+        """
+        if self._waiting:
+            raise SettingError("frames are in flight; collect them first")
+        self.submit(frame, n_samples, seed=seed, frame_index=frame_index)
+        done = self.collect()
+        return replace(done, mean=done.mean.copy(), std=done.std.copy())
+
+    def swap(self, program: Program) -> None:
+        """Let another program denoise the frames from now on.
+
+        Frames in flight are not disturbed; the program before is closed when the last of its
+        frames was collected. To delay no frame, `Program.prepare` it in another thread before.
+        """
+        before, self._program = self._program, program
+        if before not in self._waiting:
+            before.close()
+
+    def close(self) -> None:
+        """Release everything; frames in flight are lost."""
+        for program in {id(p): p for p in (*self._waiting, self._program)}.values():
+            program.close()
+        self._waiting.clear()

@@ -1,0 +1,306 @@
+"""The CUDA kernels, thread by thread on the CPU and, where there is one, on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from n2sr_deploy import sampling
+from n2sr_deploy.cuda import driver, runtime
+from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Statistics
+from n2sr_deploy.cuda.runtime import CDraws, CPart, CudaDevice, CWindow, c_pattern
+from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
+from n2sr_deploy.sampling import SamplingPattern, Window
+from tests.conftest import REPOSITORY, random_pixels
+from tests.fake_device import transposed
+
+PATTERNS = [
+    SamplingPattern.named("cell"),
+    SamplingPattern.named("cell", 3),
+    SamplingPattern.named("cell", (4, 1)),
+    SamplingPattern.named("row"),
+    SamplingPattern.named("column", 3),
+    SamplingPattern.named("cell", 4),
+]
+SEED, FRAME_INDEX = 2**40 + 3, 2**33 + 1
+
+
+def empty_draws(window, draws, half):
+    shape = draws.n_samples, window.height, window.width
+    return np.empty(shape, np.float16 if half else np.float32)
+
+
+class OnHost:
+    """What the kernels' threads do, in loops."""
+
+    def __init__(self, library):
+        self.library = library
+
+    def draw(self, frame, pattern, window, draws, mean, std, half):
+        out = empty_draws(window, draws, half)
+        failed = self.library.host_draw(
+            ctypes.c_void_p(frame.ctypes.data),
+            runtime.DTYPES[frame.dtype.name],
+            *map(ctypes.c_ssize_t, frame.shape),
+            c_pattern(pattern),
+            CWindow(*window),
+            CDraws(*draws),
+            ctypes.byref(Key(SEED, FRAME_INDEX)),
+            ctypes.byref(Statistics(mean, std, 1 / std)),
+            ctypes.c_void_p(out.ctypes.data),
+            int(half),
+        )
+        assert not failed
+        return out
+
+    def merge(self, outputs, draws, part, mean, std):
+        results = np.full((2, part.height, part.row), -1, np.float32)
+        failed = self.library.host_merge(
+            ctypes.c_void_p(outputs.ctypes.data),
+            int(outputs.dtype == np.float16),
+            CPart(*part, CDraws(*draws)),
+            ctypes.byref(Statistics(mean, std, 1 / std)),
+            *(ctypes.c_void_p(result.ctypes.data) for result in results),
+        )
+        assert not failed
+        return results
+
+
+class OnGPU:
+    """The kernels themselves."""
+
+    def __init__(self):
+        self.device = CudaDevice()
+        self.stream = self.device.stream()
+
+    def put(self, array):
+        array = np.ascontiguousarray(array)
+        address = self.device.allocate(array.nbytes)
+        self.device.upload(address, array, self.stream)
+        return address
+
+    def get(self, address, like):
+        self.device.download(like, address, self.stream)
+        self.device.wait(self.stream)
+        return like
+
+    def draw(self, frame, pattern, window, draws, mean, std, half):
+        out = empty_draws(window, draws, half)
+        key, statistics = (
+            self.put(np.frombuffer(bytes(c), np.uint8))
+            for c in (Key(SEED, FRAME_INDEX), Statistics(mean, std, 1 / std))
+        )
+        address = self.device.allocate(out.nbytes)
+        self.device.draw(
+            self.put(frame), frame.dtype, frame.shape, pattern, window, draws, key, statistics,
+            address, half, self.stream,
+        )  # fmt: skip
+        return self.get(address, out)
+
+    def merge(self, outputs, draws, part, mean, std):
+        results = np.full((2, part.height, part.row), -1, np.float32)
+        addresses = [self.put(result) for result in results]
+        statistics = self.put(np.frombuffer(bytes(Statistics(mean, std, 1 / std)), np.uint8))
+        self.device.merge(
+            self.put(outputs), outputs.dtype == np.float16, draws, part, statistics, *addresses,
+            self.stream,
+        )  # fmt: skip
+        for address, result in zip(addresses, results, strict=True):
+            self.get(address, result)
+        return results
+
+    def statistics(self, pixels):
+        scratch = self.device.allocate(self.device.scratch_bytes())
+        address = self.device.allocate(24)
+        self.device.statistics(
+            self.put(pixels), pixels.dtype, pixels.size, scratch, address, self.stream
+        )
+        return self.get(address, np.empty(3, np.float64))
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc here")
+    path = tmp_path_factory.mktemp("cuda") / "kernels.so"
+    source = REPOSITORY / "tests" / "kernels_on_host.cu"
+    options = ["-O1", "-std=c++17", "-fmad=false", "-shared"]
+    options += ["-Xcompiler", "-fPIC,-ffp-contract=off"]
+    subprocess.run([nvcc, *options, f"-I{REPOSITORY / 'csrc'}", source, "-o", path], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(params=["host", pytest.param("GPU", marks=pytest.mark.gpu)])
+def kernels(request):
+    if request.param == "host":
+        return OnHost(request.getfixturevalue("host_library"))
+    return OnGPU()
+
+
+def expected_draws(frame, pattern, window, draws, mean, std):
+    drawn = sampling.draw(
+        frame,
+        pattern,
+        draws.n_samples,
+        seed=SEED,
+        frame_index=FRAME_INDEX,
+        first_sample=draws.first_sample,
+        mean=mean,
+        scale=std,
+        window=window,
+    )
+    return transposed(drawn, draws)
+
+
+@pytest.mark.parametrize("dtype", [str(dtype) for dtype in PIXEL_TYPES])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_draws_are_the_cpus_bit_for_bit(kernels, dtype, pattern, half):
+    frame = random_pixels((48, 70), dtype)
+    cells = pattern.cells(frame.shape)
+    window = Window(1, 2, cells[0] + 1, cells[1])  # past the frame, where it is mirrored
+    mean, std = float(frame.mean()), float(frame.std())
+    for first_sample, n_samples in ((0, 4), (3, 7), (0, 1)):
+        draws = Draws(first_sample, n_samples, pattern.group_size, False)
+        found = kernels.draw(frame, pattern, window, draws, mean, std, half)
+        wanted = expected_draws(frame, pattern, window, draws, mean, std)
+        assert np.array_equal(found, wanted.astype(found.dtype))
+
+
+@pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1]], ids=str)
+def test_every_second_group_of_draws_lies_transposed(kernels, pattern):
+    frame = random_pixels((36, 48), "uint16")
+    window = Window(0, 0, *pattern.cells(frame.shape))
+    draws = Draws(2, 2 * pattern.group_size + 3, pattern.group_size, True)
+    found = kernels.draw(frame, pattern, window, draws, 3.0, 2.0, False)
+    wanted = expected_draws(frame, pattern, window, draws, 3.0, 2.0)
+    assert np.array_equal(found, wanted)
+    assert not np.array_equal(found, transposed(wanted, draws))
+
+
+@pytest.mark.parametrize("n_samples", [1, 2, 4, 9])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half):
+    rng = np.random.default_rng(1)
+    outputs = rng.normal(size=(n_samples, 24, 40)).astype((np.float32, np.float16)[half])
+    draws = Draws(1, n_samples, 4, False)
+    part = Part(top=3, left=5, height=20, width=31, of_height=24, of_width=40, row=37)
+    found = kernels.merge(outputs, draws, part, 1234.5, 67.8)
+    wanted = np.full((2, 20, 37), -1, np.float32)
+    sampling.merge(
+        outputs.astype(np.float32),
+        first_sample=1,
+        top=3,
+        left=5,
+        offset=1234.5,
+        scale=67.8,
+        mean=wanted[0, :, :31],
+        std=wanted[1, :, :31],
+    )
+    assert np.array_equal(found, wanted)
+
+
+def test_merging_turns_transposed_outputs_back(kernels):
+    outputs = np.random.default_rng(2).normal(size=(11, 16, 24)).astype(np.float32)
+    plain, turning = Draws(0, 11, 4, False), Draws(0, 11, 4, True)
+    part = Part(top=0, left=0, height=16, width=24, of_height=16, of_width=24, row=24)
+    wanted = kernels.merge(outputs, plain, part, 0.0, 1.0)
+    found = kernels.merge(transposed(outputs, turning), turning, part, 0.0, 1.0)
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [str(dtype) for dtype in PIXEL_TYPES])
+@pytest.mark.parametrize("shape", [(1, 1), (33, 65), (1024, 1024)])
+def test_statistics_on_the_gpu(dtype, shape):
+    pixels = random_pixels(shape, dtype)
+    mean, std, inverse = OnGPU().statistics(pixels)
+    assert mean == pytest.approx(pixels.mean(dtype=np.float64), rel=1e-12, abs=1e-12)
+    assert std == pytest.approx(pixels.std(dtype=np.float64), rel=1e-12, abs=1e-12)
+    assert inverse == (1 / std if std else np.inf)
+
+
+@pytest.mark.gpu
+def test_a_full_gpu_says_so_and_goes_on():
+    device = CudaDevice()
+    with pytest.raises(OutOfDeviceMemoryError, match="memory is full"):
+        device.allocate(2**50)
+    device.free(device.allocate(2**20))
+
+
+def test_without_a_driver_there_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(driver, "LIBRARY", "libno-such-driver.so")
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver .*a backend that runs on the CPU"):
+        CudaDevice()
+
+
+class FakeDriver:
+    """Answers as libcuda does."""
+
+    def __init__(self, cuda=13000, code=0, names=("NVIDIA Fake",)):
+        self.cuda, self.code, self.names = cuda, code, names
+
+    def cuInit(self, flags):  # noqa: N802
+        return self.code
+
+    def cuDriverGetVersion(self, number):  # noqa: N802
+        number._obj.value = self.cuda
+
+    def cuDeviceGetCount(self, count):  # noqa: N802
+        count._obj.value = len(self.names)
+
+    def cuDeviceGet(self, device, index):  # noqa: N802
+        device._obj.value = index
+
+    def cuDeviceGetName(self, name, size, device):  # noqa: N802
+        name.value = self.names[device.value].encode()
+
+
+def with_driver(monkeypatch, fake):
+    def load(name):
+        if name == driver.LIBRARY:
+            return fake
+        raise OSError(f"{name}: not there")
+
+    monkeypatch.setattr(driver.ctypes, "CDLL", load)
+
+
+def test_the_driver_tells_its_gpus(monkeypatch):
+    with_driver(monkeypatch, FakeDriver(13010, names=("NVIDIA A", "NVIDIA B")))
+    found = driver.find_driver()
+    assert found.describe() == "NVIDIA A, NVIDIA B; driver of unknown version, for CUDA up to 13.1"
+
+
+@pytest.mark.parametrize(
+    ("fake", "told"),
+    [
+        (FakeDriver(code=999), "answers error 999 to cuInit"),
+        (FakeDriver(names=()), "finds no GPU"),
+        (FakeDriver(cuda=12040), r"supports CUDA 12.4, but n2sr's kernels need 13.0; update it"),
+    ],
+)
+def test_a_driver_that_does_not_do_is_told(monkeypatch, fake, told):
+    with_driver(monkeypatch, fake)
+    with pytest.raises(DeviceError, match=told):
+        CudaDevice()
+
+
+def test_kernels_that_were_not_built_or_are_broken_are_told(tmp_path):
+    with pytest.raises(DeviceError, match="N2SR_CUDA=require"):
+        runtime.load_library(tmp_path / "missing.so")
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    with pytest.raises(DeviceError, match="cannot be loaded"):
+        runtime.load_library(broken)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+def test_the_library_is_built_and_loads_without_a_driver():
+    library = runtime.load_library()
+    assert library.n2sr_cuda_scratch_bytes() > 0
+    assert library.n2sr_cuda_error(2).decode() == "out of memory"

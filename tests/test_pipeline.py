@@ -1,0 +1,334 @@
+"""The pipeline of frames on a GPU, on one that is none."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy.errors import (
+    DeviceError,
+    FrameError,
+    ModelError,
+    OutOfDeviceMemoryError,
+    SettingError,
+)
+from n2sr_deploy.pipeline import FramePipeline, Program, layouts
+from tests.conftest import random_pixels, tiny_config
+from tests.fake_device import FakeDevice, FakeNetwork
+
+
+@pytest.fixture
+def device():
+    device = FakeDevice()
+    yield device
+    assert not device.memory, "device memory was not given back"
+    assert not device.pins, "pinned memory was not given back"
+    assert not device.streams
+    assert not device.graphs
+
+
+def pipeline_on(device, model, n_in_flight=2, **settings):
+    return FramePipeline(
+        Program(model, FakeNetwork(model, device, **settings), device, n_in_flight)
+    )
+
+
+@pytest.fixture
+def pipeline(device, model):
+    with pipeline_on(device, model) as pipeline:
+        yield pipeline
+
+
+def assert_as_on_the_cpu(found, model, frame, n_samples=None, tolerance=1e-5, **key):
+    with Denoiser(model, backend="ort") as denoiser:
+        wanted = denoiser.denoise(frame, n_samples, **key)
+    scale = tolerance * (frame.pixels if isinstance(frame, Frame) else frame).std()
+    assert np.abs(found.mean - wanted.mean).max() <= scale
+    assert np.abs(found.std - wanted.std).max() <= scale
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "int32", "float64"])
+def test_frames_are_denoised_as_on_the_cpu(pipeline, model, dtype):
+    for index in range(3):  # planned, recorded, replayed
+        frame = random_pixels((50, 70), dtype, seed=index)
+        found = pipeline.denoise(frame, seed=3, frame_index=index)
+        assert_as_on_the_cpu(found, model, frame, seed=3, frame_index=index)
+        assert np.isclose(found.mean.mean(dtype=np.float64), frame.mean(dtype=np.float64))
+
+
+@pytest.mark.parametrize("pattern", ["cell", "row", "column"])
+@pytest.mark.parametrize("n_samples", [1, 4, 5, 16])
+@pytest.mark.parametrize("shape", [(64, 64), (70, 50)])
+def test_all_patterns_orientations_and_numbers_of_draws(device, noisy, pattern, n_samples, shape):
+    from n2sr_train import export_model, train
+
+    model = export_model(train(noisy, tiny_config(pattern=SamplingPattern.named(pattern), steps=1)))
+    if pattern == "cell":
+        model = replace(model, metadata=replace(model.metadata, n_orientations=8))
+    frame = noisy.pixels[: shape[0], : shape[1]]
+    with pipeline_on(device, model) as pipeline:
+        for _ in range(3):
+            found = pipeline.denoise(frame, n_samples)
+    assert_as_on_the_cpu(found, model, frame, n_samples)
+
+
+def test_a_network_in_float16(device, model, noisy):
+    with pipeline_on(device, model, is_half=True) as pipeline:
+        found = pipeline.denoise(noisy)
+    assert_as_on_the_cpu(found, model, noisy, tolerance=1e-2)
+
+
+def test_a_frame_is_recorded_once_and_replayed_without_allocating(pipeline, device, noisy):
+    network = pipeline._program.network
+    for _ in range(4):  # two slots: planned, recorded
+        pipeline.denoise(noisy)
+    counts = device.n_allocations, device.n_captures, network.n_enqueued
+    assert device.n_captures == 2
+    before = device.n_waits
+    for index in range(6):
+        pipeline.denoise(noisy, frame_index=index)
+    assert (device.n_allocations, device.n_captures, network.n_enqueued) == counts
+    assert device.n_waits == before + 6, "one wait a frame"
+
+
+def test_every_replay_draws_anew_and_sees_its_own_frame(pipeline, noisy):
+    dark = Frame(pixels=noisy.pixels / 3)
+    for _ in range(4):
+        pipeline.denoise(noisy)
+    first, second = (pipeline.denoise(noisy, frame_index=n) for n in (1, 2))
+    assert not np.array_equal(first.mean, second.mean)
+    again = pipeline.denoise(noisy, frame_index=1)
+    assert np.array_equal(first.mean, again.mean)
+    assert pipeline.denoise(dark).mean.mean() == pytest.approx(noisy.pixels.mean() / 3, rel=1e-5)
+
+
+def test_a_network_that_cannot_be_recorded_is_run_each_time(device, model, noisy):
+    with pipeline_on(device, model, is_capturable=False) as pipeline:
+        for index in range(5):
+            found = pipeline.denoise(noisy, frame_index=index)
+            assert_as_on_the_cpu(found, model, noisy, frame_index=index)
+        assert device.n_captures == 0
+        assert pipeline._program.network.n_enqueued == 5
+
+
+def test_frames_in_flight_come_back_in_order(pipeline, model, noisy):
+    frames = [Frame(pixels=noisy.pixels + 10 * n) for n in range(7)]
+    found = []
+    pipeline.submit(frames[0], frame_index=0)
+    for index in range(1, 7):
+        pipeline.submit(frames[index], frame_index=index)
+        assert pipeline.n_in_flight == 2
+        done = pipeline.collect()
+        found.append((done.mean.copy(), done.std.copy()))
+    found.append(pipeline.collect())
+    assert pipeline.n_in_flight == 0
+    for index, result in enumerate(found):
+        mean = result[0] if isinstance(result, tuple) else result.mean
+        assert mean.mean(dtype=np.float64) == pytest.approx(frames[index].pixels.mean(), rel=1e-5)
+
+
+def test_more_frames_in_flight_than_fit_are_refused(pipeline, noisy):
+    pipeline.submit(noisy)
+    pipeline.submit(noisy)
+    with pytest.raises(SettingError, match="2 frames are in flight"):
+        pipeline.submit(noisy)
+    with pytest.raises(SettingError, match="frames are in flight"):
+        pipeline.denoise(noisy)
+    pipeline.collect()
+    pipeline.submit(noisy)
+    pipeline.collect()
+    pipeline.collect()
+    with pytest.raises(SettingError, match="no frame is in flight"):
+        pipeline.collect()
+
+
+def test_frames_of_other_shapes_and_types_midway(pipeline, device, model):
+    kinds = [((64, 48), "uint16"), ((50, 70), "uint16"), ((64, 48), "float32"), ((90, 33), "uint8")]
+    for n in range(12):
+        shape, dtype = kinds[n * 5 % 4]
+        frame = random_pixels(shape, dtype, seed=n)
+        assert_as_on_the_cpu(pipeline.denoise(frame), model, frame)
+    assert len(device.pins) <= 2 * 2 * 5, "no more than two kinds of frames a slot are kept"
+
+
+@pytest.mark.parametrize(("share", "tiled"), [(0.9, False), (0.5, False), (0.2, True)])
+def test_a_small_gpu_is_given_fewer_draws_at_once_then_tiles(model, share, tiled):
+    frame = random_pixels((600, 900), "uint16")
+    roomy = FakeDevice()
+    with pipeline_on(roomy, model, n_in_flight=1) as pipeline:
+        wanted = pipeline.denoise(frame, 8)
+        needed = sum(memory.nbytes for memory in roomy.memory.values())
+    small = FakeDevice(int(needed * share))
+    with pipeline_on(small, model, n_in_flight=1) as pipeline:
+        for _ in range(3):
+            found = pipeline.denoise(frame, 8)
+        (plan,) = pipeline._program._slots[0]._plans.values()
+        assert plan.layout.at_once < 8
+        assert (plan.layout.seen[0] < 600) == tiled
+    assert np.abs(found.mean - wanted.mean).max() < 1e-5 * frame.std()
+    assert np.abs(found.std - wanted.std).max() < 1e-5 * frame.std()
+
+
+def test_a_gpu_that_is_too_small_says_so_and_leaves_nothing(model):
+    device = FakeDevice(200_000)
+    with pipeline_on(device, model) as pipeline:
+        with pytest.raises(OutOfDeviceMemoryError, match=r"not even in tiles.*runs on the CPU"):
+            pipeline.denoise(random_pixels((300, 420), "uint16"), 8)
+        assert not device.memory
+        small = random_pixels((32, 32), "uint16")
+        assert_as_on_the_cpu(pipeline.denoise(small), model, small)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (33, 95), (500, 130)])
+def test_layouts_cover_the_frame_exactly_once(device, model, shape):
+    from n2sr_deploy.pipeline import _Kind, _Plan
+
+    network = FakeNetwork(model, device)
+    for layout in layouts(model, shape, 3):
+        plan = _Plan(model, network, device, _Kind(shape, np.dtype(np.uint8), 3), layout)
+        covered = np.zeros(shape, int)
+        for window, part in plan._tiles():
+            top, left = part.top + 2 * window.top, part.left + 2 * window.left
+            covered[top : top + part.height, left : left + part.width] += 1
+            assert part.top + part.height <= part.of_height
+            assert part.left + part.width <= part.of_width
+        assert (covered == 1).all()
+        plan.close()
+
+
+def test_what_the_network_was_not_built_for_is_told_and_leaves_nothing(device, model, noisy):
+    rows, columns = model.metadata.padded(noisy.shape)
+    shapes = [(4, 1, rows // 2, columns // 2)]
+    with pipeline_on(device, model, shapes=shapes) as pipeline:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="was not built for"):
+                pipeline.denoise(noisy, 3)
+            assert not device.memory
+        assert_as_on_the_cpu(pipeline.denoise(noisy), model, noisy)
+
+
+@pytest.mark.parametrize("fails_at", [1, 4, 9, 10, 14, 25])
+def test_after_a_failure_of_the_gpu_the_next_frames_are_right(device, model, noisy, fails_at):
+    """While planning, recording and replaying, at the first, a middle and the last step."""
+    device.fails_at = fails_at
+    failed = 0
+    with pipeline_on(device, model) as pipeline:
+        for index in range(8):
+            try:
+                found = pipeline.denoise(noisy, frame_index=index)
+            except DeviceError:
+                failed += 1
+                assert pipeline.n_in_flight == 0
+            else:
+                assert_as_on_the_cpu(found, model, noisy, frame_index=index)
+        assert failed == 1
+        assert not isinstance(found, DeviceError)
+
+
+def test_a_failure_does_not_touch_the_other_frame_in_flight(device, model, noisy):
+    with pipeline_on(device, model) as pipeline:
+        for _ in range(4):
+            pipeline.denoise(noisy)
+        pipeline.submit(noisy, frame_index=1)
+        device.fails_at = device.n_done + 3
+        pipeline.submit(noisy, frame_index=2)
+        assert_as_on_the_cpu(pipeline.collect(), model, noisy, frame_index=1)
+        with pytest.raises(DeviceError):
+            pipeline.collect()
+        assert_as_on_the_cpu(pipeline.denoise(noisy), model, noisy)
+
+
+def test_a_capture_that_is_spoilt_ends(device, model, noisy):
+    """As by a library that allocates each time it runs."""
+
+    class Allocating(FakeNetwork):
+        def context(self, shape):
+            context = super().context(shape)
+            plain = context.enqueue
+
+            def enqueue(*arguments):
+                device.free(device.allocate(100))
+                plain(*arguments)
+
+            context.enqueue = enqueue
+            return context
+
+    program = Program(model, Allocating(model, device), device)
+    with FramePipeline(program) as pipeline:
+        pipeline.denoise(noisy)
+        pipeline.denoise(noisy)
+        with pytest.raises(DeviceError, match="capture"):
+            pipeline.denoise(noisy)
+        assert not any(device.streams.values())
+        pipeline.denoise(noisy)
+
+
+def test_a_model_is_swapped_between_two_frames(device, model, noisy):
+    from n2sr_train import export_model, train
+
+    other = export_model(train(noisy, tiny_config(seed=5, steps=3)))
+    with pipeline_on(device, model) as pipeline:
+        before = pipeline._program.network
+        pipeline.submit(noisy, frame_index=0)
+        pipeline.swap(Program(other, FakeNetwork(other, device), device))
+        assert not before.closed
+        pipeline.submit(noisy, frame_index=1)
+        assert_as_on_the_cpu(pipeline.collect(), model, noisy, frame_index=0)
+        assert before.closed
+        assert_as_on_the_cpu(pipeline.collect(), other, noisy, frame_index=1)
+        assert pipeline.model is other
+        after = pipeline._program.network
+        pipeline.swap(Program(model, FakeNetwork(model, device), device))
+        assert after.closed, "nothing of it was in flight"
+
+
+def test_a_program_prepared_in_another_thread_delays_no_frame(device, model, noisy):
+    with pipeline_on(device, model) as pipeline:
+        pipeline.denoise(noisy)
+        program = Program(model, FakeNetwork(model, device), device)
+        worker = threading.Thread(target=program.prepare, args=(noisy,))
+        worker.start()
+        worker.join()
+        counts = device.n_allocations, device.n_captures
+        pipeline.swap(program)
+        for _ in range(4):
+            pipeline.denoise(noisy)
+        assert (device.n_allocations, device.n_captures) == counts
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.full((64, 64), 7, np.uint16), "frame is constant"),
+        (np.full((64, 64), np.nan, np.float32), "NaN"),
+        (np.ones((4, 4), np.uint8), "needs at least"),
+        (np.arange(4096, dtype=np.float64).reshape(64, 64) * 1e38, "too large for float32"),
+    ],
+)
+def test_frames_that_cannot_be_denoised_are_told_and_the_next_are_right(
+    pipeline, model, noisy, pixels, told
+):
+    for _ in range(3):
+        with pytest.raises(FrameError, match=told), np.errstate(all="ignore"):
+            pipeline.denoise(pixels)
+        assert pipeline.n_in_flight == 0
+        assert_as_on_the_cpu(pipeline.denoise(noisy), model, noisy)
+
+
+def test_settings_out_of_range_are_refused(pipeline, device, model, noisy):
+    with pytest.raises(SettingError, match="n_samples"):
+        pipeline.denoise(noisy, 0)
+    with pytest.raises(SettingError, match="frame_index"):
+        pipeline.denoise(noisy, frame_index=-1)
+    with pytest.raises(SettingError, match="n_in_flight"):
+        pipeline_on(device, model, n_in_flight=0)
+
+
+def test_closing_with_frames_in_flight(device, model, noisy):
+    pipeline = pipeline_on(device, model)
+    pipeline.submit(noisy)
+    pipeline.close()
