@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.noise import Noise, measure_noise
+    from n2sr_deploy.opening import open_denoiser
+    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.sampling import SamplingPattern
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "Denoiser",
     "ExportedModel",
     "Frame",
+    "FramePipeline",
     "N2SRError",
     "Noise",
     "SamplingPattern",
     "measure_noise",
+    "open_denoiser",
     "read_frame",
     "repair",
     "write_frame",
@@ -43,10 +47,12 @@ _HOME = {
     "Denoiser": "denoiser",
     "ExportedModel": "model",
     "Frame": "frame",
+    "FramePipeline": "pipeline",
     "N2SRError": "errors",
     "Noise": "noise",
     "SamplingPattern": "sampling",
     "measure_noise": "noise",
+    "open_denoiser": "opening",
     "read_frame": "formats",
     "repair": "defects",
     "write_frame": "formats",

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.doctor import report
 from n2sr_deploy.errors import SettingError
+from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import PIXEL_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from n2sr_deploy.denoiser import Denoiser
     from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.sampling import AnyArray, Shape
 
 FORMAT_VERSION = 1
@@ -82,11 +84,14 @@ def measure(
         As `Denoiser` does.
     """
     rows: list[dict[str, Any]] = []
-    with ExitStack() as opened:
-        denoisers = [
-            opened.enter_context(Denoiser(model, backend=name)) for name in workload.backends
-        ]
-        for size in workload.sizes:
+    for size in workload.sizes:
+        with ExitStack() as opened:
+            denoisers: list[Denoiser | FramePipeline] = []
+            for name in workload.backends:
+                denoisers.append(
+                    open_denoiser(model, name, shape=size, n_samples=workload.n_samples)
+                )
+                opened.callback(denoisers[-1].close)
             taken = _timed(denoisers, _random_frames(size, workload.dtype), workload, progress)
             rows += [
                 _row(denoiser, size, workload, timings)
@@ -116,7 +121,7 @@ def _random_frames(size: Shape, dtype: str) -> list[AnyArray]:
 
 
 def _timed(
-    denoisers: list[Denoiser],
+    denoisers: list[Denoiser | FramePipeline],
     frames: list[AnyArray],
     workload: Workload,
     progress: Callable[[], object],
@@ -134,12 +139,15 @@ def _timed(
 
 
 def _row(
-    denoiser: Denoiser, size: Shape, workload: Workload, timings: list[Mapping[str, float]]
+    denoiser: Denoiser | FramePipeline,
+    size: Shape,
+    workload: Workload,
+    timings: list[Mapping[str, float]],
 ) -> dict[str, Any]:
     spent = {stage: 1e3 * np.array([timing[stage] for timing in timings]) for stage in timings[0]}
     total = np.sum(list(spent.values()), axis=0)
     return {
-        "backend": denoiser.backend.name,
+        "backend": denoiser.name,
         "size": list(size),
         "n_samples": workload.n_samples or denoiser.model.metadata.n_samples,
         "dtype": workload.dtype,
@@ -147,8 +155,13 @@ def _row(
         "stages_ms": {stage: _percentiles(values) for stage, values in spent.items()},
         "total_ms": _percentiles(total),
         "frames_per_s": float(1e3 / np.median(total)),
-        "own_share": float(np.median((total - spent["infer"]) / total)),
+        "own_share": _own_share(spent, total),
     }
+
+
+def _own_share(spent: dict[str, AnyArray], total: AnyArray) -> float | None:
+    """Of the time, what is not the network's; None where only the GPU knows."""
+    return float(np.median(1 - spent["infer"] / total)) if "infer" in spent else None
 
 
 def _percentiles(values: AnyArray) -> dict[str, float]:
@@ -170,17 +183,19 @@ def table(result: Mapping[str, Any]) -> list[str]:
     """The rows as lines of text."""
     rows = result["rows"]
     width = max(len(row["backend"]) for row in rows)
-    stages = list(rows[0]["stages_ms"])
+    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages_ms"]))
     head = [f"{'backend':{width}}  {'frame':>11}  {'M':>3}  {'p50':>8}  {'p90':>8}  {'p99':>8}  "]
     head += [f"{stage:>11}  " for stage in stages]
     lines = ["".join([*head, "beside infer  frames/s"])]
     for row in rows:
         size = " x ".join(map(str, row["size"]))
         total = "  ".join(f"{row['total_ms'][f'p{p}']:8.2f}" for p in PERCENTILES)
-        each = "  ".join(f"{row['stages_ms'][stage]['p50']:11.2f}" for stage in stages)
+        spent = [row["stages_ms"].get(stage) for stage in stages]
+        each = "  ".join(f"{stage['p50']:11.2f}" if stage else f"{'':11}" for stage in spent)
+        own = f"{row['own_share']:12.1%}" if row["own_share"] is not None else f"{'':12}"
         lines.append(
             f"{row['backend']:{width}}  {size:>11}  {row['n_samples']:3}  {total}  {each}  "
-            f"{row['own_share']:11.1%}  {row['frames_per_s']:8.1f}"
+            f"{own}  {row['frames_per_s']:8.1f}"
         )
     return lines
 

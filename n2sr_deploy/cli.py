@@ -130,7 +130,7 @@ def denoise(
     """Denoise the frame NOISY. The raw file is only read."""
     from n2sr_deploy.backends import check_backend
     from n2sr_deploy.defects import repair, untouched
-    from n2sr_deploy.denoiser import Denoiser
+    from n2sr_deploy.opening import open_denoiser
 
     if model is not None:
         _refuse_training_options(options)
@@ -147,9 +147,11 @@ def denoise(
     seed = options.seed or 0
     if std is not None and samples == 1:
         raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
-    with Denoiser(_model(model, noisy_frame, options), backend=backend) as denoiser:
+    exported = _model(model, noisy_frame, options)
+    shape = noisy_frame.shape
+    with open_denoiser(exported, backend, shape=shape, n_samples=samples) as denoiser:
         denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
-        meta, runs_on = denoiser.model.metadata, denoiser.backend.name
+        meta, runs_on = denoiser.model.metadata, denoiser.name
     done = (
         f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
         f"frame {noisy_frame.index} of {noisy_frame.n_frames}, preset {meta.preset}, "

@@ -45,12 +45,12 @@ class StrideType(click.ParamType["Shape"]):
         return numbers[0], numbers[-1]
 
 
-def output_option(metavar: str) -> Callable[[Command], Command]:
+def output_option(metavar: str, *, required: bool = True) -> Callable[[Command], Command]:
     """-o, where the result goes."""
     return click.option(
         "-o",
         "--output",
-        required=True,
+        required=required,
         type=PATH,
         metavar="FILE",
         help=f"Where to write the {metavar}.",
@@ -73,7 +73,7 @@ backend_option = click.option(
     type=click.Choice(["auto", *BACKENDS]),
     default="auto",
     show_default=True,
-    help="What runs the network; auto: OpenVINO where it works, else ONNX Runtime.",
+    help="What runs the network; auto: a GPU where one works, then OpenVINO, then ONNX Runtime.",
 )
 seed_option = click.option(
     "--seed",

@@ -135,7 +135,13 @@ class Denoiser:
         self.model = model
         if isinstance(backend, str):
             stride = model.metadata.pattern.stride
-            backend = open_backend(model.onnx, backend, stride=stride, n_threads=n_threads)
+            backend = open_backend(
+                model.onnx,
+                backend,
+                stride=stride,
+                precision=model.metadata.precision,
+                n_threads=n_threads,
+            )
         self.backend = backend
         self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
         self._memory_budget = memory_budget
@@ -170,6 +176,11 @@ class Denoiser:
             batch_size=batch_size,
             n_threads=n_threads,
         )
+
+    @property
+    def name(self) -> str:
+        """What runs the network."""
+        return self.backend.name
 
     def __enter__(self) -> Self:
         return self

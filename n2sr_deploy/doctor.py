@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n2sr_deploy.backends.choosing import FASTEST_FIRST
+from n2sr_deploy.backends.choosing import FASTEST_FIRST, ON_GPU
+from n2sr_deploy.backends.tensorrt import LIBRARIES, import_library
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import load_library
-from n2sr_deploy.errors import DeviceError
+from n2sr_deploy.engine import engine_folder, option_of
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
 from n2sr_deploy.sampling import describe_kernels
 from n2sr_deploy.version import VERSION
 
@@ -36,8 +38,12 @@ def report() -> Iterator[tuple[str, str]]:
     yield "CUDA kernels", _cuda_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
     yield "backend OpenVINO", _openvino()
-    yield "backend of auto", f"the first that works of {', '.join(FASTEST_FIRST)}"
-    yield "backend TensorRT", "not part of this version of n2sr"
+    for library in LIBRARIES:
+        yield f"backend {option_of(library)}", _tensorrt(library)
+    yield (
+        "backend of auto",
+        f"the first that works of {', '.join(ON_GPU)} on a GPU, then of {', '.join(FASTEST_FIRST)}",
+    )
     yield "processor", _processor()
     yield "GPU", _gpu()
     if _version("torch"):
@@ -72,8 +78,17 @@ def _onnxruntime() -> str:
         import onnxruntime
     except ImportError as error:
         return f"missing: {error}; install it with: pip install onnxruntime"
-    providers = ", ".join(onnxruntime.get_available_providers())
-    return f"works, on the CPU (built with {providers}; this version of n2sr uses the CPU's)"
+    providers = onnxruntime.get_available_providers()
+    cuda = "" if "CUDAExecutionProvider" in providers else ", not for CUDA"
+    return f"works, on the CPU (built for {', '.join(providers)}{cuda})"
+
+
+def _tensorrt(library: str) -> str:
+    """Without a driver nothing of it is started: it may end the process."""
+    try:
+        return f"{import_library(library).__version__}, needs a GPU; engines: {engine_folder()}"
+    except (MissingExtraError, ModelError) as error:
+        return f"missing: {error}"
 
 
 def _openvino() -> str:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import platformdirs
 
 from n2sr_deploy.errors import InputFileError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Of this user: what n2sr can make again. N2SR_CACHE_DIR moves it."""
+    return Path(os.environ.get("N2SR_CACHE_DIR") or platformdirs.user_cache_path("n2sr"))
 
 
 def check_input(path: Path) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict, deque
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from n2sr_deploy.sampling import Window, check_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork, InputShape
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import AnyArray, Shape
@@ -33,38 +34,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 _PLANS_KEPT = 2  # of each slot: frames of other shapes or types
 _KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
-
-
-class Context(Protocol):
-    """A network ready for input of one shape, with the memory it works in."""
-
-    def enqueue(self, subsampled: int, outputs: int, stream: int) -> None:
-        """Run it on device memory; DeviceError when it fails."""
-
-    def close(self) -> None:
-        """Release it."""
-
-
-class Network(Protocol):
-    """A network loaded on a GPU."""
-
-    @property
-    def name(self) -> str:
-        """As users know it: ``TensorRT (NVIDIA H100, fp16)``."""
-
-    @property
-    def is_half(self) -> bool:
-        """Whether it takes and gives float16 instead of float32."""
-
-    @property
-    def is_capturable(self) -> bool:
-        """Whether what it enqueues may be recorded in a graph."""
-
-    def context(self, shape: tuple[int, int, int, int]) -> Context:
-        """For (M, 1, h, w) of input; ModelError when the network was not built for it."""
-
-    def close(self) -> None:
-        """Release it, after all its contexts."""
 
 
 class _Layout(NamedTuple):
@@ -103,6 +72,48 @@ def layouts(model: ExportedModel, shape: Shape, n_samples: int) -> Iterator[_Lay
         seen = smaller[0], smaller[1]
 
 
+def input_shapes(model: ExportedModel, shape: Shape, n_samples: int) -> list[InputShape]:
+    """What a network is given of frames of this shape when memory does not matter.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    shape
+        (H, W) of the frames.
+    n_samples
+        M.
+
+    Returns
+    -------
+    (draws at once, 1, h, w) each; two where draws are also laid transposed, of frames that are not
+    square.
+    """
+    layout = next(layouts(model, shape, n_samples))
+    stride = model.metadata.pattern.stride
+    height, width = (seen // s for seen, s in zip(layout.seen, stride, strict=True))
+    batches = _batches(model, n_samples, layout)
+    kinds = dict.fromkeys((count, is_transposed) for _, count, is_transposed in batches)
+    return [
+        (count, 1, *((width, height) if turned else (height, width))) for count, turned in kinds
+    ]
+
+
+def _batches(
+    model: ExportedModel, n_samples: int, layout: _Layout
+) -> Iterator[tuple[int, int, bool]]:
+    """First draw and number of draws that lie alike, and whether they are transposed."""
+    meta = model.metadata
+    stride = meta.pattern.stride
+    is_square = layout.seen[0] * stride[1] == layout.seen[1] * stride[0]
+    apart = meta.n_orientations == 8 and not is_square
+    size = meta.pattern.group_size if apart else n_samples
+    for group in range(0, n_samples, size):
+        end = min(group + size, n_samples)
+        for first in range(group, end, layout.at_once):
+            yield first, min(layout.at_once, end - first), apart and group // size % 2 == 1
+
+
 def _overlap(model: ExportedModel, axis: int) -> int:
     multiple = model.metadata.pad_multiple[axis]
     return -(-model.metadata.receptive_radius[axis] // multiple) * multiple
@@ -127,21 +138,29 @@ class _Plan:
     """The memory of one kind of frame in one slot, and the graph of its work."""
 
     def __init__(
-        self, model: ExportedModel, network: Network, device: Device, kind: _Kind, layout: _Layout
+        self,
+        model: ExportedModel,
+        network: DeviceNetwork,
+        device: Device,
+        kind: _Kind,
+        layout: _Layout,
+        stream: int,
     ) -> None:
         self.model, self.network, self.device, self.kind = model, network, device, kind
+        self._stream = stream
         self.layout = layout
         self.has_run = False
         self._graph: int | None = None
         meta = model.metadata
         self._draws_of = Draws(0, kind.n_samples, meta.pattern.group_size, meta.n_orientations == 8)
         stride = meta.pattern.stride
+        self._batches = list(_batches(model, kind.n_samples, layout))
         self._cells = layout.seen[0] // stride[0], layout.seen[1] // stride[1]
         with ExitStack() as opened:
             self._allocate(opened)
             self._contexts = {
                 (count, is_transposed): self._context(opened, count, is_transposed)
-                for count, is_transposed in {batch[1:] for batch in self._batches()}
+                for count, is_transposed in {batch[1:] for batch in self._batches}
             }
             self._opened = opened.pop_all()
 
@@ -175,9 +194,9 @@ class _Plan:
             self._host[name].view(np.float32).reshape(kind.shape) for name in ("mean", "std")
         )
 
-    def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> Context:
+    def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> DeviceContext:
         height, width = self._cells[::-1] if is_transposed else self._cells
-        context = self.network.context((count, 1, height, width))
+        context = self.network.context((count, 1, height, width), self._stream)
         opened.callback(context.close)
         return context
 
@@ -187,17 +206,6 @@ class _Plan:
         if graph is not None:
             self._opened.callback(self.device.end_graph, graph)
         self._opened.close()
-
-    def _batches(self) -> Iterator[tuple[int, int, bool]]:
-        """First draw and number of draws that lie alike, and whether they are transposed."""
-        n_samples, at_once = self.kind.n_samples, self.layout.at_once
-        is_square = self._cells[0] == self._cells[1]
-        apart = self._draws_of.transposes and not is_square
-        size = self._draws_of.group_size if apart else n_samples
-        for group in range(0, n_samples, size):
-            end = min(group + size, n_samples)
-            for first in range(group, end, at_once):
-                yield first, min(at_once, end - first), apart and group // size % 2 == 1
 
     def _tiles(self) -> Iterator[tuple[Window, Part]]:
         """What is drawn of the frame, and what of it goes where."""
@@ -220,22 +228,22 @@ class _Plan:
         np.copyto(self._pixels, frame.pixels, casting="unsafe")
         self._key[:] = key
 
-    def run(self, stream: int) -> None:
+    def run(self) -> None:
         """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
         if not self.network.is_capturable:
-            self.enqueue(stream)
+            self.enqueue()
             return
         if self._graph is None:
-            self.device.begin_capture(stream)
+            self.device.begin_capture(self._stream)
             try:
-                self.enqueue(stream)
+                self.enqueue()
             finally:
-                self._graph = self.device.end_capture(stream)
-        self.device.replay(self._graph, stream)
+                self._graph = self.device.end_capture(self._stream)
+        self.device.replay(self._graph, self._stream)
 
-    def enqueue(self, stream: int) -> None:
+    def enqueue(self) -> None:
         """All the work of a frame whose pixels and key are in pinned memory."""
-        device, at, kind = self.device, self._at, self.kind
+        device, at, kind, stream = self.device, self._at, self.kind, self._stream
         n_pixels = kind.shape[0] * kind.shape[1]
         device.upload(at["key"], self._host["key"], stream)
         device.upload(at["pixels"], self._host["pixels"], stream)
@@ -243,15 +251,16 @@ class _Plan:
             at["pixels"], kind.dtype, n_pixels, at["scratch"], at["statistics"], stream
         )
         for window, part in self._tiles():
-            self._enqueue_tile(window, part, stream)
+            self._enqueue_tile(window, part)
         device.shift_mean(
             at["mean"], n_pixels, at["scratch"], at["statistics"], at["of_result"], stream
         )
         for name in ("statistics", "mean", "std"):
             device.download(self._host[name], at[name], stream)
 
-    def _enqueue_tile(self, window: Window, part: Part, stream: int) -> None:
-        device, at, kind, is_half = self.device, self._at, self.kind, self.network.is_half
+    def _enqueue_tile(self, window: Window, part: Part) -> None:
+        device, at, kind, stream = self.device, self._at, self.kind, self._stream
+        is_half = self.network.is_half
         device.draw(
             at["pixels"],
             kind.dtype,
@@ -268,9 +277,9 @@ class _Plan:
         number = 2 if is_half else 4
         input_bytes = window.height * window.width * number
         output_bytes = part.of_height * part.of_width * number
-        for first, count, is_transposed in self._batches():
+        for first, count, is_transposed in self._batches:
             self._contexts[count, is_transposed].enqueue(
-                at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes, stream
+                at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes
             )
         stride_y, stride_x = self.model.metadata.pattern.stride
         top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
@@ -297,7 +306,7 @@ class _InFlight(NamedTuple):
 class _Slot:
     """Room for one frame in flight: a stream, and plans for the kinds of frames it has seen."""
 
-    def __init__(self, model: ExportedModel, network: Network, device: Device) -> None:
+    def __init__(self, model: ExportedModel, network: DeviceNetwork, device: Device) -> None:
         self._model, self._network, self._device = model, network, device
         self._stream: int | None = None
         self._plans: OrderedDict[_Kind, _Plan] = OrderedDict()
@@ -319,7 +328,7 @@ class _Slot:
             self._plans.move_to_end(kind)
             if plan.has_run:
                 plan.fill(frame, key)
-                plan.run(self._stream)
+                plan.run()
             plan.has_run = True
         except DeviceError:
             self.close()
@@ -336,10 +345,10 @@ class _Slot:
         for layout in layouts(self._model, kind.shape, kind.n_samples):
             with ExitStack() as opened:
                 try:
-                    plan = _Plan(self._model, self._network, self._device, kind, layout)
+                    plan = _Plan(self._model, self._network, self._device, kind, layout, stream)
                     opened.callback(plan.close)
                     plan.fill(frame, key)
-                    plan.enqueue(stream)
+                    plan.enqueue()
                     self._device.wait(stream)
                 except OutOfDeviceMemoryError:
                     while self._plans:  # of other kinds of frames, which hold memory too
@@ -410,7 +419,7 @@ class Program:
     """
 
     def __init__(
-        self, model: ExportedModel, network: Network, device: Device, n_in_flight: int = 2
+        self, model: ExportedModel, network: DeviceNetwork, device: Device, n_in_flight: int = 2
     ) -> None:
         if n_in_flight < 1:
             raise SettingError(f"n_in_flight is {n_in_flight}, but must be at least 1")

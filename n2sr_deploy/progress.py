@@ -44,6 +44,21 @@ def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
         lines.end()
 
 
+@contextmanager
+def shown_phases(what: str) -> Iterator[Callable[[str, float], None]]:
+    """Give what is called with the name of a phase and the share of it that is done."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task(what, total=1.0)
+
+        def show(phase: str, share: float) -> None:
+            progress.update(task, description=f"{what}: {phase}", completed=share)
+
+        yield show
+
+
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),

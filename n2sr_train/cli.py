@@ -18,14 +18,16 @@ from n2sr_deploy.cli_options import (
     seed_option,
     training_options,
 )
+from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.formats import read_frame
-from n2sr_deploy.progress import shown_training
+from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_train.learner import learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.sampling import Shape
 
 
 @click.command("train", short_help="Learn a network from one noisy frame.")
@@ -50,25 +52,82 @@ def train_command(
     click.echo(f"{output}: {checkpoint.describe()}")
 
 
-@click.command("export", short_help="Make a checkpoint a portable model (ONNX).")
-@click.argument("checkpoint", type=PATH)
-@output_option("MODEL, .onnx")
+@click.command("export", short_help="Make a checkpoint a portable model, or engines of it.")
+@click.argument("source", metavar="CHECKPOINT|MODEL.onnx", type=PATH)
+@output_option("MODEL, .onnx", required=False)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
-    default="fp32",
+    help="Arithmetic inside; input and output stay float32. By default fp32; an engine's is its "
+    "model's.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="Also compile the model for this machine's NVIDIA GPU: with TensorRT (data-centre GPUs), "
+    "or TensorRT for RTX (GeForce and RTX).",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    nargs=2,
+    default=(1024, 1024),
     show_default=True,
-    help="Arithmetic inside; input and output stay float32.",
+    metavar="H W",
+    help="Of the frames that an engine is for.",
+)
+@click.option(
+    "-M", "--samples", type=int, metavar="M", help="Draws an engine is for; else the model's."
 )
 @overwrite_option
-def export_command(checkpoint: Path, output: Path, precision: str, overwrite: bool) -> None:
-    """Make a CHECKPOINT a portable model, checked against PyTorch before it is written."""
-    files.check_output(output, overwrite=overwrite, inputs=[checkpoint], suffix=".onnx")
-    files.check_input(checkpoint)
-    require_training_extra()
-    from n2sr_train.checkpoint import Checkpoint
-    from n2sr_train.export import export_model
+def export_command(
+    source: Path,
+    output: Path | None,
+    precision: str | None,
+    engine: str | None,
+    size: Shape,
+    samples: int | None,
+    overwrite: bool,
+) -> None:
+    """Make a CHECKPOINT a portable model, checked against PyTorch before it is written.
 
-    model = export_model(Checkpoint.open(checkpoint), precision)
-    model.save(output, overwrite=overwrite)
-    click.echo(f"{output}: {model.describe()}")
+    With --engine, a CHECKPOINT or a MODEL.onnx is also compiled for frames of one size; engines
+    are kept in the user's cache folder, and `n2sr denoise --backend tensorrt` finds them there.
+    """
+    from n2sr_deploy.building import build_engines
+    from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
+
+    files.check_input(source)
+    with source.open("rb") as opened:
+        is_checkpoint = looks_like_checkpoint(opened.read(9))
+    is_model = engine is not None and not is_checkpoint
+    if is_model and output is not None:
+        raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")
+    if not is_model and output is None:
+        raise click.UsageError("name the model to write: -o MODEL.onnx")
+    if output is not None:
+        files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
+    device = CudaDevice() if engine is not None else None  # before seconds of work
+    if output is None:
+        model = ExportedModel.open(source)
+        if precision not in (None, model.metadata.precision):
+            raise click.UsageError(
+                f"{source} is {model.metadata.precision}, and so will be its engine; export its "
+                f"checkpoint with --precision {precision} first"
+            )
+    else:
+        require_training_extra()
+        from n2sr_train.checkpoint import Checkpoint
+        from n2sr_train.export import export_model
+
+        model = export_model(Checkpoint.open(source), precision or "fp32")
+        model.save(output, overwrite=overwrite)
+        click.echo(f"{output}: {model.describe()}")
+    if engine is not None and device is not None:
+        library = engine.replace("-", "_")
+        with shown_phases(f"compiling for {device.name}") as progress:
+            paths = build_engines(
+                model, library, size, samples, device, rebuild=overwrite, progress=progress
+            )
+        for path in paths:
+            click.echo(f"{path}: engine for frames of {size[0]} x {size[1]} on {device.name}")

@@ -256,11 +256,11 @@ class FakeNetwork:
         self.n_enqueued = 0
         self.closed = False
 
-    def context(self, shape):
+    def context(self, shape, stream):
         assert not self.closed
         if self.shapes is not None and shape not in self.shapes:
             raise ModelError(f"the network was not built for input of shape {shape}")
-        context = FakeContext(self, shape)
+        context = FakeContext(self, shape, stream)
         self.n_open += 1
         return context
 
@@ -270,11 +270,11 @@ class FakeNetwork:
 
 
 class FakeContext:
-    def __init__(self, network, shape):
-        self.network, self.shape = network, shape
+    def __init__(self, network, shape, stream):
+        self.network, self.shape, self.stream = network, shape, stream
         self.workspace = network.device.allocate(WORKSPACE * int(np.prod(shape)))
 
-    def enqueue(self, subsampled, outputs, stream):
+    def enqueue(self, subsampled, outputs):
         network, (n, _, h, w) = self.network, self.shape
         shape = n, 1, h * network.stride[0], w * network.stride[1]
         dtype = np.float16 if network.is_half else np.float32
@@ -286,7 +286,7 @@ class FakeContext:
             network.backend.infer(given, found)
             network.device.at(outputs, shape, dtype)[...] = found
 
-        network.device.enqueue(stream, work)
+        network.device.enqueue(self.stream, work)
 
     def close(self):
         self.network.device.free(self.workspace)

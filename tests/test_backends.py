@@ -12,13 +12,18 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy import Denoiser, doctor
-from n2sr_deploy.backends import BACKENDS, choosing, open_backend
+from n2sr_deploy.backends import choosing, open_backend
+from n2sr_deploy.backends.choosing import ON_CPU
+from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
 from n2sr_deploy.formats import read_frame, write_frame
+from tests.fake_device import FakeDevice, FakeNetwork
+
+FAKE = "a GPU that is none"
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=[*ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
 def name(request):
     """Each backend by its name, skipped where its library is not installed."""
     if request.param.startswith("openvino"):
@@ -26,9 +31,22 @@ def name(request):
     return request.param
 
 
+@pytest.fixture(params=[*ON_CPU, FAKE, pytest.param("cuda", marks=pytest.mark.gpu)])
+def opened(request, model):
+    """Opens each kind of backend."""
+    if request.param == FAKE:
+        device = FakeDevice()
+        yield lambda: DeviceBackend(FakeNetwork(model, device), device, (2, 2))
+        assert not device.memory | device.pins | device.streams
+        return
+    if request.param.startswith("openvino"):
+        pytest.importorskip("n2sr_deploy.backends.openvino")
+    yield lambda: open_backend(model.onnx, request.param, n_threads=1)
+
+
 @pytest.fixture
-def backend(name, model):
-    backend = open_backend(model.onnx, name, n_threads=1)
+def backend(opened):
+    backend = opened()
     yield backend
     backend.close()
 
@@ -114,8 +132,8 @@ def test_arrays_whose_memory_would_be_misread_are_refused(backend, wrong):
     assert not out.any()
 
 
-def test_a_closed_backend_says_so(name, model):
-    backend = open_backend(model.onnx, name)
+def test_a_closed_backend_says_so(opened):
+    backend = opened()
     backend.close()
     backend.close()
     with pytest.raises(ModelError, match="was closed"):
@@ -160,7 +178,7 @@ def choose(monkeypatch, model):
 
     def choose(*fakes, **others):
         loaders = others | {fake.name: lambda fake=fake: lambda *_, **__: fake for fake in fakes}
-        monkeypatch.setattr(choosing, "BACKENDS", loaders)
+        monkeypatch.setattr(choosing, "ON_CPU", loaders)
         monkeypatch.setattr(choosing, "FASTEST_FIRST", tuple(loaders))
         return open_backend(model.onnx)
 
@@ -259,7 +277,7 @@ def test_denoise_takes_the_backend_that_is_named(name, model_path, noisy, tmp_pa
 
 
 def test_a_missing_backend_is_told_before_a_training(noisy, tmp_path, monkeypatch):
-    monkeypatch.setattr(choosing, "BACKENDS", {**BACKENDS, "openvino": missing})
+    monkeypatch.setattr(choosing, "ON_CPU", {**ON_CPU, "openvino": missing})
     write_frame(tmp_path / "noisy.tif", noisy)
     given = [tmp_path / "noisy.tif", "-o", tmp_path / "out.tif"]
     done = CliRunner().invoke(main, ["denoise", *map(str, given), "--backend", "openvino"])

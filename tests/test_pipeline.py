@@ -189,7 +189,8 @@ def test_layouts_cover_the_frame_exactly_once(device, model, shape):
 
     network = FakeNetwork(model, device)
     for layout in layouts(model, shape, 3):
-        plan = _Plan(model, network, device, _Kind(shape, np.dtype(np.uint8), 3), layout)
+        kind = _Kind(shape, np.dtype(np.uint8), 3)
+        plan = _Plan(model, network, device, kind, layout, 0)
         covered = np.zeros(shape, int)
         for window, part in plan._tiles():
             top, left = part.top + 2 * window.top, part.left + 2 * window.left
@@ -246,8 +247,8 @@ def test_a_capture_that_is_spoilt_ends(device, model, noisy):
     """As by a library that allocates each time it runs."""
 
     class Allocating(FakeNetwork):
-        def context(self, shape):
-            context = super().context(shape)
+        def context(self, shape, stream):
+            context = super().context(shape, stream)
             plain = context.enqueue
 
             def enqueue(*arguments):

@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy.cli import main
+from n2sr_deploy.formats import write_frame
 from tests.conftest import REPOSITORY, tiny_config
 
 README = (REPOSITORY / "README.md").read_text()
 INDENTED = [line[4:] for line in README.splitlines() if line.startswith("    ")]
-COMMANDS = [line for line in INDENTED if line.startswith("n2sr ")]
+ON_GPU = [line for line in INDENTED if line.startswith("n2sr ") and "tensorrt" in line]
+COMMANDS = [line for line in INDENTED if line.startswith("n2sr ") and line not in ON_GPU]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -44,6 +46,20 @@ def test_every_command_runs_as_printed(quick_training, tmp_path):
     assert len(others) >= 5
     for command in (*simulate, *others):
         run(command)
+
+
+def test_commands_for_a_gpu_come_as_far_as_looking_for_one(
+    model_path, noisy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("n2sr_deploy.cuda.driver.LIBRARY", "libno-such-driver.so")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample.onnx").write_bytes(model_path.read_bytes())
+    write_frame(tmp_path / "noisy.tif", noisy)
+    assert len(ON_GPU) == 2
+    for command in ON_GPU:
+        result = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert result.exit_code == 2
+        assert "no NVIDIA driver (libno-such-driver.so" in result.output
 
 
 def test_every_option_of_the_table_exists():

@@ -9,6 +9,9 @@ from n2sr_deploy.errors import ModelError
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
+InputShape = tuple[int, int, int, int]
+"""(M, 1, H / stride_y, W / stride_x)."""
+
 
 class Backend(Protocol):
     """A network loaded and ready: loaded once, run often, closed at the end."""
@@ -35,6 +38,38 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what the backend holds; it cannot be used afterwards. Closing twice is fine."""
+
+
+class DeviceContext(Protocol):
+    """A network on a GPU, ready for input of one shape on one stream."""
+
+    def enqueue(self, subsampled: int, outputs: int) -> None:
+        """Run it on device memory, and do not wait; DeviceError when it fails."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class DeviceNetwork(Protocol):
+    """A network loaded on a GPU."""
+
+    @property
+    def name(self) -> str:
+        """As users know it: ``TensorRT 11.4 (NVIDIA H100, fp16)``."""
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it takes and gives float16 instead of float32."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether what it enqueues may be recorded in a CUDA graph."""
+
+    def context(self, shape: InputShape, stream: int) -> DeviceContext:
+        """For input of (M, 1, h, w); ModelError when the network was not built for it."""
+
+    def close(self) -> None:
+        """Release it, after all its contexts."""
 
 
 def check_arrays(subsampled: FloatArray, out: FloatArray) -> None:

@@ -14,8 +14,9 @@ from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from n2sr_deploy.backends.base import Backend
+    from n2sr_deploy.backends.base import Backend, DeviceNetwork
     from n2sr_deploy.backends.openvino import OpenVINOBackend
+    from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.sampling import Shape
 
 _log = logging.getLogger("n2sr")
@@ -23,9 +24,18 @@ _SIDE = 64  # of a draw to warm up with: the least that every network's multiple
 
 
 class Loader(Protocol):
-    """Loads an ONNX model; a backend's class."""
+    """Loads an ONNX model on the CPU; a backend's class."""
 
     def __call__(self, onnx: bytes, *, n_threads: int = 0) -> Backend:
+        """Load it."""
+
+
+class NetworkLoader(Protocol):
+    """Loads an ONNX model on a GPU."""
+
+    def __call__(
+        self, onnx: bytes, device: CudaDevice, precision: str, stride: Shape
+    ) -> DeviceNetwork:
         """Load it."""
 
 
@@ -52,41 +62,110 @@ def _openvino_float32() -> Loader:
     return functools.partial(_openvino(), float32=True)
 
 
-BACKENDS: Mapping[str, Callable[[], Loader]] = {
+def _ort_cuda() -> NetworkLoader:
+    from n2sr_deploy.backends.ort import OnnxRuntimeCudaNetwork
+
+    return OnnxRuntimeCudaNetwork
+
+
+def _tensorrt(library: str) -> NetworkLoader:
+    from n2sr_deploy.backends.tensorrt import TensorRTNetwork, import_library
+
+    import_library(library)
+
+    def load(onnx: bytes, device: CudaDevice, precision: str, stride: Shape) -> DeviceNetwork:
+        return TensorRTNetwork(onnx, library, device, precision, stride)
+
+    return load
+
+
+ON_CPU: Mapping[str, Callable[[], Loader]] = {
     "ort": _ort,
     "openvino": _openvino,
     "openvino-float32": _openvino_float32,
 }
 """What imports the library and gives what loads an ONNX model, by the name users give it."""
 
+ON_GPU: Mapping[str, Callable[[], NetworkLoader]] = {
+    "tensorrt": functools.partial(_tensorrt, "tensorrt"),
+    "tensorrt-rtx": functools.partial(_tensorrt, "tensorrt_rtx"),
+    "cuda": _ort_cuda,
+}
+"""The same for GPUs, the fastest first; ``cuda`` is ONNX Runtime's CUDA provider."""
+
+BACKENDS = *ON_GPU, *ON_CPU
+"""All names."""
+
 FASTEST_FIRST = "openvino", "ort"
-"""What ``auto`` tries."""
+"""What ``auto`` tries on a CPU."""
 
 
 def check_backend(name: str) -> None:
-    """Refuse, before any work, a backend that is unknown or cannot be imported.
+    """Refuse, before any work, a backend that is unknown, cannot be imported or has no GPU.
 
     Raises
     ------
-    SettingError, MissingExtraError, ModelError
+    SettingError, MissingExtraError, ModelError, DeviceError
         As `open_backend` does.
     """
-    if name != "auto":
-        _loader(name)
+    if name == "auto":
+        return
+    _check_name(name)
+    if name in ON_CPU:
+        ON_CPU[name]()
+        return
+    from n2sr_deploy.cuda.driver import find_driver
+    from n2sr_deploy.cuda.runtime import load_library
+
+    ON_GPU[name]()
+    find_driver()
+    load_library()
 
 
-def _loader(name: str) -> Loader:
+def _check_name(name: str) -> None:
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise SettingError(
             f"backend is {name!r}, but must be auto or one of {', '.join(BACKENDS)}{hint}"
         )
-    return BACKENDS[name]()
+
+
+def open_network(
+    onnx: bytes, name: str, device: CudaDevice, *, precision: str, stride: Shape
+) -> DeviceNetwork:
+    """Load an ONNX model on a GPU.
+
+    Parameters
+    ----------
+    onnx
+        The exported model's ONNX file.
+    name
+        One of `ON_GPU`.
+    device
+        The GPU.
+    precision, stride
+        The model's.
+
+    Returns
+    -------
+    The network; engines are loaded when the first frame of their shape comes.
+
+    Raises
+    ------
+    MissingExtraError, ModelError
+        When its library is not installed, is broken, or cannot load the model.
+    """
+    return ON_GPU[name]()(onnx, device, precision, stride)
 
 
 def open_backend(
-    onnx: bytes, name: str = "auto", *, stride: Shape = (2, 2), n_threads: int = 0
+    onnx: bytes,
+    name: str = "auto",
+    *,
+    stride: Shape = (2, 2),
+    precision: str = "fp32",
+    n_threads: int = 0,
 ) -> Backend:
     """Load an ONNX model.
 
@@ -98,8 +177,8 @@ def open_backend(
         One of `BACKENDS`; or ``auto``: the first of `FASTEST_FIRST` that is installed and works.
         Which it is, and why, is logged. The order is fixed, not timed here, so that a frame
         denoised again is the same to the last bit.
-    stride
-        Of the model's pattern.
+    stride, precision
+        The model's.
     n_threads
         0: one for each core.
 
@@ -115,17 +194,27 @@ def open_backend(
         When its library is not installed.
     ModelError
         When it cannot load the model; with ``auto``, when none can.
+    DeviceError
+        When it needs a GPU and there is none that works.
     """
     if name == "auto":
         return _first_that_works(onnx, stride, n_threads)
-    return _loader(name)(onnx, n_threads=n_threads)
+    _check_name(name)
+    if name in ON_CPU:
+        return ON_CPU[name]()(onnx, n_threads=n_threads)
+    from n2sr_deploy.backends.on_device import DeviceBackend
+    from n2sr_deploy.cuda.runtime import CudaDevice
+
+    device = CudaDevice()
+    network = open_network(onnx, name, device, precision=precision, stride=stride)
+    return DeviceBackend(network, device, stride)
 
 
 def _first_that_works(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
     left_out: list[str] = []
     for name in FASTEST_FIRST:
         try:
-            backend = _loader(name)(onnx, n_threads=n_threads)
+            backend = ON_CPU[name]()(onnx, n_threads=n_threads)
             _warm_up(backend, stride)
         except MissingExtraError:
             left_out.append(f"{name} is not installed")

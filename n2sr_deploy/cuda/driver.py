@@ -46,8 +46,8 @@ def find_driver() -> Driver:
         driver = ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise DeviceError(
-            f"no NVIDIA driver ({LIBRARY} is not there); install NVIDIA's driver for the GPU, or "
-            "use a backend that runs on the CPU: --backend auto"
+            f"no NVIDIA driver ({LIBRARY} is not there); install NVIDIA's driver for the GPU; "
+            "without one, --backend auto runs on the CPU"
         ) from error
     code = driver.cuInit(0)
     if code != 0:

@@ -1,0 +1,111 @@
+"""Exported model -> engines of this machine: compiled, compared with ONNX Runtime, kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n2sr_deploy import engine
+from n2sr_deploy.backends import open_backend, ort
+from n2sr_deploy.backends.on_device import DeviceBackend
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, build_plan, engine_key
+from n2sr_deploy.errors import ModelError
+from n2sr_deploy.pipeline import input_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from n2sr_deploy.backends.base import InputShape
+    from n2sr_deploy.cuda.runtime import CudaDevice
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import Shape
+
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
+"""Largest difference from ONNX Runtime, as a share of the output's standard deviation."""
+
+
+def build_engines(
+    model: ExportedModel,
+    library: str,
+    size: Shape,
+    n_samples: int | None,
+    device: CudaDevice,
+    *,
+    rebuild: bool = False,
+    progress: Callable[[str, float], object] | None = None,
+) -> list[Path]:
+    """Build and keep all engines that frames of one size need.
+
+    Parameters
+    ----------
+    model
+        The exported model; its precision is the engine's.
+    library
+        ``tensorrt`` or ``tensorrt_rtx``.
+    size
+        (H, W) of the frames.
+    n_samples
+        M; None: the model's own.
+    device
+        The GPU they are built for.
+    rebuild
+        Whether to build again what is there already.
+    progress
+        Called with the phase and the share of it that is done.
+
+    Returns
+    -------
+    The plans' paths.
+
+    Raises
+    ------
+    MissingExtraError, ModelError
+        When the library is missing or broken, cannot compile the model, or computes something
+        else than ONNX Runtime.
+    OutputError
+        When an engine cannot be kept.
+    """
+    paths = []
+    for shape in input_shapes(model, size, n_samples or model.metadata.n_samples):
+        key = engine_key(model.onnx, library, model.metadata.precision, shape, device)
+        with engine.building(key):
+            if rebuild or engine.find(key) is None:
+                plan = build_plan(model.onnx, library, model.metadata.precision, shape, progress)
+                _verify(model, library, plan, shape, device)
+                engine.keep(key, plan, ort.metadata_props(model.onnx))
+        paths.append(engine.path_of(key))
+    return paths
+
+
+def _verify(
+    model: ExportedModel, library: str, plan: bytes, shape: InputShape, device: CudaDevice
+) -> None:
+    """Compare with ONNX Runtime on random input; raise where they differ too much."""
+    meta = model.metadata
+    stride = meta.pattern.stride
+    subsampled = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    wanted, found = np.empty(
+        (2, shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]), np.float32
+    )
+    network = TensorRTNetwork(
+        model.onnx, library, device, meta.precision, stride, plans={shape: plan}
+    )
+    for backend, out in (
+        (open_backend(model.onnx, "ort"), wanted),
+        (DeviceBackend(network, device, stride), found),
+    ):
+        try:
+            backend.infer(subsampled, out)
+        finally:
+            backend.close()
+    difference = float(np.nan_to_num(np.abs(found - wanted), nan=np.inf).max())
+    share = difference / float(wanted.std())
+    if not share <= TOLERANCE[meta.precision]:
+        raise ModelError(
+            f"the engine's output differs from ONNX Runtime's by {share:.2g} of its standard "
+            f"deviation, but at most {TOLERANCE[meta.precision]:g} is allowed for "
+            f"{meta.precision}; nothing was kept. Another version of {library} may do better, "
+            "or --precision fp32"
+        )

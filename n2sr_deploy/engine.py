@@ -1,0 +1,238 @@
+"""Engines: what a GPU library compiled of a model for this machine, kept in the user's cache.
+
+An engine file (a plan) is a program: only files that this user alone may write are loaded, and
+only if everything the plan depends on is as it was. Beside `NAME.plan` lies `NAME.json`, which
+tells all that; nothing is prefixed to the plan itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from n2sr_deploy import files
+from n2sr_deploy.errors import MissingExtraError, ModelError, OutputError
+from n2sr_deploy.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_log = logging.getLogger("n2sr")
+FORMAT_VERSION = 1
+LOCK_TIMEOUT_S = 1800.0  # of a build in another process
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """Everything an engine depends on: another value of any of it is another engine."""
+
+    onnx_sha256: str
+    """Of the ONNX file with its weights."""
+    library: str
+    """``tensorrt`` or ``tensorrt_rtx``."""
+    library_version: str
+    """All of it, like ``10.13.3.9``."""
+    gpu: str
+    """The name of the GPU."""
+    capability: str
+    """Its compute capability, like ``9.0``."""
+    driver: str
+    """The version of the NVIDIA driver."""
+    precision: str
+    """``fp32`` or ``fp16``; the model's."""
+    shape: tuple[int, int, int, int]
+    """Of the input, (M, 1, H / stride_y, W / stride_x)."""
+    options: str
+    """How it is built: the builder's settings in words."""
+
+    @property
+    def name(self) -> str:
+        """Of its files: the shape to read, and a hash of everything."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        shape = "x".join(map(str, self.shape))
+        return f"{self.library}-{shape}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def engine_folder() -> Path:
+    """Where engines are kept."""
+    return files.cache_folder() / "engines"
+
+
+def path_of(key: EngineKey) -> Path:
+    """Of its plan, whether it is there or not."""
+    return engine_folder() / f"{key.name}.plan"
+
+
+def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
+    """Write an engine and what is known of it, whole or not at all.
+
+    Parameters
+    ----------
+    key
+        What it depends on.
+    plan
+        What the library built.
+    props
+        The ``metadata_props`` of the ONNX file.
+
+    Returns
+    -------
+    The plan's path.
+
+    Raises
+    ------
+    OutputError
+        When the folder cannot be written to, is full, or is open to other users.
+    """
+    folder = _own_folder()
+    path = folder / f"{key.name}.plan"
+    told = {
+        "n2sr_engine": FORMAT_VERSION,
+        "n2sr_version": VERSION,
+        "key": dataclasses.asdict(key),
+        "plan_sha256": hashlib.sha256(plan).hexdigest(),
+        "model": dict(props),
+    }
+    with files.replacing(path, overwrite=True) as temporary:
+        temporary.write_bytes(plan)
+    with files.replacing(path.with_suffix(".json"), overwrite=True) as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    return path
+
+
+def find(key: EngineKey) -> bytes | None:
+    """The plan that was built for exactly this, or None.
+
+    Raises
+    ------
+    ModelError
+        When there is one that cannot be trusted: others may have written it, or it is damaged.
+    """
+    path = path_of(key)
+    if not path.exists():
+        return None
+    for part in (path.parent, path, path.with_suffix(".json")):
+        _check_owner(part)
+    told = _read(path.with_suffix(".json"))
+    plan = path.read_bytes()
+    if told is None or told.get("plan_sha256") != hashlib.sha256(plan).hexdigest():
+        raise ModelError(
+            f"engine {path} is damaged; delete it and build it again: n2sr export MODEL.onnx "
+            f"--engine {option_of(key.library)}"
+        )
+    if told["key"] != json.loads(json.dumps(dataclasses.asdict(key))):
+        return None
+    return plan
+
+
+def why_not(key: EngineKey) -> str:
+    """Why `find` finds nothing: the engine that comes nearest, in a sentence; or an empty string.
+
+    A model's engine for the same input, made for another GPU, driver or version.
+    """
+    for path in sorted(engine_folder().glob("*.json")):
+        told = _read(path)
+        if told is None or told["key"].get("onnx_sha256") != key.onnx_sha256:
+            continue
+        other = told["key"]
+        if tuple(other["shape"]) != key.shape or other["library"] != key.library:
+            continue
+        here = dataclasses.asdict(key)
+        different = [name for name in here if name != "shape" and other.get(name) != here[name]]
+        then = ", ".join(f"{name.replace('_', ' ')} {other.get(name)}" for name in different)
+        now = ", ".join(f"{here[name]}" for name in different)
+        return f"{path.stem} was built for {then}; this is {now}. "
+    return ""
+
+
+@contextmanager
+def building(key: EngineKey) -> Iterator[None]:
+    """Hold the lock of an engine while it is built: another process waits, and then finds it.
+
+    Raises
+    ------
+    MissingExtraError
+        When the library for locks is not installed.
+    OutputError
+        When the folder cannot be written to, or another process builds for too long.
+    """
+    try:
+        from filelock import FileLock, Timeout
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("building an engine", "filelock", "rtx") from error
+    path = _own_folder() / f"{key.name}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=LOCK_TIMEOUT_S)
+    except Timeout as error:
+        raise OutputError(
+            f"another process has been building this engine for {LOCK_TIMEOUT_S / 60:.0f} minutes; "
+            f"if there is none, delete {path}"
+        ) from error
+    except OSError as error:
+        raise OutputError(_unwritable(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def option_of(library: str) -> str:
+    """``tensorrt_rtx`` as users write it: ``tensorrt-rtx``."""
+    return library.replace("_", "-")
+
+
+def _own_folder() -> Path:
+    folder = engine_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner(folder)
+    except OSError as error:
+        raise OutputError(_unwritable(error)) from error
+    except ModelError as error:
+        raise OutputError(str(error)) from error
+    return folder
+
+
+def _unwritable(error: OSError) -> str:
+    return (
+        f"engines cannot be kept in {engine_folder()} ({error.strerror or error}); make it "
+        "writable, or name another folder with N2SR_CACHE_DIR"
+    )
+
+
+def _check_owner(path: Path) -> None:
+    """Raise ModelError when users other than this one may write what is at `path`."""
+    if os.name != "posix":
+        return  # the user's cache folder on Windows is closed to others by inheritance
+    found = path.stat()
+    if found.st_uid != os.getuid():
+        raise ModelError(
+            f"{path} belongs to another user, so it is not trusted: an engine is a program; "
+            "name a folder of your own with N2SR_CACHE_DIR"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ModelError(
+            f"{path} can be written by other users, so it is not trusted: an engine is a program; "
+            f"close it with: chmod go-w '{path}'"
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is told of an engine; None where that is damaged or of another version of n2sr."""
+    try:
+        told = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        _log.debug("%s cannot be read: %s", path, error)
+        return None
+    if not isinstance(told, dict) or told.get("n2sr_engine") != FORMAT_VERSION:
+        return None
+    return told if isinstance(told.get("key"), dict) else None

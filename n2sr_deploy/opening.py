@@ -1,0 +1,109 @@
+"""Which denoiser, for a model on this machine: on a GPU where that works, else on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n2sr_deploy.backends import open_network
+from n2sr_deploy.backends.choosing import ON_GPU
+from n2sr_deploy.cuda.runtime import CudaDevice
+from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser
+from n2sr_deploy.errors import DeviceError, MissingExtraError, N2SRError
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.pipeline import FramePipeline, Program
+
+if TYPE_CHECKING:
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import Shape
+
+_log = logging.getLogger("n2sr")
+
+
+def open_denoiser(
+    model: ExportedModel,
+    backend: str = "auto",
+    *,
+    shape: Shape | None = None,
+    n_samples: int | None = None,
+    n_in_flight: int = 1,
+    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    n_threads: int = 0,
+) -> Denoiser | FramePipeline:
+    """Open what denoises frames fastest here.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    backend
+        One of `n2sr_deploy.backends.BACKENDS`; or ``auto``: a GPU if there is one and something
+        runs the model on it, else the CPU. Which it is, and why, is logged.
+    shape, n_samples
+        Of the frames to come, (H, W), and M: with ``auto``, a GPU is taken only if it denoises a
+        frame of these; without `shape`, the CPU is.
+    n_in_flight
+        How many frames may be in flight on a GPU.
+    memory_budget, n_threads
+        Of a `Denoiser` on the CPU.
+
+    Returns
+    -------
+    A `FramePipeline` on a GPU, a `Denoiser` on the CPU. Both have `model`, `name`, `denoise`,
+    `close`, and are context managers.
+
+    Raises
+    ------
+    SettingError, MissingExtraError, ModelError, DeviceError
+        When there is no backend of that name, its library is not installed, it cannot load the
+        model, or it needs a GPU that does not work.
+    """
+    if backend in ON_GPU:
+        return _pipeline(model, backend, CudaDevice(), n_in_flight)
+    if backend == "auto" and shape is not None:
+        pipeline = _pipeline_that_works(model, shape, n_samples, n_in_flight)
+        if pipeline is not None:
+            return pipeline
+    return Denoiser(model, backend=backend, memory_budget=memory_budget, n_threads=n_threads)
+
+
+def _pipeline(
+    model: ExportedModel, backend: str, device: CudaDevice, n_in_flight: int
+) -> FramePipeline:
+    meta = model.metadata
+    network = open_network(
+        model.onnx, backend, device, precision=meta.precision, stride=meta.pattern.stride
+    )
+    return FramePipeline(Program(model, network, device, n_in_flight))
+
+
+def _pipeline_that_works(
+    model: ExportedModel, shape: Shape, n_samples: int | None, n_in_flight: int
+) -> FramePipeline | None:
+    """The first, tried on a frame; None, and why, where none does."""
+    try:
+        device = CudaDevice()
+    except DeviceError as error:
+        _log.debug("no GPU is used: %s", error)  # as on most machines
+        return None
+    frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))
+    for backend in ON_GPU:
+        try:
+            pipeline = _pipeline(model, backend, device, n_in_flight)
+        except MissingExtraError:
+            _log.info("backend %s is not installed", backend)
+            continue
+        except N2SRError as error:
+            _log.warning("backend %s is left out: %s", backend, error)
+            continue
+        try:
+            pipeline.denoise(frame, n_samples)
+        except N2SRError as error:
+            _log.warning("backend %s is left out: %s", backend, error)
+            pipeline.close()
+        else:
+            _log.info("backend: %s", pipeline.name)
+            return pipeline
+    return None

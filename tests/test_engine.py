@@ -1,0 +1,545 @@
+"""Engines: their key and cache, their building, and what loads them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import building, engine
+from n2sr_deploy.backends import tensorrt as backend
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, build_plan, engine_key
+from n2sr_deploy.cli import main
+from n2sr_deploy.engine import EngineKey
+from n2sr_deploy.errors import (
+    DeviceError,
+    MissingExtraError,
+    ModelError,
+    OutOfDeviceMemoryError,
+    OutputError,
+)
+from n2sr_deploy.pipeline import FramePipeline, Program, input_shapes
+from tests.fake_device import FakeDevice, FakeNetwork
+
+SHAPE = (4, 1, 48, 64)
+PROPS = {"n2sr.preset": '"fast"'}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("N2SR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+def a_key(**changes):
+    return replace(
+        EngineKey(
+            onnx_sha256="0" * 64,
+            library="tensorrt",
+            library_version="11.4.0",
+            gpu="NVIDIA H100",
+            capability="9.0",
+            driver="580.65.06",
+            precision="fp16",
+            shape=SHAPE,
+            options="as ever",
+        ),
+        **changes,
+    )
+
+
+# the cache
+
+
+def test_an_engine_is_found_again(cache):
+    path = engine.keep(a_key(), b"a plan", PROPS)
+    assert path == engine.path_of(a_key())
+    assert engine.find(a_key()) == b"a plan"
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert told["model"] == PROPS
+    assert told["key"]["gpu"] == "NVIDIA H100"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"onnx_sha256": "1" * 64},
+        {"library": "tensorrt_rtx"},
+        {"library_version": "11.4.1"},
+        {"gpu": "NVIDIA H200"},
+        {"capability": "10.0"},
+        {"driver": "590.1"},
+        {"precision": "fp32"},
+        {"shape": (4, 1, 64, 48)},
+        {"options": "other"},
+    ],
+)
+def test_another_anything_is_another_engine(cache, change):
+    engine.keep(a_key(), b"a plan", PROPS)
+    assert engine.find(a_key(**change)) is None
+
+
+def test_the_engine_that_comes_nearest_is_told(cache):
+    assert engine.why_not(a_key()) == ""
+    engine.keep(a_key(), b"a plan", PROPS)
+    assert engine.why_not(a_key(gpu="NVIDIA H200", driver="590.1")) == (
+        f"{a_key().name} was built for gpu NVIDIA H100, driver 580.65.06; "
+        "this is NVIDIA H200, 590.1. "
+    )
+    assert engine.why_not(a_key(onnx_sha256="1" * 64)) == ""
+
+
+@pytest.mark.parametrize("what", ["plan", "json", "folder"])
+def test_what_others_can_write_is_not_trusted(cache, what):
+    path = engine.keep(a_key(), b"a plan", PROPS)
+    opened = {"plan": path, "json": path.with_suffix(".json"), "folder": path.parent}[what]
+    opened.chmod(0o777)
+    with pytest.raises(ModelError, match=r"can be written by other users.*chmod go-w"):
+        engine.find(a_key())
+    opened.chmod(0o755)
+    assert engine.find(a_key()) == b"a plan"
+
+
+def test_what_belongs_to_another_user_is_not_trusted(cache, monkeypatch):
+    engine.keep(a_key(), b"a plan", PROPS)
+    own = engine.os.getuid()
+    monkeypatch.setattr(engine.os, "getuid", lambda: own + 1)
+    with pytest.raises(ModelError, match="belongs to another user"):
+        engine.find(a_key())
+    with pytest.raises(OutputError, match="belongs to another user"):
+        engine.keep(a_key(), b"a plan", PROPS)
+
+
+@pytest.mark.parametrize("damaged", ["plan", "json"])
+def test_a_damaged_engine_is_told(cache, damaged):
+    path = engine.keep(a_key(), b"a plan", PROPS).with_suffix(f".{damaged}")
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ModelError, match="is damaged; delete it and build it again"):
+        engine.find(a_key())
+    engine.keep(a_key(), b"a plan", PROPS)
+    assert engine.find(a_key()) == b"a plan"
+
+
+def test_a_folder_that_is_none_is_told(cache):
+    cache.parent.mkdir()
+    cache.write_text("a file")
+    with pytest.raises(OutputError, match=r"engines cannot be kept in .*N2SR_CACHE_DIR"):
+        engine.keep(a_key(), b"a plan", PROPS)
+
+
+def test_a_full_disk_leaves_nothing(cache, monkeypatch):
+    from pathlib import Path
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left on device; nothing was kept"):
+        engine.keep(a_key(), b"a plan", PROPS)
+    assert list(cache.iterdir()) == []
+
+
+def _build_slowly(marks, number):
+    with engine.building(a_key()):
+        if engine.find(a_key()) is None:
+            time.sleep(0.5)
+            (marks / f"built by {number}").touch()
+            engine.keep(a_key(), b"a plan", PROPS)
+
+
+def test_processes_at_once_build_an_engine_once(cache, tmp_path):
+    processes = multiprocessing.get_context("spawn")
+    workers = [
+        processes.Process(target=_build_slowly, args=(tmp_path, number)) for number in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(list(tmp_path.glob("built by *"))) == 1
+    assert engine.find(a_key()) == b"a plan"
+
+
+def test_a_lock_that_is_never_released_is_told(cache, monkeypatch):
+    import threading
+
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
+    failed = []
+
+    def other():
+        try:
+            with engine.building(a_key()):
+                pass
+        except OutputError as error:
+            failed.append(str(error))
+
+    with engine.building(a_key()):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "another process has been building this engine" in failed[0]
+
+
+# building, by the real library, which needs no GPU for it
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module", params=["fast", "balanced", "best", "paper"])
+def preset_models(request):
+    """A preset's network in both precisions."""
+    from n2sr_deploy.version import VERSION
+    from n2sr_train import Checkpoint, TrainingConfig, export_model
+    from n2sr_train.network import build_network
+
+    config = TrainingConfig.named(request.param)
+    network = build_network(config.network, config.pattern.stride, seed=0)
+    checkpoint = Checkpoint(
+        weights=network.state_dict(),
+        config=config,
+        history=[],
+        summary={},
+        pixel_size=None,
+        unit=None,
+        n2sr_version=VERSION,
+    )
+    return {precision: export_model(checkpoint, precision) for precision in ("fp32", "fp16")}
+
+
+def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models):
+    phases = []
+    for precision, model in preset_models.items():
+        (shape,) = input_shapes(model, (512, 512), 4)
+        plan = build_plan(
+            model.onnx, "tensorrt_rtx", precision, shape, lambda *done: phases.append(done)
+        )
+        assert len(plan) > 100_000
+    assert phases
+    assert all(0 <= share <= 1 for _, share in phases)
+
+
+def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
+    logger = backend._logger(rtx)
+    for precision, model in preset_models.items():
+        builder = rtx.Builder(logger)
+        network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert rtx.OnnxParser(network, logger).parse(model.onnx)
+        (given,), (result,) = (
+            [get(i) for i in range(n)]
+            for get, n in (
+                (network.get_input, network.num_inputs),
+                (network.get_output, network.num_outputs),
+            )
+        )
+        assert (given.name, result.name) == ("subsampled", "denoised")
+        assert given.dtype == result.dtype == rtx.DataType.FLOAT
+        backend._check_precision(rtx, network, precision)
+        other = "fp16" if precision == "fp32" else "fp32"
+        with pytest.raises(ModelError, match=f"not in {other}; export its checkpoint with"):
+            backend._check_precision(rtx, network, other)
+
+
+def test_half_precision_makes_a_smaller_plan_of_a_large_network(rtx, preset_models):
+    sizes = {
+        precision: len(build_plan(model.onnx, "tensorrt_rtx", precision, (1, 1, 64, 64)))
+        for precision, model in preset_models.items()
+    }
+    if len(preset_models["fp32"].onnx) > 2**21:
+        assert sizes["fp16"] < 0.8 * sizes["fp32"]
+
+
+def test_what_is_no_model_is_refused_with_the_parsers_words(rtx):
+    with pytest.raises(ModelError, match=r"TensorRT for RTX cannot read the model: .+"):
+        build_plan(b"no model", "tensorrt_rtx", "fp32", SHAPE)
+
+
+def test_a_shape_that_the_network_cannot_take_is_refused(rtx, model):
+    with pytest.raises(ModelError, match=r"cannot compile the model: .+"):
+        build_plan(model.onnx, "tensorrt_rtx", "fp32", (4, 3, 48, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "n_samples", "expected"),
+    [
+        ((64, 64), 4, [(4, 1, 32, 32)]),
+        ((60, 64), 4, [(4, 1, 32, 32)]),
+        ((64, 96), 16, [(4, 1, 32, 48), (4, 1, 48, 32)]),
+        ((64, 64), 16, [(16, 1, 32, 32)]),
+    ],
+)
+def test_engines_are_built_for_what_the_pipeline_asks_for(model, size, n_samples, expected):
+    assert model.metadata.n_orientations == 8
+    assert input_shapes(model, size, n_samples) == expected
+    asked = []
+
+    class Asking(FakeNetwork):
+        def context(self, shape, stream):
+            asked.append(shape)
+            return super().context(shape, stream)
+
+    device = FakeDevice()
+    with FramePipeline(Program(model, Asking(model, device), device, 1)) as pipeline:
+        pipeline.denoise(np.random.default_rng(0).poisson(9, size).astype(np.uint8), n_samples)
+    assert sorted(asked) == sorted(expected)
+
+
+# the library, as far as it can be asked without a GPU
+
+
+def test_a_library_that_is_not_installed_tells_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib, "import_module", _not_there)
+    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[rtx\]'"):
+        backend.import_library("tensorrt_rtx")
+    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[tensorrt\]'"):
+        backend.import_library("tensorrt")
+
+
+def _not_there(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_broken_library_is_told(monkeypatch):
+    def broken(name):
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ModelError, match=r"TensorRT is broken .*libnvinfer.so.11.*force-reinstall"):
+        backend.import_library("tensorrt")
+
+
+class FakeTensorRT:
+    """As much of the library as running an engine takes."""
+
+    __version__ = "11.4.0"
+    __name__ = "tensorrt"
+
+    class ILogger:
+        ERROR, INTERNAL_ERROR = 1, 0
+
+        def __init__(self):
+            pass
+
+    class TensorIOMode:
+        INPUT, OUTPUT = "in", "out"
+
+    loads = contexts = runs = True
+
+    def Runtime(self, logger):  # noqa: N802
+        self.logger = logger
+        return self
+
+    def deserialize_cuda_engine(self, plan):
+        if not self.loads:
+            self.logger.log(1, "the plan is of another version")
+            return None
+        return FakeEngine(self)
+
+
+class FakeEngine:
+    num_io_tensors = 2
+
+    def __init__(self, trt):
+        self.trt, self.addresses, self.ran_on = trt, {}, []
+
+    def get_tensor_name(self, index):
+        return ("denoised", "subsampled")[index]
+
+    def get_tensor_mode(self, name):
+        return {"subsampled": "in", "denoised": "out"}[name]
+
+    def create_execution_context(self):
+        return self if self.trt.contexts else None
+
+    def set_input_shape(self, name, shape):
+        return name == "subsampled" and shape == SHAPE
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream):
+        self.ran_on.append(stream)
+        return self.trt.runs
+
+
+class FakeGPU(FakeDevice):
+    name, capability, index = "NVIDIA Fake", 89, 0
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    trt = FakeTensorRT()
+    monkeypatch.setattr(backend, "import_library", lambda library: trt)
+    driver = type("Driver", (), {"version": "580.1"})()
+    monkeypatch.setattr(backend, "find_driver", lambda: driver)
+    return trt
+
+
+def network_of(onnx=b"onnx"):
+    return TensorRTNetwork(onnx, "tensorrt", FakeGPU(), "fp16", (2, 2))
+
+
+def keep_engine(onnx=b"onnx"):
+    key = engine_key(onnx, "tensorrt", "fp16", SHAPE, FakeGPU())
+    assert key.capability == "8.9"
+    return engine.keep(key, b"a plan", PROPS)
+
+
+def test_an_engine_is_run_on_the_stream_it_is_given(cache, trt):
+    keep_engine()
+    network = network_of()
+    assert network.name == "TensorRT 11.4.0 (NVIDIA Fake, fp16)"
+    context = network.context(SHAPE, 7)
+    context.enqueue(1000, 2000)
+    context.enqueue(1000, 2000)
+    fake = context._context
+    assert fake.addresses == {"subsampled": 1000, "denoised": 2000}
+    assert fake.ran_on == [7, 7]
+    context.close()
+    network.close()
+
+
+def test_an_engine_that_is_not_there_tells_the_command_that_builds_it(cache, trt):
+    wanted = "n2sr export MODEL.onnx --engine tensorrt --size 96 128 --samples 4"
+    with pytest.raises(ModelError, match=f"There is no engine of this model.*{wanted}"):
+        network_of().context(SHAPE, 7)
+
+
+def test_an_engine_of_another_version_is_refused_and_told(cache, trt):
+    keep_engine()
+    trt.__version__ = "12.0.0"
+    with pytest.raises(ModelError, match=r"library version 11.4.0; this is 12.0.0. There is no"):
+        network_of().context(SHAPE, 7)
+
+
+def test_a_plan_that_the_library_refuses_is_told(cache, trt):
+    keep_engine()
+    trt.loads = False
+    with pytest.raises(ModelError, match=r"of another version.*--overwrite"):
+        network_of().context(SHAPE, 7)
+
+
+def test_failures_of_an_engine_are_told(cache, trt):
+    keep_engine()
+    trt.contexts = False
+    with pytest.raises(OutOfDeviceMemoryError):
+        network_of().context(SHAPE, 7)
+    trt.contexts, trt.runs = True, False
+    with pytest.raises(DeviceError, match="TensorRT failed"):
+        network_of().context(SHAPE, 7).enqueue(1, 2)
+
+
+# all of it together, on a GPU that is none
+
+
+class Compiled(FakeNetwork):
+    """An engine that computes what the model does, or something else."""
+
+    error = 0.0
+
+    def __init__(self, onnx, library, device, precision, stride, plans=None):
+        super().__init__(self.model, device)
+        self.plans = plans
+
+    def context(self, shape, stream):
+        context = super().context(shape, stream)
+        plain = context.enqueue
+
+        def enqueue(subsampled, outputs):
+            plain(subsampled, outputs)
+            out_shape = shape[0], 1, 2 * shape[2], 2 * shape[3]
+            self.device.enqueue(stream, lambda: self._spoil(outputs, out_shape))
+
+        context.enqueue = enqueue
+        return context
+
+    def _spoil(self, outputs, shape):
+        self.device.at(outputs, shape, np.float32)[...] += self.error
+
+
+@pytest.fixture
+def compiled(monkeypatch, cache, trt, model):
+    """What is compiled; `compiled.error` makes it compute something else."""
+    built = []
+
+    def fake_plan(onnx, library, precision, shape, progress=None):
+        built.append(shape)
+        if progress:
+            progress("tactics", 0.5)
+        return b"plan for %d" % len(built)
+
+    kind = type("CompiledHere", (Compiled,), {"model": model, "built": built})
+    monkeypatch.setattr(building, "build_plan", fake_plan)
+    monkeypatch.setattr(building, "TensorRTNetwork", kind)
+    return kind
+
+
+def test_an_engine_is_built_checked_and_kept_once(compiled, model):
+    first = building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    again = building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert first == again
+    assert compiled.built == [(4, 1, 32, 48)]
+    building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU(), rebuild=True)
+    assert len(compiled.built) == 2
+    assert first[0].read_bytes() == b"plan for 2"
+
+
+@pytest.mark.parametrize("error", [0.1, np.nan])
+def test_an_engine_that_computes_something_else_is_not_kept(compiled, model, cache, error):
+    compiled.error = error
+    with pytest.raises(ModelError, match=r"differs from ONNX Runtime's by .*nothing was kept"):
+        building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert not list(cache.glob("*.plan"))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_export_compiles_a_model(compiled, model, model_path, monkeypatch):
+    monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
+    done = run("export", model_path, "--engine", "tensorrt", "--size", "64", "96")
+    assert done.exit_code == 0, done.output
+    assert "engine for frames of 64 x 96 on NVIDIA Fake" in done.output
+    assert compiled.built == [(4, 1, 32, 48)]
+
+
+def test_export_of_a_checkpoint_compiles_what_it_writes(
+    compiled, checkpoint_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
+    output = tmp_path / "new.onnx"
+    done = run("export", checkpoint_path, "-o", output, "--engine", "tensorrt", "--size", 64, 64)
+    assert done.exit_code == 0, done.output
+    assert output.exists()
+    assert compiled.built == [(4, 1, 32, 32)]
+
+
+def test_export_refuses_what_makes_no_sense(model_path, checkpoint_path, tmp_path, monkeypatch):
+    done = run("export", model_path, "-o", tmp_path / "b.onnx")
+    assert (done.exit_code, "looks like an exported model" in done.output) == (2, True)
+    done = run("export", model_path, "-o", tmp_path / "b.onnx", "--engine", "tensorrt")
+    assert (done.exit_code, "leave out -o" in done.output) == (2, True)
+    done = run("export", checkpoint_path)
+    assert (done.exit_code, "-o MODEL.onnx" in done.output) == (2, True)
+    monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
+    done = run("export", model_path, "--engine", "tensorrt", "--precision", "fp16")
+    assert (done.exit_code, "--precision fp16 first" in done.output) == (2, True)
+
+
+def test_export_without_a_gpu_tells_so_before_any_work(checkpoint_path, tmp_path, monkeypatch):
+    monkeypatch.setattr("n2sr_deploy.cuda.driver.LIBRARY", "libno-such-driver.so")
+    output = tmp_path / "new.onnx"
+    done = run("export", checkpoint_path, "-o", output, "--engine", "tensorrt-rtx")
+    assert done.exit_code == 2
+    assert "no NVIDIA driver" in done.output
+    assert not output.exists()

@@ -1,0 +1,137 @@
+"""Which denoiser is opened: on a GPU where that works, else on the CPU."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import Denoiser, FramePipeline, bench, doctor, open_denoiser
+from n2sr_deploy import opening as opening_module
+from n2sr_deploy.backends import choosing
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
+from n2sr_deploy.formats import read_frame, write_frame
+from tests.fake_device import FakeDevice, FakeNetwork
+
+SHAPE = (96, 128)
+
+
+@pytest.fixture
+def gpu(monkeypatch, model):
+    """A GPU that is none, with networks that work unless a test says otherwise."""
+    device = FakeDevice()
+
+    class GPU:
+        def __init__(self):
+            self.device = device
+            self.networks = []
+
+        def put(self, **networks):
+            """What each backend on the GPU is: a network, or an error."""
+
+            def loader(kind):
+                if isinstance(kind, MissingExtraError):
+                    raise kind
+
+                def load(onnx, device, precision, stride):
+                    if isinstance(kind, Exception):
+                        raise kind
+                    network = FakeNetwork(model, device, **kind)
+                    network.name = next(name for name, k in networks.items() if k is kind)
+                    self.networks.append(network)
+                    return network
+
+                return load
+
+            on_gpu = {name: (lambda kind=kind: loader(kind)) for name, kind in networks.items()}
+            monkeypatch.setattr(choosing, "ON_GPU", on_gpu)
+            monkeypatch.setattr(opening_module, "ON_GPU", on_gpu)
+
+    monkeypatch.setattr(opening_module, "CudaDevice", lambda: device)
+    yield GPU()
+    assert not device.memory | device.pins | device.streams
+
+
+def test_the_first_that_works_on_a_gpu_is_taken(gpu, model, caplog):
+    caplog.set_level(logging.INFO, "n2sr")
+    gpu.put(
+        missing=MissingExtraError("backend missing", "missing", "missing"),
+        broken=ModelError("it is broken"),
+        unbuilt={"shapes": []},
+        works={},
+        later={},
+    )
+    with open_denoiser(model, shape=SHAPE) as denoiser:
+        assert isinstance(denoiser, FramePipeline)
+        assert denoiser.name == "works"
+        assert denoiser.model is model
+    assert "missing is not installed" in caplog.text
+    assert "backend broken is left out: it is broken" in caplog.text
+    assert "backend unbuilt is left out: the network was not built for" in caplog.text
+    assert "backend: works" in caplog.text
+    assert all(network.closed for network in gpu.networks)
+
+
+def test_where_nothing_works_on_the_gpu_the_cpu_is_taken(gpu, model):
+    gpu.put(broken=ModelError("it is broken"))
+    with open_denoiser(model, shape=SHAPE) as denoiser:
+        assert isinstance(denoiser, Denoiser)
+        assert "CPU" in denoiser.name
+
+
+def test_without_a_gpu_the_cpu_is_taken(model, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, "n2sr")
+
+    def none():
+        raise DeviceError("no NVIDIA driver")
+
+    monkeypatch.setattr(opening_module, "CudaDevice", none)
+    with open_denoiser(model, shape=SHAPE) as denoiser:
+        assert isinstance(denoiser, Denoiser)
+    assert "no GPU is used: no NVIDIA driver" in caplog.text
+    with pytest.raises(DeviceError, match="no NVIDIA driver"):
+        open_denoiser(model, "cuda")
+
+
+def test_a_backend_on_the_gpu_that_is_named_is_taken_or_told(gpu, model, noisy):
+    gpu.put(works={}, broken=ModelError("it is broken"))
+    with open_denoiser(model, "works", n_in_flight=2) as denoiser:
+        denoiser.submit(noisy)
+        denoiser.submit(noisy)
+    with pytest.raises(ModelError, match="it is broken"):
+        open_denoiser(model, "broken")
+
+
+def test_denoise_and_bench_use_the_gpu(gpu, model, model_path, noisy, tmp_path):
+    gpu.put(works={})
+    write_frame(tmp_path / "noisy.tif", noisy)
+    given = ["denoise", tmp_path / "noisy.tif", "-m", model_path, "-o", tmp_path / "out.tif"]
+    done = CliRunner().invoke(main, list(map(str, given)))
+    assert done.exit_code == 0, done.output
+    out = read_frame(tmp_path / "out.tif")
+    assert out.history[-1].endswith("works")
+    with Denoiser(model, backend="ort") as denoiser:
+        wanted = denoiser.denoise(noisy).mean
+    assert np.abs(out.pixels - wanted).max() < 1e-5 * noisy.pixels.std()
+    workload = bench.Workload(sizes=[SHAPE], backends=["auto", "ort"], n_frames=3)
+    result = bench.measure(model, workload)
+    on_gpu, on_cpu = result["rows"]
+    assert set(on_gpu["stages_ms"]) == {"enqueue", "gpu"}
+    assert on_gpu["own_share"] is None
+    assert on_cpu["own_share"] > 0
+    lines = bench.table(result)
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_doctor_tells_of_every_backend():
+    told = dict(doctor.report())
+    assert "backend tensorrt" in told
+    assert (
+        "needs a GPU" in told["backend tensorrt-rtx"] or "n2sr[rtx]" in told["backend tensorrt-rtx"]
+    )
+    assert told["backend of auto"].startswith(
+        "the first that works of tensorrt, tensorrt-rtx, cuda"
+    )
