@@ -347,7 +347,7 @@ import importlib, pkgutil, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "safetensors", "platformdirs"}:
+        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "safetensors", "tensorrt_rtx", "filelock"}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
