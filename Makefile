@@ -77,6 +77,6 @@ sanitize: setup
 	$(BIN)/python -m pytest tests/test_sanitizers.py
 
 clean:
-	rm -rf .venv .venv-careamics build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd n2sr_deploy/cuda/libn2sr_cuda.so
+	rm -rf .venv .venv-careamics build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd n2sr_deploy/cuda/lib
 	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find n2sr_deploy n2sr_train tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

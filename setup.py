@@ -68,7 +68,7 @@ class BuildKernels(build_ext):
         """The CUDA kernels, a library of their own; nvcc compiles and links it."""
         wished, nvcc = wish("N2SR_CUDA"), shutil.which("nvcc")
         is_in_place = self.inplace or getattr(self, "editable_mode", False)
-        folder = Path("." if is_in_place else self.build_lib, "n2sr_deploy", "cuda")
+        folder = Path("." if is_in_place else self.build_lib, "n2sr_deploy", "cuda", "lib")
         library = folder / CUDA_LIBRARY
         if wished == "off" or (wished == "auto" and nvcc is None):
             return

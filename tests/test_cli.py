@@ -347,7 +347,8 @@ import importlib, pkgutil, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnxscript", "safetensors", "tensorrt_rtx", "filelock"}:
+        extras = {"torch", "onnx", "onnxscript", "safetensors", "tensorrt_rtx", "filelock"}
+        if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())

@@ -17,8 +17,9 @@ from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, SamplingPattern, Shape, UInt8Array, Window
 
-LIBRARY = Path(__file__).with_name(
-    "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
+# In a folder of its own, since it is no Python module.
+LIBRARY = Path(
+    Path(__file__).parent, "lib", "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
 )
 DTYPES = {"uint8": 0, "uint16": 1, "int16": 2, "float32": 5}  # n2sr_dtype
 _SHARED = {None: 0, "row": 1, "column": 2}  # n2sr_shared
