@@ -43,7 +43,7 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         joined = {entry_point.name for entry_point in entry_points(group="n2sr.commands")}
-        order = ["train", "export", "denoise", "bench", "info", "simulate", "doctor"]
+        order = ["train", "export", "denoise", "stream", "bench", "info", "simulate", "doctor"]
         names = joined | set(super().list_commands(ctx))
         return sorted(
             names,

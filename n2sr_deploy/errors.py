@@ -2,6 +2,7 @@
 
     N2SRError                       everything below; `except n2sr_deploy.N2SRError` catches all
      ├─ FrameError (ValueError)         a frame that cannot be denoised: its shape, values or type
+     │   └─ BadFrameError                  one that came damaged over a live connection
      ├─ SettingError (ValueError)       a setting outside what it may be
      ├─ FileFormatError (ValueError)    a file that is not, or not wholly, what it should be
      ├─ InputFileError (OSError)        a file that cannot be opened
@@ -10,6 +11,8 @@
      ├─ TrainingError (RuntimeError)    a training that led to nothing
      ├─ DeviceError (RuntimeError)      a GPU, its driver or n2sr's kernels that cannot be used
      │   └─ OutOfDeviceMemoryError         its memory is full
+     ├─ ConnectionLostError (OSError)   a source or sink that is away; it is tried again
+     ├─ EndOfStreamError                a source that has no more frames
      └─ MissingExtraError (ImportError) an optional part that is not installed
 
 Each message is one line: what was given, what was expected, what to do. The command line
@@ -25,6 +28,10 @@ class N2SRError(Exception):
 
 class FrameError(N2SRError, ValueError):
     """A frame that cannot be denoised: its shape, values or type."""
+
+
+class BadFrameError(FrameError):
+    """What came over a live connection is no frame."""
 
 
 class SettingError(N2SRError, ValueError):
@@ -57,6 +64,14 @@ class DeviceError(N2SRError, RuntimeError):
 
 class OutOfDeviceMemoryError(DeviceError):
     """A GPU's memory is full."""
+
+
+class ConnectionLostError(N2SRError, ConnectionError):
+    """A source or sink is away; it is tried again."""
+
+
+class EndOfStreamError(N2SRError):
+    """A source has no more frames."""
 
 
 class MissingExtraError(N2SRError, ImportError):

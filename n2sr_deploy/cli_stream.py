@@ -1,0 +1,112 @@
+"""`n2sr stream`, joined to the n2sr group through ``n2sr.commands``."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from n2sr_deploy.cli_options import PATH, backend_option, seed_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from n2sr_deploy.stream import StreamRunner
+    from n2sr_deploy.stream.ring import Policy
+
+
+@click.command("stream", short_help="Denoise live frames as they arrive.")
+@click.argument("source")
+@click.option("-m", "--model", type=PATH, metavar="MODEL.onnx", help="An exported model.")
+@click.option(
+    "--to",
+    "sinks",
+    multiple=True,
+    metavar="SINK",
+    help="Where results go; may be given several times: zmq://127.0.0.1:PORT, pva://CHANNEL, "
+    "folder:PATH, null:.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["latest", "all"]),
+    default="latest",
+    show_default=True,
+    help="latest: the newest frame wins, dropped ones are counted; all: nothing is lost, the "
+    "source waits.",
+)
+@click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
+@backend_option
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    help="Serve counts and latencies for Prometheus on this port of 127.0.0.1.",
+)
+@seed_option
+def stream_command(
+    source: str,
+    model: Path | None,
+    sinks: tuple[str, ...],
+    policy: Policy,
+    samples: int | None,
+    backend: str,
+    as_json: bool,
+    metrics_port: int | None,
+    seed: int,
+) -> None:
+    """Denoise the frames of SOURCE as they arrive, until it ends or Ctrl-C.
+
+    SOURCE is an address: zmq://HOST:PORT, pva://CHANNEL, watch:FOLDER, replay:FILE?fps=25, sim:,
+    micromanager:CONFIG.cfg.
+    """
+    from n2sr_deploy.backends import check_backend
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.stream import StreamRunner
+    from n2sr_deploy.stream.addresses import open_sink, open_source
+    from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+    from n2sr_deploy.stream.statistics import described
+
+    check_backend(backend)
+    options = DenoisingOptions(backend=backend, n_samples=samples, seed=seed)
+    opened = None if model is None else ExportedModel.open(model)
+    runner = StreamRunner(
+        open_source(source),
+        [open_sink(sink) for sink in sinks or ("null:",)],
+        LiveDenoiser(opened, str(model or ""), options),
+        policy=policy,
+    )
+    with _until_told(runner), _metrics(runner, metrics_port):
+        summary = runner.run()
+    click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
+
+
+@contextmanager
+def _until_told(runner: StreamRunner) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the stream, and the summary is still printed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        runner.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _metrics(runner: StreamRunner, port: int | None) -> Iterator[None]:
+    """Serve what the stream counts to Prometheus."""
+    if port is None:
+        yield
+        return
+    from n2sr_deploy.stream.metrics import serve
+
+    with serve(runner, port):
+        yield

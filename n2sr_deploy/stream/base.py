@@ -1,0 +1,133 @@
+"""What comes from a source, what goes to a sink, and what both must do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+
+MAX_FRAME_BYTES = 2**30
+"""Of one frame's pixels; whatever says it is larger is refused before memory is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LiveFrame:
+    """A frame as it arrived."""
+
+    pixels: AnyArray
+    """(H, W). A source may reuse the memory when it is read again."""
+    index: int
+    """The source's own number; it rises by one from frame to frame where none is lost."""
+    pixel_size: tuple[float, float] | None = None
+    """Height and width of a pixel in `unit`."""
+    unit: str | None = None
+    source_time_s: float | None = None
+    """When it was taken, by the source's clock, in seconds since 1970."""
+    arrival_s: float = field(default_factory=time.monotonic)
+    """When it had arrived, by `time.monotonic`."""
+    arrival_time_s: float = field(default_factory=time.time)
+    """The same in seconds since 1970."""
+    valid_rows: tuple[int, int] | None = None
+    """Of a scan that is not complete: the first row that is new and the first that is not."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source told, by its own names; of types that JSON has."""
+
+    @property
+    def shape(self) -> Shape:
+        """(H, W)."""
+        height, width = self.pixels.shape
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LiveResult:
+    """A frame and what was made of it. Valid until the sink's `write` returns."""
+
+    noisy: LiveFrame
+    """As it arrived."""
+    mean: FloatArray
+    """(H, W) float32: denoised; or, while there is no model yet, the noisy frame."""
+    std: FloatArray | None
+    """(H, W) float32: the spread of the draws; None while there is no model yet."""
+    record: Mapping[str, Any]
+    """What n2sr did: ``n2sr_version``, ``model`` (its name; None: none yet), ``weights_sha256``,
+    ``n_samples``, ``seed``, ``backend``, ``pattern``; of types that JSON has."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """All that is known, what n2sr did under ``n2sr``."""
+        return {**self.noisy.metadata, "n2sr": dict(self.record)}
+
+
+class Source(Protocol):
+    """Where frames come from. Used by one thread, but for `name`."""
+
+    @property
+    def name(self) -> str:
+        """For messages: its address."""
+
+    def open(self) -> None:
+        """Connect; again after `close`.
+
+        Raises
+        ------
+        ConnectionLostError
+            When there is nobody (yet); it is tried again, less and less often.
+        N2SRError
+            When trying again cannot help: the stream ends.
+        """
+
+    def read(self, timeout_s: float) -> LiveFrame | None:
+        """The next frame, or None when none has come in this time.
+
+        Raises
+        ------
+        BadFrameError
+            When what came is no frame; it is counted, and reading goes on.
+        ConnectionLostError
+            When the connection is lost: the source is closed and opened again.
+        EndOfStreamError
+            When no more will come.
+        """
+
+    def close(self) -> None:
+        """Disconnect; closing twice is fine."""
+
+
+class Sink(Protocol):
+    """Where results go. Used by one thread of its own, but for `name`."""
+
+    @property
+    def name(self) -> str:
+        """For messages: its address."""
+
+    def open(self) -> None:
+        """Get ready; again after `close`.
+
+        Raises
+        ------
+        ConnectionLostError
+            When it cannot be reached (yet); it is tried again, less and less often.
+        N2SRError
+            When trying again cannot help: the stream ends.
+        """
+
+    def write(self, result: LiveResult) -> None:
+        """Accept a result; keep nothing of its arrays after returning.
+
+        Raises
+        ------
+        ConnectionLostError
+            When the connection is lost: the sink is closed and opened again, and the result is
+            counted as lost.
+        N2SRError
+            When the sink cannot go on: it is closed, the stream goes on without it.
+        """
+
+    def close(self) -> None:
+        """Finish what is written; closing twice is fine."""

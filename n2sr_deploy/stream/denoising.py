@@ -1,0 +1,185 @@
+"""The denoiser of a stream: one model after another, changed between two frames."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n2sr_deploy.denoiser import Denoiser
+from n2sr_deploy.errors import ModelError, SettingError
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.sampling import MAX_SAMPLES
+from n2sr_deploy.stream.base import LiveResult
+from n2sr_deploy.version import VERSION
+
+if TYPE_CHECKING:
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.pipeline import FramePipeline
+    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.stream.base import LiveFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions:
+    """How frames of a stream are denoised, whichever model does it."""
+
+    backend: str = "auto"
+    """One of `n2sr_deploy.backends.BACKENDS`, or ``auto``."""
+    n_samples: int | None = None
+    """M; None: the model's own."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if self.n_samples is not None and not 1 <= self.n_samples <= MAX_SAMPLES:
+            raise SettingError(f"n_samples is {self.n_samples}, but must be 1 to {MAX_SAMPLES}")
+
+
+class LoadedModel:
+    """A model ready for frames of one shape, and what is told of it.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    name
+        What users know it by: its file, or from which frame it was learned.
+    options
+        How it denoises.
+    shape
+        (H, W) of the frames to come. One is denoised at once, so that the first that comes is not
+        kept waiting by what libraries do when they first run.
+    """
+
+    def __init__(
+        self, model: ExportedModel, name: str, options: DenoisingOptions, shape: Shape
+    ) -> None:
+        self.model, self.name, self.shape = model, name, shape
+        self._options = options
+        self._denoiser: Denoiser | FramePipeline = open_denoiser(
+            model, options.backend, shape=shape, n_samples=options.n_samples
+        )
+        meta = model.metadata
+        self.record: dict[str, Any] = {
+            "n2sr_version": VERSION,
+            "model": name,
+            "weights_sha256": meta.weights_sha256,
+            "preset": meta.preset,
+            "pattern": str(meta.pattern),
+            "n_samples": options.n_samples or meta.n_samples,
+            "seed": options.seed,
+            "backend": self._denoiser.name,
+        }
+        noise = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
+        try:
+            self._denoiser.denoise(noise, options.n_samples)
+        except BaseException:
+            self._denoiser.close()
+            raise
+
+    def denoise(self, frame: LiveFrame) -> LiveResult:
+        """Denoise a frame of this shape."""
+        pixels = Frame(pixels=frame.pixels, index=frame.index)
+        done = self._denoiser.denoise(pixels, self._options.n_samples, seed=self._options.seed)
+        return LiveResult(noisy=frame, mean=done.mean, std=done.std, record=self.record)
+
+    def for_shape(self, shape: Shape) -> LoadedModel:
+        """The same model for frames of another shape; another backend may suit those better."""
+        if shape == self.shape or isinstance(self._denoiser, Denoiser):
+            return self  # on a CPU any shape will do
+        loaded = LoadedModel(self.model, self.name, self._options, shape)
+        self.close()
+        return loaded
+
+    def close(self) -> None:
+        """Release it."""
+        self._denoiser.close()
+
+
+class LiveDenoiser:
+    """Denoises the frames of a stream, by whatever model it has been given last.
+
+    Parameters
+    ----------
+    model
+        The exported model; None: frames pass as they are until one is swapped in.
+    name
+        What users know it by.
+    options
+        How it denoises.
+    """
+
+    def __init__(
+        self,
+        model: ExportedModel | None = None,
+        name: str = "",
+        options: DenoisingOptions | None = None,
+    ) -> None:
+        self.options = options or DenoisingOptions()
+        self._model, self._name = model, name
+        self._loaded: LoadedModel | None = None
+        self._next: LoadedModel | None = None
+        self._lock = threading.Lock()
+
+    def swap(self, loaded: LoadedModel) -> None:
+        """Denoise by another model, from the next frame on; from any thread."""
+        with self._lock:
+            unused, self._next = self._next, loaded
+        if unused is not None:
+            unused.close()
+
+    @property
+    def model_name(self) -> str | None:
+        """Of what denoises the next frame."""
+        loaded = self._next or self._loaded
+        return loaded.name if loaded is not None else self._name or None
+
+    def denoise(self, frame: LiveFrame) -> LiveResult:
+        """Denoise a frame.
+
+        Raises
+        ------
+        FrameError
+            When the frame cannot be denoised.
+        ModelError, DeviceError
+            When the backend fails.
+        """
+        loaded = self._current(frame.shape)
+        if loaded is None:
+            mean = Frame(pixels=frame.pixels).pixels.astype(np.float32)
+            record = {"n2sr_version": VERSION, "model": None}
+            return LiveResult(noisy=frame, mean=mean, std=None, record=record)
+        return loaded.denoise(frame)
+
+    def _current(self, shape: Shape) -> LoadedModel | None:
+        with self._lock:
+            new, self._next = self._next, None
+        if new is not None:
+            if self._loaded is not None:
+                self._loaded.close()
+            self._loaded = new
+        elif self._loaded is None and self._model is not None:
+            self._loaded = self._opened(self._model, shape)
+        if self._loaded is not None:
+            self._loaded = self._loaded.for_shape(shape)
+        return self._loaded
+
+    def _opened(self, model: ExportedModel, shape: Shape) -> LoadedModel:
+        rows, columns = model.metadata.pad_multiple
+        if shape[0] < rows or shape[1] < columns:
+            raise ModelError(
+                f"frames are {shape[0]} x {shape[1]} pixels, but this model needs at least "
+                f"{rows} x {columns}"
+            )
+        return LoadedModel(model, self._name, self.options, shape)
+
+    def close(self) -> None:
+        """Release everything."""
+        for loaded in (self._loaded, self._next):
+            if loaded is not None:
+                loaded.close()
+        self._loaded = self._next = None

@@ -1,0 +1,232 @@
+"""Frames from files and into files: ``watch:``, ``replay:``, ``folder:``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from n2sr_deploy import formats
+from n2sr_deploy.errors import (
+    BadFrameError,
+    ConnectionLostError,
+    EndOfStreamError,
+    InputFileError,
+    N2SRError,
+    OutputError,
+    SettingError,
+)
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.stream.base import LiveFrame, LiveResult
+
+if TYPE_CHECKING:
+    from n2sr_deploy.stream.addresses import Address
+
+_LOOKS_EVERY_S = 0.1
+_OUTPUTS = ".tif", ".mrc", ".npy"
+
+
+def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
+    """A frame of a file as one that arrives now."""
+    return LiveFrame(
+        pixels=frame.pixels,
+        index=index,
+        pixel_size=frame.pixel_size,
+        unit=frame.unit,
+        source_time_s=source_time_s,
+        metadata=dict(frame.metadata),
+    )
+
+
+class _Seen(NamedTuple):
+    """What a file looked like."""
+
+    size: int
+    changed_ns: int
+
+
+class WatchSource:
+    """Files as they appear in a folder, each with one frame.
+
+    A file counts once its size and time have stayed the same for ``settle`` seconds (0 to 60,
+    default 0.5) and it can be read; one that stays unreadable for ``patience`` seconds (default 30)
+    is reported and left out. Files that are there already count with ``existing=1`` only. Hidden
+    files are passed over.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options("settle", "patience", "existing")
+        self.name = address.text
+        self._folder = Path(address.target)
+        self._settle_s = address.number("settle", 0.5, 0, 60)
+        self._patience_s = address.number("patience", 30, 0, 3600)
+        self._takes_existing = address.choice("existing", "0", "1") == "1"
+        self._done: set[str] | None = None
+        self._pending: dict[str, tuple[_Seen, float, float]] = {}
+        self._n_read = 0
+
+    def open(self) -> None:
+        """Look at the folder."""
+        if not self._folder.is_dir():
+            raise ConnectionLostError(f"there is no folder {self._folder}")
+        if self._done is None:
+            self._done = set() if self._takes_existing else set(self._names())
+
+    def _names(self) -> dict[str, _Seen]:
+        found = {}
+        try:
+            for path in sorted(self._folder.iterdir()):
+                if path.is_file() and not path.name.startswith("."):
+                    told = path.stat()
+                    found[path.name] = _Seen(told.st_size, told.st_mtime_ns)
+        except OSError as error:
+            raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
+        return found
+
+    def read(self, timeout_s: float) -> LiveFrame | None:
+        """The next file that is complete, by name where several are."""
+        end = time.monotonic() + timeout_s
+        while True:
+            frame = self._look()
+            if frame is not None or time.monotonic() + _LOOKS_EVERY_S > end:
+                return frame
+            time.sleep(_LOOKS_EVERY_S)
+
+    def _look(self) -> LiveFrame | None:
+        if self._done is None:
+            raise ConnectionLostError("it is closed")
+        now, there = time.monotonic(), self._names()
+        self._done &= there.keys()  # a name that is used again is a new file
+        self._pending = {name: told for name, told in self._pending.items() if name in there}
+        for name, seen in there.items():
+            if name in self._done:
+                continue
+            before, since, first = self._pending.get(name, (None, now, now))
+            if seen != before:
+                self._pending[name] = seen, now, first
+                since = now
+            if now - since >= self._settle_s and seen.size > 0:
+                frame = self._read_file(name, seen, now - since > self._patience_s)
+                if frame is not None:
+                    return frame
+        return None
+
+    def _read_file(self, name: str, seen: _Seen, is_late: bool) -> LiveFrame | None:
+        done = self._done if self._done is not None else set()
+        try:
+            frame = formats.read_frame(self._folder / name)
+        except (N2SRError, OSError) as error:
+            if not is_late:
+                return None  # not complete yet
+            done.add(name)
+            self._pending.pop(name, None)
+            raise BadFrameError(f"{name} cannot be read ({error})") from error
+        done.add(name)
+        self._pending.pop(name, None)
+        self._n_read += 1
+        told = live(frame, self._n_read - 1, seen.changed_ns / 1e9)
+        return replace(told, metadata={**told.metadata, "file": name})
+
+    def close(self) -> None:
+        """What was read stays read."""
+
+
+class ReplaySource:
+    """The frames of a file at a chosen rate: ``fps`` (0.001 to 100000, default 25).
+
+    ``loop=N`` repeats them (1 to 1000000, default 1). A frame is late rather than left out.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options("fps", "loop")
+        self.name = address.text
+        self._path = Path(address.target)
+        self._period_s = 1 / address.number("fps", 25, 0.001, 1e5)
+        self._n_loops = int(address.number("loop", 1, 1, 1e6))
+        self._n_read = 0
+        self._n_frames = 1
+        self._due_s = 0.0
+        self._known: list[Frame] = []
+
+    def open(self) -> None:
+        """Read the first frame."""
+        if not self._path.exists():
+            raise InputFileError(f"{self._path} does not exist; check the path")
+        if not self._known:
+            self._known = [formats.read_frame(self._path, 0)]
+            self._n_frames = self._known[0].n_frames
+        self._due_s = time.monotonic()
+
+    def read(self, timeout_s: float) -> LiveFrame | None:
+        """The next frame, when it is due."""
+        if self._n_read == self._n_frames * self._n_loops:
+            raise EndOfStreamError("all frames were replayed")
+        wait_s = self._due_s - time.monotonic()
+        if wait_s > timeout_s:
+            time.sleep(timeout_s)
+            return None
+        if wait_s > 0:
+            time.sleep(wait_s)
+        index = self._n_read
+        frame = self._frame(index % self._n_frames)
+        self._n_read += 1
+        self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
+        return live(frame, index, None)
+
+    def _frame(self, number: int) -> Frame:
+        """Kept when it comes again."""
+        if number < len(self._known):
+            return self._known[number]
+        frame = formats.read_frame(self._path, number)
+        if self._n_loops > 1:
+            self._known.append(frame)
+        return frame
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FolderSink:
+    """A file for each frame: ``00000012.tif``, and ``.std.tif`` with ``std=1``.
+
+    ``format``: ``tif`` (default), ``mrc`` or ``npy``. The folder is made; a file that is there
+    already is not replaced, the stream goes on without this sink then.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options("format", "std")
+        self.name = address.text
+        self._folder = Path(address.target)
+        self._suffix = "." + address.choice("format", *(name[1:] for name in _OUTPUTS))
+        self._with_std = address.choice("std", "0", "1") == "1"
+        if not address.target:
+            raise SettingError("folder: needs a folder, like folder:denoised/")
+
+    def open(self) -> None:
+        """Make the folder."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self._folder} cannot be made: {error}") from error
+
+    def write(self, result: LiveResult) -> None:
+        """Write a file, whole or not at all."""
+        noisy, record = result.noisy, result.record
+        done = "passed through" if record["model"] is None else f"denoised by {record['model']}"
+        history = (f"n2sr {record['n2sr_version']}: {done}; {dict(record)}",)
+        for pixels, ending in (
+            (result.mean, ""),
+            *([(result.std, ".std")] if self._with_std and result.std is not None else []),
+        ):
+            frame = Frame(
+                pixels=pixels,
+                pixel_size=noisy.pixel_size,
+                unit=noisy.unit,
+                metadata=noisy.metadata,
+                history=history,
+            )
+            formats.write_frame(self._folder / f"{noisy.index:08}{ending}{self._suffix}", frame)
+
+    def close(self) -> None:
+        """Every file is complete already."""

@@ -1,0 +1,490 @@
+"""From a source through the denoiser to sinks, one thread for each."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from n2sr_deploy.errors import (
+    BadFrameError,
+    ConnectionLostError,
+    EndOfStreamError,
+    FrameError,
+    N2SRError,
+)
+from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
+from n2sr_deploy.stream.statistics import StreamStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.stream.base import LiveFrame, LiveResult, Sink, Source
+
+_log = logging.getLogger("n2sr")
+_TICK_S = 0.2  # how often a thread that waits looks whether it should end
+_SILENT_S = 10.0
+_BACK_OFF_S = 0.5, 10.0  # between tries to connect: at first, and at most
+_FOR_A_SINK = {"latest": 1, "all": 8}  # results that wait for a sink
+
+
+class _Offer(NamedTuple):
+    slot: Slot
+    result: LiveResult
+
+
+class _SinkWorker:
+    """Gives results to one sink, in a thread of its own."""
+
+    def __init__(
+        self, sink: Sink, policy: Policy, statistics: StreamStatistics, patience_s: float | None
+    ) -> None:
+        self.sink, self._policy, self._statistics = sink, policy, statistics
+        self._patience_s = patience_s
+        self._offers: deque[_Offer] = deque()
+        self._changed = threading.Condition()
+        self._is_finishing = self._is_stopped = self._is_stuck = self._is_out = False
+        self.thread = threading.Thread(target=self._run, name=f"n2sr sink {sink.name}", daemon=True)
+        self.failure: BaseException | None = None
+
+    def offer(self, slot: Slot, result: LiveResult) -> None:
+        """Queue a result, and give back what finds no place."""
+        slot.retain()
+        with self._changed:
+            if self._policy == "all" and not self._is_stuck:
+                self._changed.wait_for(self._has_room, self._patience_s)
+                if not self._has_room():
+                    self._is_stuck = True
+                    _log.warning(
+                        "%s accepts nothing; its frames are lost until it does", self.sink.name
+                    )
+            while self._offers and not self._has_room():
+                self._offers.popleft().slot.release()
+                self._statistics.count(f"lost by {self.sink.name}")
+            if self._is_out:
+                slot.release()
+                self._statistics.count(f"lost by {self.sink.name}")
+                return
+            self._offers.append(_Offer(slot, result))
+            self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return len(self._offers) < _FOR_A_SINK[self._policy] or self._is_stopped or self._is_out
+
+    def finish(self, timeout_s: float | None) -> None:
+        """Write what is queued, then end."""
+        with self._changed:
+            self._is_finishing = True
+            self._changed.notify_all()
+        self.thread.join(timeout_s)
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+        self.thread.join(2 * _TICK_S)
+        if self.thread.is_alive():
+            _log.warning("%s does not return; it is left behind", self.sink.name)
+
+    def _run(self) -> None:
+        try:
+            with contextlib.closing(self.sink):
+                self._write_all()
+        except N2SRError as error:
+            _log.warning("the stream goes on without %s: %s", self.sink.name, error)
+        except BaseException as error:  # noqa: BLE001 raised by the runner
+            self.failure = error
+        finally:
+            with self._changed:
+                self._is_out = True
+                while self._offers:
+                    self._offers.popleft().slot.release()
+                    self._statistics.count(f"lost by {self.sink.name}")
+                self._changed.notify_all()
+
+    def _write_all(self) -> None:
+        is_open = False
+        back_off = _BackOff(self.sink.name, self._statistics)
+        while not self._is_stopped:
+            if not is_open:
+                try:
+                    self.sink.open()
+                except ConnectionLostError as error:
+                    self._pause(back_off.failed(error))
+                    if self._is_finishing and (self._policy == "latest" or not self._offers):
+                        return
+                    continue
+                is_open = True
+                back_off.succeeded()
+            offer = self._next()
+            if offer is None:
+                if self._is_finishing:
+                    return
+                continue
+            try:
+                self.sink.write(offer.result)
+            except ConnectionLostError as error:
+                self.sink.close()
+                is_open = False
+                self._statistics.count(f"lost by {self.sink.name}")
+                self._pause(back_off.failed(error))
+            else:
+                self._is_stuck = False
+                self._statistics.count(f"written to {self.sink.name}")
+                waited = time.monotonic() - offer.result.noisy.arrival_s
+                self._statistics.took(f"arrival to {self.sink.name}", waited)
+            finally:
+                offer.slot.release()
+
+    def _next(self) -> _Offer | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._offers or self._is_finishing, _TICK_S)
+            offer = self._offers.popleft() if self._offers else None
+            self._changed.notify_all()
+            return offer
+
+    def _pause(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_stopped or (self._is_finishing and self._policy == "latest"),
+                seconds,
+            )
+
+
+class _BackOff:
+    """How long to wait until something is tried again; tells once that it is away, and is back."""
+
+    def __init__(self, name: str, statistics: StreamStatistics) -> None:
+        self._name, self._statistics = name, statistics
+        self._wait_s = _BACK_OFF_S[0]
+        self._was_told = False
+
+    def failed(self, error: ConnectionLostError) -> float:
+        """Seconds to wait."""
+        if not self._was_told:
+            _log.warning("%s is away (%s); it is tried again and again", self._name, error)
+            self._was_told = True
+        self._statistics.count(f"tries of {self._name}")
+        wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, _BACK_OFF_S[1])
+        return wait_s
+
+    def succeeded(self) -> None:
+        """It is there."""
+        if self._was_told:
+            _log.warning("%s is back", self._name)
+        self._was_told = False
+        self._wait_s = _BACK_OFF_S[0]
+
+
+class StreamRunner:
+    """Takes frames from a source, denoises them and gives them to sinks, until something ends it.
+
+    Parameters
+    ----------
+    source
+        Where frames come from.
+    sinks
+        Where results go; a slow or dead one holds neither the others nor, but for `policy`
+        ``all`` and ten seconds, the stream.
+    denoiser
+        What denoises them; it is closed at the end.
+    policy
+        ``latest``: the newest frame wins, what is dropped is counted. ``all``: nothing is dropped,
+        the source waits for the denoiser and the sinks.
+    observe
+        Called with every result, in the denoising thread: it must be quick.
+    patience_s
+        With a sink that accepts nothing under policy ``all``, and with sinks at the end; None:
+        without bound.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sinks: Sequence[Sink],
+        denoiser: LiveDenoiser,
+        *,
+        policy: Policy = "latest",
+        observe: Callable[[LiveResult], None] | None = None,
+        patience_s: float | None = 10.0,
+    ) -> None:
+        self.statistics = StreamStatistics()
+        self._patience_s = patience_s
+        self.denoiser = denoiser
+        self._source, self._policy, self._observe = source, policy, observe
+        self._workers = [_SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
+        n_queued = _FOR_A_SINK[policy] if policy == "all" else 2 * max(len(sinks), 1)
+        self._ring = FrameRing(n_queued + 3, policy)
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=f"n2sr {name}", daemon=True)
+            for name, work in (("source", self._receive), ("denoiser", self._denoise))
+        ]
+
+    def stop(self) -> None:
+        """End the stream; what waits is still denoised."""
+        self._stopping.set()
+
+    def run(self) -> dict[str, Any]:
+        """Run until the source ends or `stop` is called.
+
+        Returns
+        -------
+        What `StreamStatistics.summary` tells.
+
+        Raises
+        ------
+        N2SRError
+            When the source cannot be opened for a reason that will not pass, or the denoiser
+            fails.
+        Exception
+            Whatever else was raised in a thread.
+        """
+        workers = [worker.thread for worker in self._workers]
+        for thread in (*self._threads, *workers):
+            thread.start()
+        try:
+            for thread in self._threads:
+                while thread.is_alive():
+                    thread.join(_TICK_S)
+                    self._look_for_failures()
+        finally:
+            self.stop()
+            self._ring.close()
+            for thread in self._threads:
+                thread.join()
+            end = time.monotonic() + (self._patience_s or 0)
+            for worker in self._workers:
+                is_bounded = self._patience_s is not None
+                worker.finish(max(end - time.monotonic(), _TICK_S) if is_bounded else None)
+            self.denoiser.close()
+        self._look_for_failures()
+        if self._failure is not None:
+            raise self._failure
+        self.statistics.count("dropped", self._ring.n_dropped)
+        return self.statistics.summary()
+
+    @property
+    def n_dropped(self) -> int:
+        """Frames that made place for newer ones before they were denoised."""
+        return self._ring.n_dropped
+
+    def _look_for_failures(self) -> None:
+        """A sink that fails by a mistake of its own ends the stream, loudly."""
+        for worker in self._workers:
+            if worker.failure is not None and self._failure is None:
+                self._failure = worker.failure
+                self.stop()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 raised by `run`
+            self._failure = self._failure or error
+        finally:
+            self.stop()
+            self._ring.close()
+
+    # the source's thread
+
+    def _receive(self) -> None:
+        back_off = _BackOff(self._source.name, self.statistics)
+        order = _Order(self.statistics)
+        with contextlib.closing(self._source):
+            while not self._stopping.is_set():
+                try:
+                    self._source.open()
+                    order.begins_anew()
+                    self._read_on(order, back_off)
+                except EndOfStreamError:
+                    return
+                except ConnectionLostError as error:
+                    self._source.close()
+                    self.statistics.count("connections lost")
+                    self._stopping.wait(back_off.failed(error))
+
+    def _read_on(self, order: _Order, back_off: _BackOff) -> None:
+        """Until the connection is lost or the stream is to end."""
+        last_s = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                frame = self._source.read(_TICK_S)
+            except BadFrameError as error:
+                back_off.succeeded()
+                self.statistics.trouble("damaged", f"{self._source.name}: {error}; left out")
+                continue
+            if frame is not None:
+                back_off.succeeded()
+                last_s = time.monotonic()
+                self.statistics.forget("silences")
+                self._put(frame, order)
+            elif time.monotonic() - last_s > _SILENT_S:
+                last_s = time.monotonic()
+                message = f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s"
+                self.statistics.trouble("silences", message)
+
+    def _put(self, frame: LiveFrame, order: _Order) -> None:
+        self.statistics.count("received")
+        if not order.accepts(frame.index):
+            return
+        while not self._ring.put(frame, _TICK_S):
+            if self._stopping.is_set():
+                self.statistics.count("dropped")
+                return
+
+    # the denoiser's thread
+
+    def _denoise(self) -> None:
+        while not self._ring.is_drained:
+            slot = self._ring.take(_TICK_S)
+            if slot is not None:
+                try:
+                    self._denoise_one(slot)
+                finally:
+                    slot.release()
+
+    def _denoise_one(self, slot: Slot) -> None:
+        frame = slot.frame
+        began = time.monotonic()
+        self.statistics.took("wait", began - frame.arrival_s)
+        try:
+            result = self.denoiser.denoise(frame)
+        except FrameError as error:
+            self.statistics.trouble("refused", f"frame {frame.index}: {error}; left out")
+            return
+        self.statistics.took("denoise", time.monotonic() - began)
+        self.statistics.frame_done()
+        for worker in self._workers:
+            worker.offer(slot, result)
+        if self._observe is not None:
+            self._observe(result)
+
+
+class _Order:
+    """Looks at the source's numbers: nothing twice, nothing older, gaps reported."""
+
+    def __init__(self, statistics: StreamStatistics) -> None:
+        self._statistics = statistics
+        self._last: int | None = None
+        self._is_new = True
+
+    def begins_anew(self) -> None:
+        """The source was opened: it may count from the beginning."""
+        self._is_new = True
+
+    def accepts(self, index: int) -> bool:
+        """Whether a frame of this number comes next."""
+        last, is_new = self._last, self._is_new
+        self._is_new = False
+        if last is not None and index == last:
+            self._statistics.trouble("repeated", f"frame {index} came again; left out")
+            return False
+        if last is not None and index < last and not is_new:
+            message = f"frame {index} came after frame {last}; left out"
+            self._statistics.trouble("out of order", message)
+            return False
+        if last is not None and index > last + 1:
+            message = f"frames {last + 1} to {index - 1} did not come"
+            self._statistics.trouble("gaps", message)
+            self._statistics.count("missing", index - last - 1)
+        self._last = index
+        return True
+
+
+class _Handing:
+    """A sink that hands results to a generator, one by one."""
+
+    name = "the caller"
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._result: LiveResult | None = None
+        self._is_closed = False
+
+    def open(self) -> None:
+        """Nothing to do."""
+
+    def write(self, result: LiveResult) -> None:
+        """Wait until the caller asks for the next."""
+        with self._changed:
+            self._result = result
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._result is None or self._is_closed)
+
+    def next(self, is_alive: Callable[[], bool]) -> LiveResult | None:
+        """The next result; None at the end. The one before is given back."""
+        with self._changed:
+            self._result = None
+            self._changed.notify_all()
+            while self._result is None and is_alive():
+                self._changed.wait(_TICK_S)
+            return self._result
+
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+def denoise_stream(
+    source: Source,
+    model: ExportedModel | None,
+    *,
+    policy: Policy = "latest",
+    options: DenoisingOptions | None = None,
+) -> Iterator[LiveResult]:
+    """Denoise frames as they arrive.
+
+    Parameters
+    ----------
+    source
+        Where frames come from; `n2sr_deploy.stream.addresses.open_source` gives one by its address.
+    model
+        The exported model; None: frames pass as they are.
+    policy
+        ``latest`` skips frames where the caller or the denoiser is too slow, ``all`` lets the
+        source wait.
+    options
+        Backend, M and seed.
+
+    Yields
+    ------
+    A result for each frame; its arrays are valid until the next is asked for.
+
+    Raises
+    ------
+    N2SRError
+        As `StreamRunner.run` does.
+    """
+    handing = _Handing()
+    runner = StreamRunner(
+        source,
+        [handing],
+        LiveDenoiser(model, "model", options),
+        policy=policy,
+        patience_s=None,
+    )
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            runner.run()
+        except BaseException as error:  # noqa: BLE001 raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="n2sr stream", daemon=True)
+    thread.start()
+    try:
+        while (result := handing.next(thread.is_alive)) is not None:
+            yield result
+    finally:
+        runner.stop()
+        handing.close()
+        thread.join()
+    if failed:
+        raise failed[0]

@@ -1,0 +1,105 @@
+"""What a stream counts and measures, for its summary, the viewer and Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+
+_log = logging.getLogger("n2sr")
+_KEPT = 4096  # of the latest values of a stage
+_RATE_OVER_S = 2.0
+
+
+class StreamStatistics:
+    """Counts, latencies and rates. Shared by all threads of a stream."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._stages: dict[str, deque[float]] = {}
+        self._recent: deque[float] = deque(maxlen=_KEPT)
+        self._told: set[str] = set()
+        self._started = time.monotonic()
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Add to a count."""
+        with self._lock:
+            self._counts[what] += n
+
+    def trouble(self, kind: str, message: str) -> None:
+        """Count something that went wrong, and tell of its first time."""
+        with self._lock:
+            self._counts[kind] += 1
+            is_first = kind not in self._told
+            self._told.add(kind)
+        if is_first:
+            _log.warning("%s (further ones are only counted)", message)
+
+    def forget(self, kind: str) -> None:
+        """Tell of this kind of trouble again when it next comes."""
+        with self._lock:
+            self._told.discard(kind)
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Keep how long a stage took."""
+        with self._lock:
+            self._stages.setdefault(stage, deque(maxlen=_KEPT)).append(seconds)
+
+    def frame_done(self) -> None:
+        """Another frame has been denoised."""
+        with self._lock:
+            self._counts["denoised"] += 1
+            self._recent.append(time.monotonic())
+
+    def __getitem__(self, what: str) -> int:
+        with self._lock:
+            return self._counts[what]
+
+    @property
+    def fps(self) -> float:
+        """Frames denoised a second, over the last two seconds."""
+        now = time.monotonic()
+        with self._lock:
+            n = sum(1 for then in self._recent if now - then < _RATE_OVER_S)
+        return n / min(_RATE_OVER_S, max(now - self._started, 1e-9))
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON keeps it: seconds, fps, counts, and p50, p95, p99 of each stage in ms.
+
+        Percentiles are those of the latest 4096 frames.
+        """
+        with self._lock:
+            counts = dict(sorted(self._counts.items()))
+            stages = {stage: np.array(values) for stage, values in self._stages.items()}
+            seconds = time.monotonic() - self._started
+        return {
+            "seconds": seconds,
+            "fps": counts.get("denoised", 0) / max(seconds, 1e-9),
+            "counts": counts,
+            "stages_ms": {
+                stage: dict(
+                    zip(
+                        ("p50", "p95", "p99"),
+                        (1e3 * np.percentile(values, (50, 95, 99))).tolist(),
+                        strict=True,
+                    )
+                )
+                for stage, values in stages.items()
+            },
+        }
+
+
+def described(summary: dict[str, Any]) -> list[str]:
+    """A summary as lines of text."""
+    counts = {"received": 0, "denoised": 0, "dropped": 0, **summary["counts"]}
+    told = ", ".join(f"{name} {n}" for name, n in counts.items())
+    lines = [f"{summary['seconds']:.1f} s, {summary['fps']:.1f} frames/s; {told}"]
+    for stage, times in summary["stages_ms"].items():
+        each = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
+        lines.append(f"  {stage}: {each} ms")
+    return lines

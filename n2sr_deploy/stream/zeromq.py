@@ -1,0 +1,144 @@
+"""``zmq://host:port``: frames from a sender, results to subscribers. See `zmq_frames`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from n2sr_deploy.errors import ConnectionLostError, MissingExtraError, SettingError
+from n2sr_deploy.stream.base import MAX_FRAME_BYTES
+from n2sr_deploy.stream.zmq_frames import decoded, encoded
+
+try:
+    import zmq
+    from zmq.utils.monitor import recv_monitor_message
+except ModuleNotFoundError as error:
+    raise MissingExtraError("zmq://", "pyzmq", "live") from error
+
+if TYPE_CHECKING:
+    from n2sr_deploy.stream.addresses import Address
+    from n2sr_deploy.stream.base import LiveFrame, LiveResult
+
+
+def _endpoint(address: Address) -> str:
+    host, colon, port = address.target.rpartition(":")
+    if not colon or not port.isdigit() or not 0 < int(port) < 2**16 or not host:
+        raise SettingError(f"{address.text} must be zmq://HOST:PORT, like zmq://127.0.0.1:9999")
+    return f"tcp://{host}:{port}"
+
+
+def is_local(host: str) -> bool:
+    """Whether only programs of this machine reach it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class ZmqSource:
+    """Connects to a sender, ours or a SIMPLON detector.
+
+    Options: ``socket=pull`` (default) or ``sub``, for a sender that publishes, like `ZmqSink`;
+    ``queue``: how many messages wait here, 1 to 10000, default 2; with ``socket=pull`` the sender
+    waits when it is full.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options("socket", "queue")
+        self.name = address.text
+        self._endpoint = _endpoint(address)
+        self._kind = address.choice("socket", "pull", "sub")
+        self._queue = int(address.number("queue", 2, 1, 10_000))
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._n_read = 0
+
+    def open(self) -> None:
+        """Begin to connect; ZeroMQ itself waits for the sender to appear."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PULL if self._kind == "pull" else zmq.SUB)
+        self._socket.linger = 0
+        self._socket.rcvhwm = self._queue
+        self._socket.maxmsgsize = MAX_FRAME_BYTES
+        if self._kind == "sub":
+            self._socket.subscribe(b"")
+        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        self._socket.connect(self._endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+
+    def read(self, timeout_s: float) -> LiveFrame | None:
+        """The next frame."""
+        ready = dict(self._poller.poll(round(1000 * timeout_s)))
+        if self._socket in ready:
+            parts = self._socket.recv_multipart(copy=False)
+            frame = decoded([part.buffer for part in parts], self._n_read)
+            self._n_read += frame is not None
+            return frame
+        if self._monitor in ready:
+            recv_monitor_message(self._monitor)
+            raise ConnectionLostError("the sender is gone")
+        return None
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._context is not None:
+            self._socket.disable_monitor()
+            self._context.destroy(linger=0)
+            self._context = None
+
+
+class ZmqSink:
+    """Publishes results on a port of this machine (PUB).
+
+    Options: ``send=mean`` (default) or ``std`` or ``noisy``; ``queue``: how many messages wait for
+    a slow subscriber, 1 to 10000, default 8; further ones are lost to it. ``wait=1``: instead, one
+    receiver gets every frame (PUSH), and the stream waits for it.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options("send", "queue", "wait")
+        self.name = address.text
+        self._endpoint = _endpoint(address)
+        self._send = address.choice("send", "mean", "std", "noisy")
+        self._waits = address.choice("wait", "0", "1") == "1"
+        self._queue = int(address.number("queue", 8, 1, 10_000))
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        host = address.target.rpartition(":")[0]
+        if not is_local(host):
+            raise SettingError(
+                f"{address.text} would let other machines listen; take zmq://127.0.0.1:PORT and a "
+                "tunnel (ssh -L), since ZeroMQ has no password of its own"
+            )
+
+    def open(self) -> None:
+        """Bind the port."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUSH if self._waits else zmq.PUB)
+        self._socket.linger = 0
+        self._socket.sndhwm = self._queue
+        self._socket.sndtimeo = 1000
+        try:
+            self._socket.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConnectionLostError(f"its port cannot be had: {error}") from error
+
+    def write(self, result: LiveResult) -> None:
+        """Send a message."""
+        pixels = {"mean": result.mean, "std": result.std, "noisy": result.noisy.pixels}[self._send]
+        if pixels is None:
+            return
+        message = encoded(pixels, result.noisy, result.metadata)
+        try:
+            self._socket.send_multipart(message, copy=True)
+        except zmq.Again as error:
+            raise ConnectionLostError("no receiver takes its frames") from error
+
+    def close(self) -> None:
+        """Release the port, once what was sent is on its way."""
+        if self._context is not None:
+            self._context.destroy(linger=1000)
+            self._context = None

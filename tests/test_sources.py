@@ -1,0 +1,571 @@
+"""Sources and sinks one by one, each by its own protocol, and what all of them owe a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from n2sr_deploy import Frame, read_frame
+from n2sr_deploy.errors import (
+    BadFrameError,
+    ConnectionLostError,
+    EndOfStreamError,
+    InputFileError,
+    OutputError,
+)
+from n2sr_deploy.formats import write_frame
+from n2sr_deploy.stream import LiveResult
+from n2sr_deploy.stream.addresses import open_sink, open_source
+from n2sr_deploy.stream.base import MAX_FRAME_BYTES
+from n2sr_deploy.stream.zmq_frames import decoded, encoded
+from tests.conftest import random_pixels
+from tests.fake_stream import live_frame
+
+RECORD = {"n2sr_version": "1", "model": "a model", "weights_sha256": "ab", "n_samples": 4}
+
+
+def result_of(frame, **changes):
+    mean = frame.pixels.astype(np.float32) + 1
+    return LiveResult(
+        **{"noisy": frame, "mean": mean, "std": mean / 10, "record": RECORD, **changes}
+    )
+
+
+def read_until(source, seconds=5.0):
+    """The next frame, within some time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        frame = source.read(0.1)
+        if frame is not None:
+            return frame
+    raise AssertionError("no frame came")
+
+
+# the header over ZeroMQ
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+)
+def test_a_message_is_decoded_as_it_was_encoded(dtype):
+    frame = live_frame(
+        7,
+        pixel_size=(0.02, 0.03),
+        unit="nm",
+        source_time_s=1e9 + 0.25,
+        valid_rows=(3, 30),
+    )
+    pixels = random_pixels((33, 65), dtype)
+    found = decoded(encoded(pixels, frame, {"stage": {"x": [1, 2]}}), 0)
+    assert np.array_equal(found.pixels, pixels)
+    assert found.pixels.dtype == pixels.dtype
+    for name in ("index", "pixel_size", "unit", "source_time_s", "valid_rows"):
+        assert getattr(found, name) == getattr(frame, name)
+    assert found.metadata == {"stage": {"x": [1, 2]}}
+
+
+def message(pixels=None, **header):
+    pixels = np.arange(12, dtype=np.uint16).reshape(3, 4) if pixels is None else pixels
+    told = {"htype": "dimage_d-1.0", "shape": [4, 3], "type": "uint16", "encoding": "<", **header}
+    return [json.dumps(told).encode(), pixels.tobytes()]
+
+
+def test_thirty_lines_of_python_are_enough_for_a_sender():
+    found = decoded([b'{"shape": [4, 3], "type": "uint16"}', message()[1]], 5)
+    assert found.index == 5
+    assert found.pixels.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_big_endian_pixels():
+    big = np.arange(12, dtype=">u2").reshape(3, 4)
+    found = decoded(message(big, encoding=">"), 0)
+    assert found.pixels.dtype == np.dtype("uint16")
+    assert found.pixels[2, 3] == 11
+
+
+def test_a_simplon_series():
+    assert decoded([b'{"htype": "dheader-1.0", "series": 3}', b"{}"], 0) is None
+    assert decoded([b'{"htype": "dseries_end-1.0", "series": 3}'], 0) is None
+    first = json.dumps({"htype": "dimage-1.0", "series": 3, "frame": 41, "hash": "x"}).encode()
+    found = decoded([first, *message(), b'{"htype": "dconfig-1.0"}'], 0)
+    assert found.index == 41
+    assert found.metadata == {"series": 3}
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_compressed_pixels(dtype):
+    bitshuffle = pytest.importorskip("bitshuffle")
+    pixels = random_pixels((64, 48), dtype)
+    blob = np.concatenate([np.zeros(12, np.uint8), bitshuffle.compress_lz4(pixels)])
+    bits = 8 * pixels.itemsize
+    header = {"shape": [48, 64], "type": dtype, "encoding": f"bs{bits}-lz4<"}
+    found = decoded(message(blob, **header), 0)
+    assert np.array_equal(found.pixels, pixels)
+    with pytest.raises(BadFrameError, match="cannot be unpacked"):
+        decoded(message(blob[:50], **header), 0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ([], "a message of 0 parts"),
+        ([b"not json", b""], "is no JSON"),
+        ([b"[1, 2]", b""], "no JSON object but list"),
+        ([b"{}", b""], "None is no pair of numbers"),
+        (message(shape=[4]), "is no pair"),
+        (message(shape=[0, 3]), "at least a pixel"),
+        (message(shape=[-4, 3]), "shape is -4, but must be a whole number"),
+        (message(shape=[4.0, 3]), "shape is 4.0, but must be a whole number"),
+        (message(shape=[4, 30]), "24 bytes of pixels, but 30 x 4 uint16 has 240"),
+        (message(shape=[2**40, 2**40]), "is larger than"),
+        (message(type="complex64"), "type is 'complex64', but must be one of"),
+        (message(type=["uint16"]), "type is"),
+        (message(encoding="gzip<"), "encoding is 'gzip<'"),
+        (message(encoding="bs32-lz4<"), "encoding is 'bs32-lz4<', but for uint16"),
+        (message(frame=-1), "frame is -1"),
+        (message(frame=True), "frame is True"),
+        (message(metadata=[1]), "metadata is list"),
+        (message(source_time_s="now"), "'now' is no number"),
+        (message(pixel_size=[1]), "is no pair"),
+        (message(valid_rows=[2, 9]), "but the frame has 3 rows"),
+        ([b"[" * 100_000, b""], "is no JSON"),
+        ([b" " * 2**21, b""], "a header of 2097152 bytes"),
+    ],
+)
+def test_damaged_messages_are_told(parts, told):
+    with pytest.raises(BadFrameError, match=told.replace("[", r"\[").replace("(", r"\(")):
+        decoded(parts, 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=5))
+def test_any_bytes_are_a_frame_or_told(parts):
+    with contextlib.suppress(BadFrameError):
+        decoded(parts, 0)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+_NAMES = st.sampled_from(
+    ["htype", "shape", "type", "encoding", "frame", "metadata", "pixel_size", "valid_rows", "unit"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(_NAMES, _JSON), st.binary(max_size=64))
+def test_any_header_is_a_frame_or_told(changes, blob):
+    header = {"shape": [4, 3], "type": "uint16", **changes}
+    try:
+        found = decoded([json.dumps(header).encode(), blob], 0)
+    except BadFrameError:
+        return
+    assert found is None or found.pixels.nbytes <= MAX_FRAME_BYTES
+
+
+# ZeroMQ
+
+
+@pytest.fixture
+def zmq():
+    return pytest.importorskip("zmq")
+
+
+class Sender:
+    """A PUSH socket of somebody's."""
+
+    def __init__(self, zmq, port=None):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.PUSH)
+        self.socket.linger = 0
+        if port is None:
+            self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        else:
+            self.port = port
+            self.socket.bind(f"tcp://127.0.0.1:{port}")
+
+    def send(self, frame):
+        self.socket.send_multipart(encoded(frame.pixels, frame, dict(frame.metadata)))
+
+    def close(self):
+        self.context.destroy(linger=0)
+
+
+def test_frames_come_over_zeromq(zmq):
+    sender = Sender(zmq)
+    source = open_source(f"zmq://127.0.0.1:{sender.port}?queue=100")
+    source.open()
+    assert source.read(0.05) is None
+    for n in range(20):
+        sender.send(live_frame(n, metadata={"n": n}))
+    found = [read_until(source) for _ in range(20)]
+    assert [frame.index for frame in found] == list(range(20))
+    assert np.array_equal(found[7].pixels, live_frame(7).pixels)
+    assert found[7].metadata == {"n": 7}
+    sender.socket.send_multipart([b"nonsense", b""])
+    with pytest.raises(BadFrameError):
+        read_until(source)
+    sender.send(live_frame(20))
+    assert read_until(source).index == 20
+    sender.close()
+    with pytest.raises(ConnectionLostError, match="sender is gone"):
+        read_until(source)
+    source.close()
+    source.close()
+
+
+def test_a_sender_that_comes_back_is_read_again(zmq):
+    first = Sender(zmq)
+    source = open_source(f"zmq://127.0.0.1:{first.port}")
+    source.open()
+    first.send(live_frame(0))
+    assert read_until(source).index == 0
+    first.close()
+    with pytest.raises(ConnectionLostError):
+        read_until(source)
+    source.close()
+    source.open()
+    second = Sender(zmq, first.port)
+    second.send(live_frame(1))
+    assert read_until(source).index == 1
+    source.close()
+    second.close()
+
+
+def test_a_message_that_is_too_large_is_not_taken(zmq, monkeypatch):
+    from n2sr_deploy.stream import zeromq
+
+    monkeypatch.setattr(zeromq, "MAX_FRAME_BYTES", 1000)
+    sender = Sender(zmq)
+    source = open_source(f"zmq://127.0.0.1:{sender.port}")
+    source.open()
+    sender.send(live_frame(0))
+    with pytest.raises(ConnectionLostError):
+        read_until(source)
+    source.close()
+    sender.close()
+
+
+def test_what_is_published_can_be_subscribed_to(zmq):
+    with_port = Sender(zmq)
+    with_port.close()
+    address = f"zmq://127.0.0.1:{with_port.port}"
+    sink, source = open_sink(address), open_source(f"{address}?socket=sub&queue=100")
+    sink.open()
+    source.open()
+    frame = live_frame(3, pixel_size=(0.1, 0.1), unit="nm", metadata={"a": 1})
+    found = None
+    end = time.monotonic() + 5
+    while found is None and time.monotonic() < end:  # until the subscription has arrived
+        sink.write(result_of(frame))
+        found = source.read(0.05)
+    assert np.array_equal(found.pixels, frame.pixels.astype(np.float32) + 1)
+    assert found.metadata == {"a": 1, "n2sr": RECORD}
+    assert (found.index, found.pixel_size, found.unit) == (3, (0.1, 0.1), "nm")
+    sink.close()
+    sink.close()
+    source.close()
+
+
+def test_a_port_that_is_taken_is_tried_again_later(zmq):
+    sender = Sender(zmq)
+    sink = open_sink(f"zmq://127.0.0.1:{sender.port}")
+    with pytest.raises(ConnectionLostError, match="port cannot be had"):
+        sink.open()
+    sender.close()
+    sink.open()
+    sink.close()
+
+
+def test_one_receiver_may_get_every_frame(zmq, monkeypatch):
+    sender = Sender(zmq)
+    sender.close()
+    address = f"zmq://127.0.0.1:{sender.port}"
+    sink = open_sink(f"{address}?wait=1")
+    sink.open()
+    source = open_source(f"{address}?queue=100")
+    source.open()
+    for n in range(30):
+        sink.write(result_of(live_frame(n)))
+    assert [read_until(source).index for _ in range(30)] == list(range(30))
+    source.close()
+    sink.close()
+
+
+# PVAccess
+
+
+@pytest.fixture
+def pva(monkeypatch):
+    pytest.importorskip("p4p")
+    import socket
+
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(("127.0.0.1", 0))
+        ports = str(tcp.getsockname()[1]), str(udp.getsockname()[1])
+    for name, value in {
+        "EPICS_PVA_ADDR_LIST": "127.0.0.1",
+        "EPICS_PVA_AUTO_ADDR_LIST": "NO",
+        "EPICS_PVA_BROADCAST_PORT": ports[1],
+        "EPICS_PVAS_SERVER_PORT": ports[0],
+        "EPICS_PVAS_BROADCAST_PORT": ports[1],
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_frames_go_out_and_come_in_over_pvaccess(pva):
+    sink, source = open_sink("pva://N2SR:Image"), open_source("pva://N2SR:Image?queue=100")
+    source.open()
+    assert source.read(0.1) is None
+    sink.open()
+    read_until(source)  # what the channel holds before the first frame
+    told = {"pixel_size": (0.02, 0.03), "unit": "nm", "source_time_s": 1.7e9 + 0.25}
+    for n in range(5):
+        sink.write(
+            result_of(live_frame(n, (48, 64), metadata={"gain": 2.5, "mode": "HAADF"}, **told))
+        )
+        time.sleep(0.05)
+    found = [read_until(source) for _ in range(5)]
+    assert [frame.index for frame in found] == list(range(5))
+    last = found[-1]
+    wanted = live_frame(4, (48, 64)).pixels.astype(np.float32) + 1
+    assert np.array_equal(last.pixels, wanted)
+    assert last.pixel_size == (0.02, 0.03)
+    assert last.unit == "nm"
+    assert last.source_time_s == pytest.approx(1.7e9 + 0.25, abs=1e-6)
+    assert last.metadata["gain"] == 2.5
+    assert last.metadata["mode"] == "HAADF"
+    assert last.metadata["n2sr_model"] == "a model"
+    sink.close()
+    with pytest.raises(ConnectionLostError, match="is gone"):
+        read_until(source)
+    source.close()
+    source.close()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "float64"])
+def test_every_type_of_ntndarray(dtype):
+    pytest.importorskip("p4p")
+    from p4p.nt import NTNDArray
+
+    from n2sr_deploy.stream.pva import decoded as decoded_pva
+
+    pixels = random_pixels((5, 7), dtype)
+    found = decoded_pva(NTNDArray().wrap(pixels), 0)
+    assert np.array_equal(found.pixels, pixels)
+
+
+def test_ntndarrays_that_are_no_frame():
+    pytest.importorskip("p4p")
+    from p4p.nt import NTNDArray, NTScalar
+
+    from n2sr_deploy.stream.pva import decoded as decoded_pva
+
+    empty = NTNDArray().wrap(np.zeros((2, 2), np.uint8))
+    empty["dimension"] = []
+    assert decoded_pva(empty, 0) is None
+    with pytest.raises(BadFrameError, match="no NTNDArray"):
+        decoded_pva(NTScalar("d").wrap(3.0), 0)
+    short = NTNDArray().wrap(np.zeros((2, 2), np.uint8))
+    short["value"] = np.zeros(3, np.uint8)
+    with pytest.raises(BadFrameError, match="3 pixels, but the dimensions are 2 x 2"):
+        decoded_pva(short, 0)
+    coloured = NTNDArray().wrap(np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(BadFrameError, match="one grey image"):
+        decoded_pva(coloured, 0)
+    packed = NTNDArray().wrap(np.zeros((2, 2), np.uint8))
+    packed["codec.name"] = "jpeg"
+    with pytest.raises(BadFrameError, match=r"compressed \(jpeg\)"):
+        decoded_pva(packed, 0)
+
+
+# files
+
+
+def a_frame(n=0, shape=(40, 50)):
+    return Frame(pixels=live_frame(n, shape).pixels, pixel_size=(0.1, 0.1), unit="nm")
+
+
+def test_files_that_appear_are_read_once_and_in_order(tmp_path):
+    write_frame(tmp_path / "before.tif", a_frame())
+    source = open_source(f"watch:{tmp_path}?settle=0.1")
+    source.open()
+    assert source.read(0.3) is None
+    for n in range(3):
+        write_frame(tmp_path / f"{n}.tif", a_frame(n))
+    found = [read_until(source) for _ in range(3)]
+    assert [frame.metadata["file"] for frame in found] == ["0.tif", "1.tif", "2.tif"]
+    assert [frame.index for frame in found] == [0, 1, 2]
+    assert np.array_equal(found[2].pixels, a_frame(2).pixels)
+    assert found[0].pixel_size == (0.1, 0.1)
+    assert abs(found[0].source_time_s - time.time()) < 60
+    assert source.read(0.3) is None
+    source.close()
+
+
+def test_files_that_are_there_count_if_asked_for(tmp_path):
+    write_frame(tmp_path / "before.tif", a_frame())
+    source = open_source(f"watch:{tmp_path}?settle=0&existing=1")
+    source.open()
+    assert read_until(source).metadata["file"] == "before.tif"
+
+
+def test_a_file_counts_once_it_is_complete(tmp_path):
+    write_frame(tmp_path / "whole.tif", a_frame())
+    content = (tmp_path / "whole.tif").read_bytes()
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = open_source(f"watch:{folder}?settle=0.3")
+    source.open()
+    with (folder / "slow.tif").open("wb") as file:
+        for start in range(0, len(content), len(content) // 5 + 1):
+            file.write(content[start : start + len(content) // 5 + 1])
+            file.flush()
+            assert source.read(0.15) is None
+    assert read_until(source).metadata["file"] == "slow.tif"
+
+
+def test_a_file_that_is_renamed_into_place(tmp_path):
+    source = open_source(f"watch:{tmp_path}?settle=0")
+    source.open()
+    write_frame(tmp_path / "x.tif", a_frame())
+    (tmp_path / "x.tif").rename(tmp_path / ".part")
+    assert source.read(0.2) is None, "hidden files do not count"
+    (tmp_path / ".part").rename(tmp_path / "x.tif")
+    assert read_until(source).metadata["file"] == "x.tif"
+
+
+def test_a_file_that_stays_broken_is_told_and_left_out(tmp_path):
+    source = open_source(f"watch:{tmp_path}?settle=0.05&patience=0.3")
+    source.open()
+    (tmp_path / "broken.tif").write_bytes(b"II*\0 half a file")
+    with pytest.raises(BadFrameError, match=r"broken\.tif cannot be read"):
+        read_until(source)
+    write_frame(tmp_path / "sound.tif", a_frame())
+    assert read_until(source).metadata["file"] == "sound.tif"
+
+
+def test_a_name_that_is_used_again_is_a_new_file(tmp_path):
+    source = open_source(f"watch:{tmp_path}?settle=0")
+    source.open()
+    for n in range(3):
+        write_frame(tmp_path / "live.tif", a_frame(n))
+        assert np.array_equal(read_until(source).pixels, a_frame(n).pixels)
+        (tmp_path / "live.tif").unlink()
+        assert source.read(0.15) is None
+
+
+def test_a_folder_that_goes_and_comes_back(tmp_path):
+    folder = tmp_path / "in"
+    source = open_source(f"watch:{folder}?settle=0")
+    with pytest.raises(ConnectionLostError, match="there is no folder"):
+        source.open()
+    folder.mkdir()
+    source.open()
+    folder.rmdir()
+    with pytest.raises(ConnectionLostError, match="cannot be read"):
+        source.read(0.1)
+    folder.mkdir()
+    source.open()
+    write_frame(folder / "x.tif", a_frame())
+    assert read_until(source).index == 0
+
+
+def test_a_stack_is_replayed_at_its_rate(tmp_path):
+    stack = np.stack([live_frame(n, (32, 40)).pixels for n in range(4)])
+    np.save(tmp_path / "stack.npy", stack)
+    source = open_source(f"replay:{tmp_path / 'stack.npy'}?fps=50&loop=2")
+    source.open()
+    began = time.monotonic()
+    found = [read_until(source) for _ in range(8)]
+    assert time.monotonic() - began > 7 / 50 - 0.01
+    assert [frame.index for frame in found] == list(range(8))
+    assert np.array_equal(found[6].pixels, stack[2])
+    with pytest.raises(EndOfStreamError):
+        source.read(0.1)
+    with pytest.raises(InputFileError, match="does not exist"):
+        open_source(f"replay:{tmp_path / 'none.npy'}").open()
+
+
+@pytest.mark.parametrize("ending", ["tif", "mrc", "npy"])
+def test_results_as_files(tmp_path, ending):
+    sink = open_sink(f"folder:{tmp_path / 'a' / 'b'}?format={ending}")
+    sink.open()
+    frame = live_frame(12, pixel_size=(0.1, 0.2), unit="nm")
+    sink.write(result_of(frame))
+    found = read_frame(tmp_path / "a" / "b" / f"00000012.{ending}")
+    assert np.array_equal(found.pixels, frame.pixels.astype(np.float32) + 1)
+    if ending == "tif":
+        assert found.pixel_size == pytest.approx((0.1, 0.2))
+    with pytest.raises(OutputError, match="exists already"):
+        sink.write(result_of(frame))
+    sink.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be made"):
+        open_sink(f"folder:{tmp_path / 'file'}").open()
+
+
+# Micro-Manager
+
+
+def test_the_micromanager_source_without_its_library_tells_the_extra():
+    from n2sr_deploy.errors import MissingExtraError
+
+    try:
+        import pymmcore_plus  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(MissingExtraError, match=r"n2sr\[micromanager\]"):
+            open_source("micromanager:demo")
+    else:
+        with pytest.raises(InputFileError, match="does not exist"):
+            open_source("micromanager:nowhere.cfg").open()
+
+
+# all of it at once
+
+
+def test_a_stream_over_zeromq_in_and_out(zmq, model):
+    from n2sr_deploy import Denoiser
+    from n2sr_deploy.stream import StreamRunner
+    from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+
+    sender = Sender(zmq)
+    out = Sender(zmq)
+    out.close()
+    running = StreamRunner(
+        open_source(f"zmq://127.0.0.1:{sender.port}?queue=50"),
+        [open_sink(f"zmq://127.0.0.1:{out.port}?wait=1")],
+        LiveDenoiser(model, "m", DenoisingOptions(backend="ort")),
+        policy="all",
+    )
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    receiver = open_source(f"zmq://127.0.0.1:{out.port}?queue=50")
+    receiver.open()
+    for n in range(25):
+        sender.send(live_frame(n))
+    found = [replace(f, pixels=f.pixels.copy()) for f in (read_until(receiver) for _ in range(25))]
+    running.stop()
+    thread.join()
+    receiver.close()
+    sender.close()
+    assert [frame.index for frame in found] == list(range(25))
+    with Denoiser(model, backend="ort") as denoiser:
+        wanted = denoiser.denoise(live_frame(9).pixels, frame_index=9).mean
+    assert np.array_equal(found[9].pixels, wanted)

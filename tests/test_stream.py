@@ -1,0 +1,587 @@
+"""From a source through the denoiser to sinks: order, policies, failures, ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import Denoiser
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import (
+    BadFrameError,
+    ConnectionLostError,
+    InputFileError,
+    ModelError,
+    OutputError,
+    SettingError,
+)
+from n2sr_deploy.stream import StreamRunner, denoise_stream, runner
+from n2sr_deploy.stream.addresses import Address, open_sink, open_source
+from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
+from n2sr_deploy.stream.ring import FrameRing
+from n2sr_deploy.stream.simulated import SimulatedSource
+from tests.fake_stream import FakeSink, FakeSource, Refusal, live_frame
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(runner, "_BACK_OFF_S", (0.01, 0.05))
+    monkeypatch.setattr(runner, "_TICK_S", 0.05)
+
+
+OPTIONS = DenoisingOptions(backend="ort")
+
+
+def stream(items, *sinks, model=None, policy="all", **settings):
+    """Run to the end; what was counted."""
+    source = items if hasattr(items, "read") else FakeSource(items)
+    denoiser = LiveDenoiser(model, "a model" if model else "", OPTIONS)
+    running = StreamRunner(source, sinks, denoiser, policy=policy, **settings)
+    before = threading.active_count()
+    summary = running.run()
+    assert threading.active_count() == before
+    return summary["counts"], summary
+
+
+class Slow:
+    """A denoiser that takes its time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def denoise(self, frame):
+        time.sleep(self.seconds)
+        return LiveDenoiser().denoise(frame)
+
+    def close(self):
+        pass
+
+
+# frames and results
+
+
+def test_every_frame_is_denoised_in_order(model):
+    sink = FakeSink()
+    frames = [live_frame(n) for n in range(8)]
+    counts, summary = stream(frames, sink, model=model)
+    assert sink.indices == list(range(8))
+    with Denoiser(model, backend="ort") as denoiser:
+        for (_, mean, _), frame in zip(sink.results, frames, strict=True):
+            wanted = denoiser.denoise(frame.pixels, frame_index=frame.index)
+            assert np.array_equal(mean, wanted.mean)
+    assert counts["received"] == counts["denoised"] == counts["written to a fake sink"] == 8
+    assert counts["dropped"] == 0
+    assert set(summary["stages_ms"]) == {"wait", "denoise", "arrival to a fake sink"}
+    assert summary["fps"] > 0
+
+
+def test_all_that_came_with_a_frame_is_handed_on(model):
+    told = {
+        "pixel_size": (0.02, 0.03),
+        "unit": "nm",
+        "source_time_s": 12.5,
+        "valid_rows": (0, 40),
+        "metadata": {"stage": {"x": 1.5}},
+    }
+    sink = FakeSink()
+    stream([live_frame(3, **told)], sink, model=model)
+    result = sink.results[0][2]
+    for name, value in told.items():
+        assert getattr(result.noisy, name) == value
+    assert result.metadata["stage"] == {"x": 1.5}
+    record = result.metadata["n2sr"]
+    assert record["model"] == "a model"
+    assert record["weights_sha256"] == model.metadata.weights_sha256
+    assert (record["n_samples"], record["seed"]) == (4, 0)
+    assert "ONNX Runtime" in record["backend"]
+    json.dumps(result.metadata)
+
+
+def test_without_a_model_frames_pass_as_they_are():
+    sink = FakeSink()
+    frame = live_frame(0)
+    stream([frame], sink)
+    _, mean, result = sink.results[0]
+    assert np.array_equal(mean, frame.pixels.astype(np.float32))
+    assert result.std is None
+    assert result.record["model"] is None
+
+
+def test_frames_of_other_shapes_and_types_midway(model):
+    sink = FakeSink()
+    shapes = [(64, 64), (64, 64), (48, 80), (48, 80), (64, 64)]
+    types = [np.uint16, np.float32, np.uint8, np.uint16, np.int32]
+    frames = [
+        live_frame(n, shape, dtype)
+        for n, (shape, dtype) in enumerate(zip(shapes, types, strict=True))
+    ]
+    stream(frames, sink, model=model)
+    assert [mean.shape for _, mean, _ in sink.results] == shapes
+
+
+# policies
+
+
+def test_latest_shows_the_newest_and_counts_what_it_drops():
+    sink = FakeSink()
+    frames = [live_frame(n) for n in range(30)]
+    items = [item for frame in frames for item in (frame, 0.004)]
+    running = StreamRunner(FakeSource(items), [sink], Slow(0.04), policy="latest")
+    counts = running.run()["counts"]
+    assert counts["received"] == 30
+    assert counts["dropped"] > 5
+    assert counts["denoised"] + counts["dropped"] == 30
+    assert sink.indices[-1] == 29
+    assert sink.indices == sorted(sink.indices)
+
+
+def test_all_lets_the_source_wait():
+    sink = FakeSink()
+    running = StreamRunner(
+        FakeSource([live_frame(n) for n in range(40)]), [sink], Slow(0.005), policy="all"
+    )
+    counts = running.run()["counts"]
+    assert sink.indices == list(range(40))
+    assert counts["dropped"] == 0
+
+
+def test_the_ring_uses_its_memory_again():
+    ring = FrameRing(3, "all")
+    seen = set()
+    for n in range(20):
+        assert ring.put(live_frame(n), 0.1)
+        slot = ring.take(0.1)
+        seen.add(slot.frame.pixels.ctypes.data)
+        assert slot.frame.index == n
+        slot.release()
+    assert len(seen) <= 3
+    assert [ring.put(live_frame(n), 0.01) for n in range(4)] == [True, True, True, False]
+
+
+def test_a_slot_that_is_retained_is_not_overwritten():
+    ring = FrameRing(2, "latest")
+    ring.put(live_frame(0), 0)
+    slot = ring.take(0.1)
+    slot.retain()
+    slot.release()
+    for n in range(1, 6):
+        ring.put(live_frame(n), 0)
+    assert np.array_equal(slot.frame.pixels, live_frame(0).pixels)
+    assert ring.n_dropped == 4
+    assert ring.take(0).frame.index == 5
+    ring.put(live_frame(6), 0)
+    assert ring.n_dropped == 5, "there is no slot left"
+
+
+def test_a_slow_sink_holds_neither_the_stream_nor_the_others():
+    slow = FakeSink("slow", write=lambda result: time.sleep(0.2))
+    quick = FakeSink("quick")
+    items = [item for n in range(30) for item in (live_frame(n), 0.005)]
+    counts, _ = stream(items, slow, quick, policy="latest")
+    assert len(quick.indices) >= 25
+    assert len(slow.indices) < 6
+    assert slow.indices[-1] == 29
+    assert counts["lost by slow"] + len(slow.indices) == counts["denoised"]
+
+
+def test_a_sink_that_accepts_nothing_is_lost_after_some_patience(caplog):
+    hanging = threading.Event()
+    dead = FakeSink("dead", write=lambda result: hanging.wait(20))
+    quick = FakeSink("quick")
+    began = time.monotonic()
+    running = StreamRunner(
+        FakeSource([live_frame(n) for n in range(30)]),
+        [dead, quick],
+        LiveDenoiser(),
+        policy="all",
+        patience_s=0.3,
+    )
+    counts = running.run()["counts"]
+    assert time.monotonic() - began < 5
+    assert quick.indices == list(range(30))
+    assert counts["lost by dead"] >= 20
+    assert "dead accepts nothing" in caplog.text
+    assert "dead does not return; it is left behind" in caplog.text
+    hanging.set()
+    time.sleep(0.2)
+
+
+# what goes wrong
+
+
+def test_damaged_frames_are_counted_told_once_and_left_out(caplog):
+    sink = FakeSink()
+    bad = BadFrameError("9 bytes of pixels, but 64 x 64 uint16 has 8192")
+    counts, _ = stream([live_frame(0), bad, bad, live_frame(1), bad], sink)
+    assert sink.indices == [0, 1]
+    assert counts["damaged"] == 3
+    assert caplog.text.count("9 bytes of pixels") == 1
+
+
+def test_frames_that_cannot_be_denoised_are_left_out(model, caplog):
+    nan = live_frame(1, dtype=np.float32)
+    nan.pixels[3, 3] = np.nan
+    constant = live_frame(2)
+    constant.pixels[:] = 7
+    small = live_frame(3, (4, 4))
+    sink = FakeSink()
+    counts, _ = stream([live_frame(0), nan, constant, small, live_frame(4)], sink, model=model)
+    assert sink.indices == [0, 4]
+    assert counts["refused"] == 3
+    assert "frame 1: frame has 1 NaN" in caplog.text
+
+
+def test_order_nothing_twice_nothing_older_gaps_reported(caplog):
+    sink = FakeSink()
+    counts, _ = stream([live_frame(n) for n in (0, 1, 1, 2, 5, 4, 6, 9)], sink)
+    assert sink.indices == [0, 1, 2, 5, 6, 9]
+    assert counts["repeated"] == 1
+    assert counts["out of order"] == 1
+    assert counts["gaps"] == 2
+    assert counts["missing"] == 4
+    assert "frames 3 to 4 did not come" in caplog.text
+
+
+def test_a_source_that_is_lost_is_opened_again_and_may_count_anew(caplog):
+    lost = ConnectionLostError("the sender is gone")
+    sink = FakeSink()
+    items = [live_frame(0), live_frame(1), lost, Refusal(lost), Refusal(lost)]
+    items += [live_frame(1), live_frame(0), live_frame(1), lost, live_frame(2), live_frame(3)]
+    source = FakeSource(items)
+    counts, _ = stream(source, sink)
+    assert sink.indices == [0, 1, 0, 1, 2, 3] or sink.indices == [0, 1, 2, 3]
+    assert counts["connections lost"] == 4
+    assert source.n_opened == 5
+    assert caplog.text.count("is away (the sender is gone)") == 2
+    assert caplog.text.count("is back") == 2
+
+
+def test_a_source_killed_twenty_times(caplog):
+    lost = ConnectionLostError("the sender is gone")
+    items = [item for n in range(20) for item in (live_frame(2 * n), lost)]
+    sink = FakeSink()
+    counts, _ = stream(items, sink)
+    assert sink.indices == [2 * n for n in range(20)]
+    assert counts["connections lost"] == 20
+    assert counts["missing"] == 19
+
+
+def test_a_sink_killed_twenty_times():
+    fails = iter([True, False] * 20)
+
+    def write(result):
+        if next(fails):
+            raise ConnectionLostError("the receiver is gone")
+
+    sink = FakeSink(write=write)
+    counts, _ = stream([live_frame(n) for n in range(40)], sink)
+    assert sink.indices == list(range(1, 40, 2))
+    assert counts["lost by a fake sink"] == 20
+    assert sink.n_opened == 21
+
+
+def test_a_sink_that_is_not_there_yet_is_tried_again():
+    lost = ConnectionLostError("nobody is there")
+    sink = FakeSink(opening=[lost, lost])
+    stream([live_frame(n) for n in range(5)], sink)
+    assert sink.indices == list(range(5))
+    assert sink.n_opened == 3
+
+
+def test_the_stream_goes_on_without_a_sink_that_cannot(caplog):
+    def full(result):
+        raise OutputError("cannot write 3.tif: No space left on device")
+
+    broken, sound = FakeSink("broken", write=full), FakeSink("sound")
+    counts, _ = stream([live_frame(n) for n in range(20)], broken, sound)
+    assert sound.indices == list(range(20))
+    assert "goes on without broken: cannot write 3.tif" in caplog.text
+    assert counts["lost by broken"] >= 18
+    assert broken.n_closed == 1
+
+
+@pytest.mark.parametrize("place", ["source", "sink", "denoiser"])
+def test_a_mistake_in_a_thread_surfaces_in_the_caller(place):
+    def fail(*_):
+        raise ZeroDivisionError(place)
+
+    class Failing:
+        def denoise(self, frame):
+            fail()
+
+        def close(self):
+            pass
+
+    items = [live_frame(0), fail if place == "source" else live_frame(1), 30.0]
+    sink = FakeSink(write=fail if place == "sink" else None)
+    denoiser = Failing() if place == "denoiser" else LiveDenoiser()
+    source = FakeSource(items)
+    running = StreamRunner(source, [sink], denoiser, policy="all")
+    with pytest.raises(ZeroDivisionError, match=place):
+        running.run()
+    assert source.n_closed >= 1
+
+
+def test_a_source_that_will_never_open_ends_the_stream():
+    refusal = Refusal(InputFileError("stack.mrc does not exist; check the path"))
+    with pytest.raises(InputFileError, match="does not exist"):
+        stream([refusal], FakeSink())
+
+
+def test_a_model_that_frames_are_too_small_for_ends_the_stream(model):
+    with pytest.raises(ModelError, match="needs at least"):
+        stream([live_frame(0, (4, 4))], FakeSink(), model=model)
+
+
+def test_a_source_that_says_nothing_is_told(caplog, monkeypatch):
+    monkeypatch.setattr(runner, "_SILENT_S", 0.2)
+    counts, _ = stream([0.7, live_frame(0), 0.4, live_frame(1)], FakeSink())
+    assert counts["silences"] >= 3
+    assert caplog.text.count("nothing has come from") == 2, "once for each silence"
+
+
+# models
+
+
+def test_a_model_is_swapped_between_two_frames(model):
+    denoiser = LiveDenoiser(options=OPTIONS)
+    sink = FakeSink()
+    loaded = []
+
+    def swap():
+        while len(sink.indices) < 3:
+            time.sleep(0.01)
+        loaded.append(LoadedModel(model, "learned", OPTIONS, (64, 64)))
+        denoiser.swap(loaded[0])
+        return live_frame(3)
+
+    items = [live_frame(0), live_frame(1), live_frame(2), swap, live_frame(4)]
+    StreamRunner(FakeSource(items), [sink], denoiser, policy="all").run()
+    assert [r.record["model"] for _, _, r in sink.results] == [None] * 3 + ["learned"] * 2
+    assert sink.indices == list(range(5))
+
+
+def test_a_model_that_is_swapped_before_it_was_used_is_closed(model):
+    denoiser = LiveDenoiser(options=OPTIONS)
+    first, second = (LoadedModel(model, str(n), OPTIONS, (64, 64)) for n in range(2))
+    denoiser.swap(first)
+    denoiser.swap(second)
+    with pytest.raises(ModelError, match="was closed"):
+        first.denoise(live_frame(0))
+    assert denoiser.denoise(live_frame(0)).record["model"] == "1"
+    denoiser.close()
+
+
+# ends
+
+
+def test_stopping_from_another_thread():
+    running = StreamRunner(
+        FakeSource([live_frame(0), 60.0]), [sink := FakeSink()], LiveDenoiser(), policy="all"
+    )
+    threading.Timer(0.3, running.stop).start()
+    began = time.monotonic()
+    running.run()
+    assert time.monotonic() - began < 5
+    assert sink.indices == [0]
+
+
+def test_the_generator(model):
+    frames = [live_frame(n) for n in range(6)]
+    source = FakeSource(frames)
+    found = [
+        (result.noisy.index, result.mean.copy())
+        for result in denoise_stream(source, model, policy="all", options=OPTIONS)
+    ]
+    assert [index for index, _ in found] == list(range(6))
+    with Denoiser(model, backend="ort") as denoiser:
+        wanted = denoiser.denoise(frames[5].pixels, frame_index=5).mean
+    assert np.array_equal(found[5][1], wanted)
+    assert source.n_closed >= 1
+
+
+def test_a_generator_that_is_left_early_ends_the_stream():
+    source = FakeSource([live_frame(n) for n in range(100)])
+    before = threading.active_count()
+    for result in denoise_stream(source, None, policy="all"):
+        if result.noisy.index == 2:
+            break
+    assert threading.active_count() == before
+    assert source.n_closed >= 1
+    assert source.items, "it was not read to the end"
+
+
+def test_a_generator_raises_what_failed():
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(denoise_stream(FakeSource([live_frame(0), fail]), None, policy="all"))
+
+
+def test_memory_stays_flat():
+    """Frames go round in the ring's memory."""
+    import tracemalloc
+
+    def frames(n):
+        frame = live_frame(0, (128, 128))
+        from dataclasses import replace
+
+        return (replace(frame, index=k) for k in range(n))
+
+    class Endless(FakeSource):
+        def __init__(self, n):
+            super().__init__([])
+            self.frames = frames(n)
+
+        def read(self, timeout_s):
+            from n2sr_deploy.errors import EndOfStreamError
+
+            try:
+                return next(self.frames)
+            except StopIteration:
+                raise EndOfStreamError("no more") from None
+
+    class Null(FakeSink):
+        def write(self, result):
+            pass
+
+    peaks = []
+    tracemalloc.start()
+    try:
+        for n in (300, 3000):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            stream(Endless(n), Null())
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0] + 300_000  # 4096 latencies a stage are kept
+
+
+# addresses and the command
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("stack.mrc", "is no address; it begins with a scheme"),
+        ("ftp://x", "there is no source 'ftp'"),
+        ("replay:x.mrc?speed=3", "has no option 'speed'; it has fps, loop"),
+        ("replay:x.mrc?fps=fast", "fps is 'fast' in replay:x.mrc?fps=fast, but must be 0.001 to"),
+        ("sim:?size=3", "size is '3'"),
+        ("zmq://nowhere", "must be zmq://HOST:PORT"),
+        ("zmq://127.0.0.1:9999?socket=req", "must be one of pull, sub"),
+        ("pva://", "must be pva://CHANNEL"),
+    ],
+)
+def test_addresses_that_make_no_sense(text, told):
+    with pytest.raises(SettingError, match=told.replace("?", r"\?")):
+        open_source(text)
+
+
+def test_addresses_of_sinks():
+    assert open_sink("null:").name == "null:"
+    with pytest.raises(SettingError, match="would let other machines listen"):
+        open_sink("zmq://0.0.0.0:9998")
+    with pytest.raises(SettingError, match="needs a folder"):
+        open_sink("folder:")
+    with pytest.raises(SettingError, match="there is no sink 'sim'"):
+        open_sink("sim:")
+
+
+def test_the_simulated_source_tells_the_truth():
+    source = SimulatedSource(Address.parse("sim:?size=64&fps=1000&frames=40&dose=50"))
+    source.open()
+    frames = [source.read(1.0) for _ in range(40)]
+    mean = np.mean([f.pixels - source.truth(f.index) for f in frames])
+    assert abs(mean) < 0.2
+    spread = np.mean([(f.pixels - source.truth(f.index)) ** 2 for f in frames])
+    assert spread == pytest.approx(50, rel=0.05)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_command_streams_into_a_folder(model_path, tmp_path):
+    from n2sr_deploy import read_frame
+
+    done = run(
+        *("stream", "sim:?size=64&fps=200&frames=5", "-m", model_path, "--policy", "all"),
+        *("--to", f"folder:{tmp_path / 'out'}?std=1", "--to", "null:", "--backend", "ort"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "received 5" in done.output
+    assert "dropped 0" in done.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names[:2] == ["00000000.std.tif", "00000000.tif"]
+    assert len(names) == 10
+    frame = read_frame(tmp_path / "out" / "00000003.tif")
+    assert frame.pixel_size == pytest.approx((0.02, 0.02))
+    assert str(model_path) in frame.history[-1]
+
+
+def test_the_summary_as_json():
+    done = run("stream", "sim:?size=64&fps=200&frames=3", "--policy", "all", "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["counts"]["denoised"] == 3
+    assert summary["stages_ms"]["denoise"]["p99"] > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_with_a_summary(number):
+    code = "from n2sr_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "stream", "sim:?size=64&fps=50", "--json"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(4.0)
+    os.kill(process.pid, number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["counts"]["denoised"] > 5
+    assert "Traceback" not in stderr
+
+
+def test_metrics_are_served_to_this_machine_only():
+    pytest.importorskip("prometheus_client")
+    import socket
+    import urllib.request
+
+    from n2sr_deploy.stream.metrics import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    gate = threading.Event()
+    items = [live_frame(0), live_frame(2), lambda: gate.wait(20) and None]
+    running = StreamRunner(FakeSource(items), [FakeSink()], LiveDenoiser(), policy="all")
+    thread = threading.Thread(target=running.run)
+    with serve(running, port):
+        thread.start()
+        while running.statistics["denoised"] < 2:
+            time.sleep(0.01)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+        with pytest.raises(SettingError, match="cannot be had"), serve(running, port):
+            pass
+    gate.set()
+    thread.join()
+    assert 'n2sr_frames_total{what="denoised"} 2.0' in text
+    assert 'n2sr_frames_total{what="missing"} 1.0' in text
+    assert 'n2sr_latency_seconds{quantile="0.99",stage="denoise"}' in text
