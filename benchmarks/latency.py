@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.results import keep
 from n2sr_deploy import bench
-from n2sr_deploy.backends import BACKENDS
+from n2sr_deploy.backends.choosing import ON_CPU
 from n2sr_deploy.version import VERSION
 from n2sr_train import Checkpoint, TrainingConfig, export_model
 from n2sr_train.network import build_network
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512))
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--papers-frames", type=int, default=1)
-    parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
+    parser.add_argument("--backends", nargs="+", choices=list(ON_CPU), default=list(ON_CPU))
     arguments = parser.parse_args()
     size = tuple(arguments.size)
     ours = bench.measure(

@@ -68,6 +68,7 @@ static __device__ void sum_block(double (&sums)[2][THREADS])
             for (int k = 0; k < 2; ++k)
                 sums[k][threadIdx.x] += sums[k][threadIdx.x + step];
     }
+    __syncthreads();
 }
 
 /* partial[2 * block] <- sum and sum of squares of pixel - first pixel. */
@@ -165,9 +166,9 @@ typedef struct {
     n2sr_draws draws;
 } n2sr_part;
 
-/* Pixel (y, x) of the part; gives its mean. N_SAMPLES: how many, if known when compiled. */
+/* Pixel (y, x) of the part. N_SAMPLES: how many, if known when compiled. */
 template <typename Number, int N_SAMPLES>
-N2SR_BOTH float merge_pixel(const n2sr_part &part, const Number *outputs,
+N2SR_BOTH void merge_pixel(const n2sr_part &part, const Number *outputs,
                             const n2sr_statistics &statistics, ptrdiff_t y, ptrdiff_t x,
                             float *mean, float *std)
 {
@@ -191,10 +192,8 @@ N2SR_BOTH float merge_pixel(const n2sr_part &part, const Number *outputs,
         variance += deviation * deviation;
     }
     variance *= (float)(1.0 / (n > 1 ? n - 1 : 1));
-    const float counts = (float)((double)average * statistics.std + statistics.mean);
-    mean[y * part.row + x] = counts;
+    mean[y * part.row + x] = (float)((double)average * statistics.std + statistics.mean);
     std[y * part.row + x] = (float)((double)sqrtf(variance) * statistics.std);
-    return counts;
 }
 
 template <typename Number, int N_SAMPLES>
@@ -343,10 +342,6 @@ N2SR_API int n2sr_cuda_shift_mean(float *mean, size_t n, double *scratch,
 }
 
 /* ---- the runtime ----------------------------------------------------------------------- */
-
-N2SR_API int n2sr_cuda_device_count(int *count) { return cudaGetDeviceCount(count); }
-
-N2SR_API int n2sr_cuda_use(int device) { return cudaSetDevice(device); }
 
 /* Name, compute capability as major * 10 + minor, and bytes of memory. */
 N2SR_API int n2sr_cuda_describe(int device, char *name, int size, int *capability, size_t *bytes)

@@ -140,6 +140,11 @@ def denoise(
             f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
         )
     check_backend(backend)
+    if model is None and backend.startswith("tensorrt"):
+        raise click.UsageError(
+            f"--backend {backend} needs an engine, and that a model: n2sr train, then n2sr export "
+            f"with --engine {backend}; or leave out --backend"
+        )
     noisy_frame = formats.read_frame(noisy, frame)
     repaired = repair(noisy_frame) if options.repair else untouched(noisy_frame)
     if model is not None and repaired.describe():

@@ -39,7 +39,8 @@ class Denoised:
     """(H, W) float32, in counts: the standard deviation of the draws. It tells where the draws
     disagree; it is not a calibrated error."""
     timings: Mapping[str, float]
-    """Seconds spent in each stage: `STAGES`, or ``enqueue`` and ``gpu`` of a pipeline."""
+    """Seconds spent in each stage: `STAGES`; or of a pipeline, ``enqueue``, ``gpu`` and, where the
+    result is the caller's, ``copy``."""
 
 
 class _Stopwatch:

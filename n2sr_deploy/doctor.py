@@ -31,7 +31,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "n2sr", VERSION
     yield "Python", f"{platform.python_version()} on {platform.platform()}"
     for package in _required(extra=None):
-        yield package, _version(package) or "missing; install it with: pip install n2sr"
+        yield package, _version(package) or _instead(package)
     for package in _required(extra="train"):
         yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
     yield "kernels", describe_kernels()
@@ -55,6 +55,13 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _instead(package: str) -> str:
+    """What takes a package's place, or how to install it."""
+    if package == "onnxruntime" and _version("onnxruntime-gpu"):
+        return f"{_version('onnxruntime-gpu')} (onnxruntime-gpu)"
+    return "missing; install it with: pip install n2sr"
 
 
 def _required(extra: str | None) -> list[str]:

@@ -101,36 +101,37 @@ def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
         "plan_sha256": hashlib.sha256(plan).hexdigest(),
         "model": dict(props),
     }
-    with files.replacing(path, overwrite=True) as temporary:
-        temporary.write_bytes(plan)
-    with files.replacing(path.with_suffix(".json"), overwrite=True) as temporary:
-        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    # The plan last: without it, what is told of it does no harm.
+    for target, content in (
+        (path.with_suffix(".json"), json.dumps(told, indent=1).encode()),
+        (path, plan),
+    ):
+        with files.replacing(target, overwrite=True) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(content)
     return path
 
 
 def find(key: EngineKey) -> bytes | None:
-    """The plan that was built for exactly this, or None.
+    """The plan that was built for exactly this, or None where there is none, or a damaged one.
 
     Raises
     ------
     ModelError
-        When there is one that cannot be trusted: others may have written it, or it is damaged.
+        When there is one that cannot be trusted, since others may have written it.
     """
     path = path_of(key)
-    if not path.exists():
+    if not (path.exists() and path.with_suffix(".json").exists()):
         return None
     for part in (path.parent, path, path.with_suffix(".json")):
         _check_owner(part)
     told = _read(path.with_suffix(".json"))
     plan = path.read_bytes()
     if told is None or told.get("plan_sha256") != hashlib.sha256(plan).hexdigest():
-        raise ModelError(
-            f"engine {path} is damaged; delete it and build it again: n2sr export MODEL.onnx "
-            f"--engine {option_of(key.library)}"
-        )
-    if told["key"] != json.loads(json.dumps(dataclasses.asdict(key))):
+        _log.warning("engine %s is damaged, or of another version of n2sr: it is not used", path)
         return None
-    return plan
+    is_the_same = told["key"] == json.loads(json.dumps(dataclasses.asdict(key)))
+    return plan if is_the_same else None
 
 
 def why_not(key: EngineKey) -> str:
@@ -143,7 +144,7 @@ def why_not(key: EngineKey) -> str:
         if told is None or told["key"].get("onnx_sha256") != key.onnx_sha256:
             continue
         other = told["key"]
-        if tuple(other["shape"]) != key.shape or other["library"] != key.library:
+        if other.get("shape") != list(key.shape) or other.get("library") != key.library:
             continue
         here = dataclasses.asdict(key)
         different = [name for name in here if name != "shape" and other.get(name) != here[name]]
@@ -167,7 +168,8 @@ def building(key: EngineKey) -> Iterator[None]:
     try:
         from filelock import FileLock, Timeout
     except ModuleNotFoundError as error:
-        raise MissingExtraError("building an engine", "filelock", "rtx") from error
+        extra = {"tensorrt_rtx": "rtx"}.get(key.library, key.library)
+        raise MissingExtraError("building an engine", "filelock", extra) from error
     path = _own_folder() / f"{key.name}.lock"
     lock = FileLock(path)
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n2sr_deploy.backends import open_network
 from n2sr_deploy.backends.choosing import ON_GPU
+from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser
 from n2sr_deploy.errors import DeviceError, MissingExtraError, N2SRError
@@ -61,7 +63,7 @@ def open_denoiser(
         model, or it needs a GPU that does not work.
     """
     if backend in ON_GPU:
-        return _pipeline(model, backend, CudaDevice(), n_in_flight)
+        return FramePipeline(_program(model, backend, CudaDevice(), n_in_flight))
     if backend == "auto" and shape is not None:
         pipeline = _pipeline_that_works(model, shape, n_samples, n_in_flight)
         if pipeline is not None:
@@ -69,14 +71,12 @@ def open_denoiser(
     return Denoiser(model, backend=backend, memory_budget=memory_budget, n_threads=n_threads)
 
 
-def _pipeline(
-    model: ExportedModel, backend: str, device: CudaDevice, n_in_flight: int
-) -> FramePipeline:
+def _program(model: ExportedModel, backend: str, device: CudaDevice, n_in_flight: int) -> Program:
     meta = model.metadata
     network = open_network(
         model.onnx, backend, device, precision=meta.precision, stride=meta.pattern.stride
     )
-    return FramePipeline(Program(model, network, device, n_in_flight))
+    return Program(model, network, device, n_in_flight)
 
 
 def _pipeline_that_works(
@@ -84,26 +84,31 @@ def _pipeline_that_works(
 ) -> FramePipeline | None:
     """The first, tried on a frame; None, and why, where none does."""
     try:
-        device = CudaDevice()
+        find_driver()
     except DeviceError as error:
         _log.debug("no GPU is used: %s", error)  # as on most machines
         return None
+    try:
+        device = CudaDevice()
+    except DeviceError as error:
+        _log.warning("the GPU is not used: %s", error)
+        return None
+    left_out: list[str] = []
     frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))
     for backend in ON_GPU:
         try:
-            pipeline = _pipeline(model, backend, device, n_in_flight)
+            program = _program(model, backend, device, n_in_flight)
+            with ExitStack() as opened:
+                opened.callback(program.close)
+                program.prepare(frame, n_samples)
+                opened.pop_all()
         except MissingExtraError:
-            _log.info("backend %s is not installed", backend)
-            continue
+            left_out.append(f"{backend} is not installed")
         except N2SRError as error:
+            left_out.append(f"{backend} fails")
             _log.warning("backend %s is left out: %s", backend, error)
-            continue
-        try:
-            pipeline.denoise(frame, n_samples)
-        except N2SRError as error:
-            _log.warning("backend %s is left out: %s", backend, error)
-            pipeline.close()
         else:
-            _log.info("backend: %s", pipeline.name)
-            return pipeline
+            why = f"since {', '.join(left_out)}" if left_out else "the first choice"
+            _log.info("backend: %s, %s", program.network.name, why)
+            return FramePipeline(program)
     return None

@@ -19,7 +19,7 @@ import numpy as np
 
 from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Statistics
 from n2sr_deploy.denoiser import Denoised, check_frame
-from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError, SettingError
+from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError, SettingError
 from n2sr_deploy.frame import Frame, is_resolved
 from n2sr_deploy.sampling import Window, check_key
 
@@ -163,6 +163,7 @@ class _Plan:
                 for count, is_transposed in {batch[1:] for batch in self._batches}
             }
             self._opened = opened.pop_all()
+        self._is_capturable = all(context.is_capturable for context in self._contexts.values())
 
     def _allocate(self, opened: ExitStack) -> None:
         kind, seen = self.kind, self.layout.seen
@@ -202,10 +203,13 @@ class _Plan:
 
     def close(self) -> None:
         """Release memory and graph."""
+        self._opened.callback(self._forget_graph)
+        self._opened.close()
+
+    def _forget_graph(self) -> None:
         graph, self._graph = self._graph, None
         if graph is not None:
-            self._opened.callback(self.device.end_graph, graph)
-        self._opened.close()
+            self.device.end_graph(graph)
 
     def _tiles(self) -> Iterator[tuple[Window, Part]]:
         """What is drawn of the frame, and what of it goes where."""
@@ -230,16 +234,25 @@ class _Plan:
 
     def run(self) -> None:
         """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
-        if not self.network.is_capturable:
+        if self._graph is None and self._is_capturable:
+            self._record()
+        if self._graph is not None:
+            self.device.replay(self._graph, self._stream)
+        else:
             self.enqueue()
-            return
-        if self._graph is None:
-            self.device.begin_capture(self._stream)
+
+    def _record(self) -> None:
+        """Where that fails, frames go on unrecorded."""
+        self.device.begin_capture(self._stream)
+        try:
             try:
                 self.enqueue()
             finally:
                 self._graph = self.device.end_capture(self._stream)
-        self.device.replay(self._graph, self._stream)
+        except DeviceError as error:
+            self._is_capturable = False
+            self._forget_graph()
+            _log.warning("no CUDA graph can be recorded, frames take longer without: %s", error)
 
     def enqueue(self) -> None:
         """All the work of a frame whose pixels and key are in pinned memory."""
@@ -316,6 +329,10 @@ class _Slot:
     def is_busy(self) -> bool:
         return self._in_flight is not None
 
+    @property
+    def holds_memory(self) -> bool:
+        return bool(self._plans)
+
     def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
         """Enqueue a frame's work; for a kind of frame that is new, plan it and do it at once."""
         began = time.perf_counter()
@@ -330,7 +347,7 @@ class _Slot:
                 plan.fill(frame, key)
                 plan.run()
             plan.has_run = True
-        except DeviceError:
+        except BaseException:  # Ctrl-C too: what was half done must not be used again
             self.close()
             raise
         self._in_flight = _InFlight(plan, frame, began, time.perf_counter())
@@ -342,6 +359,7 @@ class _Slot:
         """
         while len(self._plans) >= _PLANS_KEPT:
             self._plans.popitem(last=False)[1].close()
+        is_full: OutOfDeviceMemoryError | None = None
         for layout in layouts(self._model, kind.shape, kind.n_samples):
             with ExitStack() as opened:
                 try:
@@ -350,18 +368,24 @@ class _Slot:
                     plan.fill(frame, key)
                     plan.enqueue()
                     self._device.wait(stream)
-                except OutOfDeviceMemoryError:
+                except OutOfDeviceMemoryError as error:
+                    is_full = error
                     while self._plans:  # of other kinds of frames, which hold memory too
                         self._plans.popitem()[1].close()
                     continue
+                except ModelError:
+                    if is_full is None:
+                        raise
+                    break  # the network was built for whole frames only
                 opened.pop_all()
                 self._plans[kind] = plan
                 return plan
         raise OutOfDeviceMemoryError(
             f"the memory of {self._device.name} does not suffice for frames of "
             f"{kind.shape[0]} x {kind.shape[1]} pixels and {kind.n_samples} draws, not even in "
-            "tiles; end other programs that use the GPU, or use a backend that runs on the CPU"
-        )
+            "tiles that the network is there for; end other programs that use the GPU, or use a "
+            "backend that runs on the CPU"
+        ) from is_full
 
     def finish(self) -> Denoised:
         """Wait for the frame in flight."""
@@ -371,7 +395,7 @@ class _Slot:
         self._in_flight = None
         try:
             self._device.wait(self._stream)
-        except DeviceError:
+        except BaseException:
             self.close()
             raise
         mean, std, _ = plan.statistics
@@ -435,11 +459,9 @@ class Program:
 
     def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
         """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
-        for _ in range(2):  # the first plans, the second records
-            for _ in self._slots:
-                self.start(frame, n_samples or self.model.metadata.n_samples, (0, 0))
-            while self._busy:
-                self.finish()
+        for _ in range(2 * len(self._slots)):  # each slot plans, then records
+            self.start(frame, n_samples or self.model.metadata.n_samples, (0, 0))
+            self.finish()
 
     def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
         """Begin with a frame; see `FramePipeline.submit`."""
@@ -448,7 +470,16 @@ class Program:
             raise SettingError(
                 f"{len(self._slots)} frames are in flight, no more fit; collect one first"
             )
-        slot.start(frame, n_samples, key)
+        try:
+            slot.start(frame, n_samples, key)
+        except OutOfDeviceMemoryError:
+            others = self._slots[1:]
+            if not any(other.holds_memory for other in others):
+                raise
+            self._slots = others
+            _log.warning("the GPU has memory for %d frames in flight only", len(others))
+            self.start(frame, n_samples, key)
+            return
         self._slots.append(self._slots.pop(0))
         self._busy.append(slot)
 
@@ -478,6 +509,7 @@ class FramePipeline:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._waiting: deque[Program] = deque()
+        self._retired: list[Program] = []
 
     def __enter__(self) -> Self:
         return self
@@ -526,6 +558,7 @@ class FramePipeline:
             When the GPU fails: what was in flight in the same slot is lost, and the next frame
             begins anew.
         """
+        self._close_retired()
         if not isinstance(frame, Frame):
             frame = Frame(pixels=frame)
         model = self._program.model
@@ -542,8 +575,8 @@ class FramePipeline:
 
         Returns
         -------
-        Its mean and standard deviation, in memory that a later frame is written to: copy them, or
-        be done with them before as many more frames are submitted as may be in flight.
+        Its mean and standard deviation, in memory of the pipeline's: be done with them before its
+        next method is called, or copy them.
 
         Raises
         ------
@@ -556,12 +589,17 @@ class FramePipeline:
         """
         if not self._waiting:
             raise SettingError("no frame is in flight; submit one first")
+        self._close_retired()
         program = self._waiting.popleft()
         try:
             return program.finish()
         finally:
             if program is not self._program and program not in self._waiting:
-                program.close()
+                self._retired.append(program)  # the result still lies in its memory
+
+    def _close_retired(self) -> None:
+        while self._retired:
+            self._retired.pop().close()
 
     def denoise(
         self,
@@ -582,7 +620,10 @@ class FramePipeline:
             raise SettingError("frames are in flight; collect them first")
         self.submit(frame, n_samples, seed=seed, frame_index=frame_index)
         done = self.collect()
-        return replace(done, mean=done.mean.copy(), std=done.std.copy())
+        began = time.perf_counter()
+        mean, std = done.mean.copy(), done.std.copy()
+        timings = {**done.timings, "copy": time.perf_counter() - began}
+        return replace(done, mean=mean, std=std, timings=timings)
 
     def swap(self, program: Program) -> None:
         """Let another program denoise the frames from now on.
@@ -590,12 +631,14 @@ class FramePipeline:
         Frames in flight are not disturbed; the program before is closed when the last of its
         frames was collected. To delay no frame, `Program.prepare` it in another thread before.
         """
+        self._close_retired()
         before, self._program = self._program, program
         if before not in self._waiting:
             before.close()
 
     def close(self) -> None:
         """Release everything; frames in flight are lost."""
+        self._close_retired()
         for program in {id(p): p for p in (*self._waiting, self._program)}.values():
             program.close()
         self._waiting.clear()

@@ -21,6 +21,7 @@ from n2sr_deploy.cli_options import (
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.progress import shown_phases, shown_training
+from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ def train_command(
     help="Of the frames that an engine is for.",
 )
 @click.option(
-    "-M", "--samples", type=int, metavar="M", help="Draws an engine is for; else the model's."
+    "-M",
+    "--samples",
+    type=click.IntRange(1, MAX_SAMPLES),
+    metavar="M",
+    help="Draws an engine is for; else the model's.",
 )
 @overwrite_option
 def export_command(

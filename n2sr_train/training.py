@@ -94,10 +94,11 @@ def train(
         shown = _part_of(progress, trained, n_members)
         try:
             trained.append(_Training(frame, own, noise).run(shown))
-        except TrainingError as error:
+        except (TrainingError, KeyboardInterrupt) as error:
             if not trained:
                 raise
-            _log.warning("only %d of %d networks were trained: %s", len(trained), n_members, error)
+            why = str(error) or "ended by the user"
+            _log.warning("only %d of %d networks were trained: %s", len(trained), n_members, why)
             break
         if trained[-1].summary["stopped_by"] == "the user":
             break
@@ -145,7 +146,7 @@ def _joined(trained: list[Checkpoint], config: TrainingConfig) -> Checkpoint:
             "tflop": entry["tflop"] + tflop[k],
         }
         for k, member in enumerate(trained)
-        for entry in member.history[k > 0 :]
+        for entry in member.history
     ]
     last = trained[-1]
     ended = {

@@ -8,6 +8,7 @@ from n2sr_deploy import sampling
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
+POISON = 0xFF  # what freed memory holds: NaN as float32
 WORKSPACE = 100  # bytes of a network's own for each value of its input
 
 
@@ -31,7 +32,7 @@ def turned_back(outputs, draws):
 
 
 class FakeDevice:
-    """Does everything at once, or records it while a stream is captured.
+    """Does what is enqueued when it is waited for, or records it while a stream is captured.
 
     Parameters
     ----------
@@ -46,6 +47,7 @@ class FakeDevice:
         self.memory = {}  # address: array
         self.pins = {}  # address: array
         self.streams = {}  # stream: None, or what is being recorded
+        self.queues = {}  # stream: what is still to be done
         self.graphs = {}
         self.next = 2**20
         self.n_waits = self.n_allocations = self.n_done = self.n_captures = 0
@@ -65,7 +67,7 @@ class FakeDevice:
 
     def free(self, address):
         self._refuse_while_recording("free")
-        del self.memory[address]
+        self.memory.pop(address)[:] = POISON
 
     def pinned(self, n_bytes):
         self.n_allocations += 1
@@ -75,6 +77,7 @@ class FakeDevice:
 
     def unpin(self, memory):
         del self.pins[memory.ctypes.data]
+        memory[:] = POISON
 
     def at(self, address, shape, dtype):
         """Device memory as an array; an error unless it lies within one allocation."""
@@ -98,15 +101,24 @@ class FakeDevice:
     def stream(self):
         self.next += 1
         self.streams[self.next] = None
+        self.queues[self.next] = []
         return self.next
 
     def end_stream(self, stream):
         del self.streams[stream]
+        del self.queues[stream]
         self.broken.discard(stream)
 
     def wait(self, stream):
         self._refuse_while_recording("wait")
         self.n_waits += 1
+        for step in self.queues[stream]:
+            self.n_done += 1
+            if self.n_done == self.fails_at:
+                self.broken.add(stream)
+            if stream not in self.broken:
+                step()
+        self.queues[stream] = []
         if stream in self.broken:
             raise DeviceError("the GPU failed (an illegal address)")
 
@@ -131,15 +143,9 @@ class FakeDevice:
         del self.graphs[graph]
 
     def enqueue(self, stream, step):
-        """Do a step, or record it."""
-        if self.streams[stream] is not None:
-            self.streams[stream].append(step)
-            return
-        self.n_done += 1
-        if self.n_done == self.fails_at:
-            self.broken.add(stream)
-        if stream not in self.broken:
-            step()
+        """Queue a step, or record it."""
+        recording = self.streams[stream]
+        (self.queues[stream] if recording is None else recording).append(step)
 
     def _refuse_while_recording(self, what):
         for steps in self.streams.values():
@@ -247,7 +253,7 @@ class FakeNetwork:
     """
 
     def __init__(self, model, device, *, is_half=False, is_capturable=True, shapes=None):
-        self.device, self.is_half, self.is_capturable = device, is_half, is_capturable
+        self.device, self.is_half, self.can_be_recorded = device, is_half, is_capturable
         self.name = "a network on a GPU that is none"
         self.shapes = shapes
         self.backend = open_backend(model.onnx, "ort")
@@ -272,6 +278,7 @@ class FakeNetwork:
 class FakeContext:
     def __init__(self, network, shape, stream):
         self.network, self.shape, self.stream = network, shape, stream
+        self.is_capturable = network.can_be_recorded
         self.workspace = network.device.allocate(WORKSPACE * int(np.prod(shape)))
 
     def enqueue(self, subsampled, outputs):

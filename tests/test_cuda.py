@@ -281,6 +281,7 @@ def test_the_driver_tells_its_gpus(monkeypatch):
     [
         (FakeDriver(code=999), "answers error 999 to cuInit"),
         (FakeDriver(names=()), "finds no GPU"),
+        (FakeDriver(code=100), "finds no GPU; is CUDA_VISIBLE_DEVICES set"),
         (FakeDriver(cuda=12040), r"supports CUDA 12.4, but n2sr's kernels need 13.0; update it"),
     ],
 )

@@ -62,7 +62,7 @@ def test_what_is_told_and_kept_counts_all_members(noisy):
     assert {status.n_steps for status in told} == {12}
     assert all(a.elapsed_s <= b.elapsed_s for a, b in itertools.pairwise(told))
     assert told[-1].remaining_s == 0
-    assert [entry["step"] for entry in checkpoint.history] == [0, 3, 6, 9, 12]
+    assert [entry["step"] for entry in checkpoint.history] == [0, 3, 6, 6, 9, 12]
     assert [e["tflop"] for e in checkpoint.history] == sorted(
         e["tflop"] for e in checkpoint.history
     )
@@ -110,6 +110,21 @@ def test_ctrl_c_keeps_the_members_there_are(noisy):
     assert both.summary["steps"] == 15
     for checkpoint in (first, both):
         export_model(checkpoint)
+
+
+def test_ctrl_c_before_the_second_member_has_learned_keeps_the_first(noisy, monkeypatch):
+    plain = training._Training.run
+    ran = []
+
+    def run(self, progress):
+        ran.append(self)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return plain(self, progress)
+
+    monkeypatch.setattr(training._Training, "run", run)
+    checkpoint = train(noisy, config())
+    assert checkpoint.config.network.members == 1
 
 
 def test_a_member_that_fails_leaves_the_others(noisy, monkeypatch, caplog):

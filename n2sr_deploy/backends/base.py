@@ -43,6 +43,10 @@ class Backend(Protocol):
 class DeviceContext(Protocol):
     """A network on a GPU, ready for input of one shape on one stream."""
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether what it enqueues may be recorded in a CUDA graph."""
+
     def enqueue(self, subsampled: int, outputs: int) -> None:
         """Run it on device memory, and do not wait; DeviceError when it fails."""
 
@@ -60,10 +64,6 @@ class DeviceNetwork(Protocol):
     @property
     def is_half(self) -> bool:
         """Whether it takes and gives float16 instead of float32."""
-
-    @property
-    def is_capturable(self) -> bool:
-        """Whether what it enqueues may be recorded in a CUDA graph."""
 
     def context(self, shape: InputShape, stream: int) -> DeviceContext:
         """For input of (M, 1, h, w); ModelError when the network was not built for it."""

@@ -63,8 +63,9 @@ def _openvino_float32() -> Loader:
 
 
 def _ort_cuda() -> NetworkLoader:
-    from n2sr_deploy.backends.ort import OnnxRuntimeCudaNetwork
+    from n2sr_deploy.backends.ort import OnnxRuntimeCudaNetwork, require_cuda
 
+    require_cuda()
     return OnnxRuntimeCudaNetwork
 
 
@@ -114,12 +115,10 @@ def check_backend(name: str) -> None:
     if name in ON_CPU:
         ON_CPU[name]()
         return
-    from n2sr_deploy.cuda.driver import find_driver
-    from n2sr_deploy.cuda.runtime import load_library
+    from n2sr_deploy.cuda.runtime import CudaDevice
 
     ON_GPU[name]()
-    find_driver()
-    load_library()
+    CudaDevice()
 
 
 def _check_name(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork, InputShape
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.sampling import FloatArray, Shape
+
+_log = logging.getLogger("n2sr")
 
 
 class _Memory(NamedTuple):
@@ -59,7 +62,8 @@ class DeviceBackend:
         if self._stream is None:
             raise ModelError("this backend was closed; open the model again")
         check_arrays(subsampled, out)
-        wanted = tuple(n * s for n, s in zip(subsampled.shape, (1, 1, *self._stride), strict=True))
+        scale = 1, 1, *self._stride
+        wanted = tuple(n * s for n, s in zip(subsampled.shape, scale, strict=False))
         if subsampled.ndim != 4 or subsampled.shape[1] != 1 or out.shape != wanted:
             raise ModelError(
                 f"the GPU failed on input of shape {subsampled.shape}: out has shape {out.shape}"
@@ -101,12 +105,16 @@ class DeviceBackend:
     def _forget(self) -> None:
         self._memory = None
         opened, self._opened = self._opened, ExitStack()
-        opened.close()
+        try:
+            opened.close()
+        except DeviceError as error:  # a GPU that has failed cannot even release what it held
+            _log.debug("while releasing: %s", error)
 
     def close(self) -> None:
         """Release the memory and the network."""
         if self._stream is not None:
             self._forget()
-            self._device.end_stream(self._stream)
+            self._opened.callback(self._network.close)
+            self._opened.callback(self._device.end_stream, self._stream)
             self._stream = None
-            self._network.close()
+            self._forget()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,17 +99,16 @@ class OnnxRuntimeCudaNetwork:
     """
 
     is_half = False  # input and output of exported models are float32
-    is_capturable = False  # it allocates and waits where it wants to
 
     def __init__(self, onnx: bytes, device: CudaDevice, precision: str, stride: Shape) -> None:
-        if _CUDA not in onnxruntime.get_available_providers():
-            raise ModelError(
-                "this ONNX Runtime was built without CUDA; put the other one in its place: "
-                "pip uninstall onnxruntime, then pip install 'n2sr[gpu]'"
-            )
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()  # CUDA's libraries from their wheels, if they are there
+        require_cuda()
         self._onnx, self._device, self._precision, self._stride = onnx, device, precision, stride
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._input_shape: list[int | str] = _load(onnx, options, [_CPU]).get_inputs()[0].shape
+        if hasattr(onnxruntime, "preload_dlls"):  # CUDA's libraries from their wheels
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+                onnxruntime.preload_dlls()
 
     @property
     def name(self) -> str:
@@ -118,19 +119,24 @@ class OnnxRuntimeCudaNetwork:
         """A session on this stream."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        options.intra_op_num_threads = 1
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # With all sizes known nothing is left that the provider would leave to the CPU.
+        for name, size in zip(self._input_shape, shape, strict=True):
+            if isinstance(name, str):
+                options.add_free_dimension_override_by_name(name, size)
         settings = {
-            "device_id": self._device.index,
+            "device_id": str(self._device.index),
             "user_compute_stream": str(stream),
             "cudnn_conv_algo_search": "HEURISTIC",
             "prefer_nhwc": "1",
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
         }
-        session = _load(self._onnx, options, [(_CUDA, settings)])
-        if session.get_providers()[0] != _CUDA:  # it falls back to the CPU in silence
-            raise ModelError(
-                "ONNX Runtime cannot use CUDA here; does its version fit the CUDA and cuDNN that "
-                "are installed? See: n2sr doctor"
-            )
+        try:
+            session = _load(self._onnx, options, [(_CUDA, settings)])
+        except ModelError as error:
+            raise _explained(error) from error
         out_shape = shape[0], 1, shape[2] * self._stride[0], shape[3] * self._stride[1]
         return _CudaContext(session, self._device.index, shape, out_shape)
 
@@ -138,8 +144,33 @@ class OnnxRuntimeCudaNetwork:
         """Nothing is held beside the contexts."""
 
 
+def require_cuda() -> None:
+    """Raise ModelError unless this ONNX Runtime was built with CUDA."""
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise ModelError(
+            "this ONNX Runtime was built without CUDA; put the other one in its place: pip "
+            "uninstall -y onnxruntime, then pip install --no-deps onnxruntime-gpu"
+        )
+
+
+def _explained(error: ModelError) -> ModelError | DeviceError:
+    """What a session on CUDA that cannot be made means."""
+    if _is_of_memory(str(error)):
+        return OutOfDeviceMemoryError(f"the GPU's memory is full ({error})")
+    return ModelError(
+        f"ONNX Runtime cannot use CUDA here ({error}); does its version fit the CUDA and cuDNN "
+        "that are installed? See onnxruntime.ai, CUDA Execution Provider, Requirements"
+    )
+
+
+def _is_of_memory(told: str) -> bool:
+    return "memory" in told.lower() or "allocate" in told.lower()
+
+
 class _CudaContext:
     """A session, for input of one shape."""
+
+    is_capturable = False  # it allocates and waits where it wants to
 
     def __init__(
         self,
@@ -153,25 +184,34 @@ class _CudaContext:
         self._names = session.get_inputs()[0].name, session.get_outputs()[0].name
         self._options = onnxruntime.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
-    def enqueue(self, subsampled: int, outputs: int) -> None:
-        """Run it on device memory."""
+    def _bound(self, subsampled: int, outputs: int) -> onnxruntime.IOBinding:
+        """To these addresses, now or before."""
+        if (subsampled, outputs) in self._bindings:
+            return self._bindings[subsampled, outputs]
         binding = self._session.io_binding()
         for bind, name, shape, address in (
             (binding.bind_input, self._names[0], self._shapes[0], subsampled),
             (binding.bind_output, self._names[1], self._shapes[1], outputs),
         ):
             bind(name, "cuda", self._device_index, np.float32, shape, address)
+        self._bindings[subsampled, outputs] = binding
+        return binding
+
+    def enqueue(self, subsampled: int, outputs: int) -> None:
+        """Run it on device memory."""
         try:
-            self._session.run_with_iobinding(binding, self._options)
+            self._session.run_with_iobinding(self._bound(subsampled, outputs), self._options)
         except Exception as error:
             told = _first_line(error)
-            if "memory" in told.lower() or "allocate" in told.lower():
+            if _is_of_memory(told):
                 raise OutOfDeviceMemoryError(f"the GPU's memory is full ({told})") from error
             raise DeviceError(f"ONNX Runtime failed ({told})") from error
 
     def close(self) -> None:
         """Release the session."""
+        self._bindings.clear()
         del self._session
 
 
@@ -193,7 +233,10 @@ def _load(
     onnx: bytes, options: onnxruntime.SessionOptions, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(onnx, options, providers=providers)
+        # Without `enable_fallback` it does not turn to the CPU in silence.
+        return onnxruntime.InferenceSession(
+            onnx, options, providers=providers, enable_fallback=False
+        )
     except Exception as error:
         raise ModelError(f"ONNX Runtime cannot load it ({_first_line(error)})") from error
 

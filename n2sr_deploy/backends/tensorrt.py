@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy import engine
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, OutOfDeviceMemoryError
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +24,14 @@ _log = logging.getLogger("n2sr")
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _OLDEST = 10, 13
-_WORKSPACE_BYTES = 2**32
-_OPTIONS = f"strongly typed, no TF32, no auxiliary streams, workspace {_WORKSPACE_BYTES} bytes"
+_SETTINGS: dict[str, Any] = {
+    "network_flags": ("STRONGLY_TYPED",),
+    "set_flags": ("REQUIRE_USER_ALLOCATION",),  # where there is one: for CUDA graphs
+    "cleared_flags": ("TF32",),
+    "max_aux_streams": 0,  # a graph is captured from one stream
+    "workspace_bytes": 2**32,
+}
+"""Of the builder; another value of any of them is another engine."""
 
 
 def import_library(library: str) -> Any:
@@ -75,7 +82,7 @@ def engine_key(
         driver=find_driver().version,
         precision=precision,
         shape=shape,
-        options=_OPTIONS,
+        options=repr(_SETTINGS),
     )
 
 
@@ -114,25 +121,41 @@ def build_plan(
     trt = import_library(library)
     logger = _logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    flags = [
+        1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+        for name in _SETTINGS["network_flags"]
+    ]
+    network = builder.create_network(sum(flags))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
         told = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise ModelError(f"{LIBRARIES[library]} cannot read the model: {told or logger.told()}")
     _check_precision(trt, network, precision)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
-    config.max_aux_streams = 0  # a graph is captured from one stream
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if progress is not None:
-        config.progress_monitor = _monitor(trt, progress)
-    profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, shape, shape, shape)
-    config.add_optimization_profile(profile)
+    network.get_input(0).shape = shape
+    config = _configured(trt, builder)
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
+    if monitor.was_interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise ModelError(f"{LIBRARIES[library]} cannot compile the model: {logger.told()}")
     return bytes(plan)
+
+
+def _configured(trt: Any, builder: Any) -> Any:
+    """By `_SETTINGS`."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _SETTINGS["workspace_bytes"])
+    config.max_aux_streams = _SETTINGS["max_aux_streams"]
+    for names, change in (
+        (_SETTINGS["set_flags"], config.set_flag),
+        (_SETTINGS["cleared_flags"], config.clear_flag),
+    ):
+        for name in names:
+            if hasattr(trt.BuilderFlag, name):
+                change(getattr(trt.BuilderFlag, name))
+    return config
 
 
 def _check_precision(trt: Any, network: Any, precision: str) -> None:
@@ -153,11 +176,11 @@ class _Told:
     """What TensorRT's logger was told last; mixed into a logger of the library in use."""
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
+        self.errors: deque[str] = deque(maxlen=3)
 
     def told(self) -> str:
         """The last errors, on one line."""
-        return " ".join("; ".join(self.errors[-3:]).split()) or "it gives no reason"
+        return " ".join("; ".join(self.errors).split()) or "it gives no reason"
 
 
 def _logger(trt: Any) -> Any:
@@ -179,22 +202,32 @@ def _logger(trt: Any) -> Any:
     return logger
 
 
-def _monitor(trt: Any, progress: Callable[[str, float], object]) -> Any:
+def _monitor(trt: Any, progress: Callable[[str, float], object] | None) -> Any:
+    """Tells of the progress; an exception, like Ctrl-C, must not pass through the library."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self._n_steps: dict[str, int] = {}
+            self.was_interrupted = False
+
+        def _tell(self, phase: str, share: float) -> None:
+            try:
+                if progress is not None:
+                    progress(phase, share)
+            except KeyboardInterrupt:
+                self.was_interrupted = True
 
         def phase_start(self, phase: str, parent: str | None, n_steps: int) -> None:
             self._n_steps[phase] = max(n_steps, 1)
-            progress(phase, 0.0)
+            self._tell(phase, 0.0)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, min((step + 1) / self._n_steps.get(phase, 1), 1.0))
-            return True
+            self._tell(phase, min((step + 1) / self._n_steps.get(phase, 1), 1.0))
+            return not self.was_interrupted
 
         def phase_finish(self, phase: str) -> None:
-            progress(phase, 1.0)
+            self._tell(phase, 1.0)
 
     return Monitor()
 
@@ -224,7 +257,6 @@ class TensorRTNetwork:
     """
 
     is_half = False  # input and output of exported models are float32
-    is_capturable = True
 
     def __init__(
         self,
@@ -252,25 +284,29 @@ class TensorRTNetwork:
         """For input of this shape, for which an engine must have been built."""
         if shape not in self._engines:
             self._engines[shape] = self._loaded(shape)
-        return TensorRTContext(self._trt, self._engines[shape], shape, stream, self._logger)
+        return TensorRTContext(
+            self._trt, self._engines[shape], shape, stream, self._device, self._logger
+        )
 
     def _loaded(self, shape: InputShape) -> Any:
         key = engine_key(self._onnx, self._library, self._precision, shape, self._device)
         plan = self._plans.get(shape) or engine.find(key)
+        rows, columns = shape[2] * self._stride[0], shape[3] * self._stride[1]
+        command = (
+            f"n2sr export MODEL.onnx --engine {option_of(self._library)} --size {rows} {columns} "
+            f"--samples {shape[0]}"
+        )
         if plan is None:
-            rows, columns = shape[2] * self._stride[0], shape[3] * self._stride[1]
             raise ModelError(
                 f"{engine.why_not(key)}There is no engine of this model for {shape[0]} draws of "
-                f"{rows} x {columns} pixels on this machine. Build it: n2sr export MODEL.onnx "
-                f"--engine {option_of(self._library)} --size {rows} {columns} --samples {shape[0]}"
+                f"{rows} x {columns} pixels on this machine. Build it: {command}"
             )
         self._logger.errors.clear()
         loaded = self._runtime.deserialize_cuda_engine(plan)
         if loaded is None:
             raise ModelError(
                 f"{LIBRARIES[self._library]} cannot load the engine {key.name} "
-                f"({self._logger.told()}); build it again: n2sr export MODEL.onnx "
-                f"--engine {option_of(self._library)} --overwrite"
+                f"({self._logger.told()}); if it is damaged, build it again: {command} --overwrite"
             )
         return loaded
 
@@ -280,31 +316,52 @@ class TensorRTNetwork:
 
 
 class TensorRTContext:
-    """An engine with its memory, on one stream."""
+    """An engine with memory to work in, on one stream."""
 
-    def __init__(self, trt: Any, loaded: Any, shape: InputShape, stream: int, logger: Any) -> None:
-        self._stream, self._logger = stream, logger
-        self._context = loaded.create_execution_context()
-        if self._context is None:  # its activations do not fit
-            raise OutOfDeviceMemoryError(f"the GPU's memory is full ({logger.told()})")
+    def __init__(
+        self,
+        trt: Any,
+        loaded: Any,
+        shape: InputShape,
+        stream: int,
+        device: CudaDevice,
+        logger: Any,
+    ) -> None:
+        self._stream, self._device, self._logger = stream, device, logger
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = loaded.create_execution_context(strategy)
+        if self._context is None:
+            raise DeviceError(f"TensorRT cannot run the engine here ({logger.told()})")
+        n_bytes = max(int(loaded.device_memory_size_v2), 1)
+        self._memory: int | None = device.allocate(n_bytes)
+        self._context.set_device_memory(self._memory, n_bytes)
         names = sorted(
             (loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)),
             key=lambda name: loaded.get_tensor_mode(name) != trt.TensorIOMode.INPUT,
         )
         self._input, self._output = names
-        if not self._context.set_input_shape(self._input, shape):
-            raise ModelError(f"the engine refuses input of shape {shape} ({logger.told()})")
+        if tuple(loaded.get_tensor_shape(self._input)) != shape:
+            self.close()
+            raise ModelError(f"the engine takes another input than {shape}; build it again")
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph may be recorded; TensorRT for RTX tells, TensorRT always can."""
+        asked = getattr(self._context, "is_stream_capturable", None)
+        return asked is None or bool(asked(self._stream))
 
     def enqueue(self, subsampled: int, outputs: int) -> None:
         """Run it on device memory."""
-        self._context.set_tensor_address(self._input, subsampled)
-        self._context.set_tensor_address(self._output, outputs)
-        if not self._context.execute_async_v3(self._stream):
+        accepted = self._context.set_tensor_address(self._input, subsampled)
+        accepted = self._context.set_tensor_address(self._output, outputs) and accepted
+        if not accepted or not self._context.execute_async_v3(self._stream):
             raise DeviceError(f"TensorRT failed ({self._logger.told()})")
 
     def close(self) -> None:
         """Release its memory."""
-        self._context = None
+        memory, self._memory, self._context = self._memory, None, None
+        if memory is not None:
+            self._device.free(memory)
 
 
 def describe(library: str) -> str:

@@ -14,6 +14,7 @@ from n2sr_deploy.errors import DeviceError
 _IS_WINDOWS = sys.platform == "win32"
 LIBRARY = "nvcuda.dll" if _IS_WINDOWS else "libcuda.so.1"
 _NVML = "nvml.dll" if _IS_WINDOWS else "libnvidia-ml.so.1"
+_NO_DEVICE = 100
 NEEDED = 13, 0
 """The CUDA version that the driver must support for n2sr's kernels: that they are built with."""
 
@@ -50,6 +51,8 @@ def find_driver() -> Driver:
             "without one, --backend auto runs on the CPU"
         ) from error
     code = driver.cuInit(0)
+    if code == _NO_DEVICE:
+        raise DeviceError("the NVIDIA driver finds no GPU; is CUDA_VISIBLE_DEVICES set?")
     if code != 0:
         raise DeviceError(
             f"the NVIDIA driver answers error {code} to cuInit; nvidia-smi may tell why (no GPU, "

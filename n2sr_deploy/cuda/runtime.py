@@ -24,6 +24,8 @@ LIBRARY = Path(
 DTYPES = {"uint8": 0, "uint16": 1, "int16": 2, "float32": 5}  # n2sr_dtype
 _SHARED = {None: 0, "row": 1, "column": 2}  # n2sr_shared
 _OUT_OF_MEMORY = 2
+OLDEST = 75
+"""Compute capability, times ten, of the oldest GPUs that the kernels are built for."""
 _size, _int, _pointer = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
 
 
@@ -62,8 +64,6 @@ def c_pattern(pattern: SamplingPattern) -> CPattern:
 
 
 _SIGNATURES: dict[str, list[Any]] = {
-    "device_count": [_pointer],
-    "use": [_int],
     "describe": [_int, ctypes.c_char_p, _int, _pointer, _pointer],
     "malloc": [_pointer, ctypes.c_size_t],
     "free": [_pointer],
@@ -118,20 +118,19 @@ def load_library(path: Path = LIBRARY) -> ctypes.CDLL:
 
 
 class CudaDevice:
-    """A GPU; see `n2sr_deploy.cuda.device.Device`.
-
-    Parameters
-    ----------
-    index
-        Which one, from 0.
+    """The first GPU; see `n2sr_deploy.cuda.device.Device`. CUDA_VISIBLE_DEVICES chooses another.
 
     Raises
     ------
     DeviceError
-        When there is no driver or it is too old, no such GPU, or no kernels were built.
+        When there is no driver or it is too old, no GPU or one that is too old, or no kernels
+        were built.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    index = 0
+    """Every thread begins with this one."""
+
+    def __init__(self) -> None:
         driver = find_driver()
         if driver.cuda[0] < NEEDED[0]:
             raise DeviceError(
@@ -139,17 +138,16 @@ class CudaDevice:
                 f"{driver.cuda[1]}, but n2sr's kernels need {NEEDED[0]}.{NEEDED[1]}; update it"
             )
         self._library = load_library()
-        count = ctypes.c_int()
-        self._call("device_count", ctypes.byref(count))
-        if not 0 <= index < count.value:
-            raise DeviceError(f"there is no GPU {index}; the driver finds {count.value}")
         name = ctypes.create_string_buffer(256)
         capability, n_bytes = ctypes.c_int(), ctypes.c_size_t()
         self._call(
-            "describe", index, name, len(name), ctypes.byref(capability), ctypes.byref(n_bytes)
+            "describe", self.index, name, len(name), ctypes.byref(capability), ctypes.byref(n_bytes)
         )
-        self._call("use", index)
-        self.index = index
+        if capability.value < OLDEST:
+            raise DeviceError(
+                f"{name.value.decode()} has compute capability {capability.value / 10}, but n2sr's "
+                f"kernels need {OLDEST / 10} (Turing) or later; --backend auto runs on the CPU"
+            )
         self.name = name.value.decode()
         self.capability = capability.value
         """Compute capability, 90 for 9.0."""
@@ -162,6 +160,8 @@ class CudaDevice:
             return
         self._library.n2sr_cuda_forget_error()
         told = self._library.n2sr_cuda_error(code).decode()
+        if code == _OUT_OF_MEMORY and name == "host_malloc":
+            raise DeviceError(f"the machine has no more memory that the GPU can copy from ({told})")
         if code == _OUT_OF_MEMORY:
             raise OutOfDeviceMemoryError(f"the GPU's memory is full ({name}: {told})")
         raise DeviceError(
@@ -194,7 +194,6 @@ class CudaDevice:
 
     def stream(self) -> int:
         """A new stream."""
-        self._call("use", self.index)  # a thread begins on GPU 0
         return self._new("stream")
 
     def end_stream(self, stream: int) -> None:
