@@ -41,6 +41,21 @@ if TYPE_CHECKING:
 )
 @click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
 @backend_option
+@click.option("--view", is_flag=True, help="Show the frames on a page of this machine.")
+@click.option(
+    "--view-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Of the page; by default one that is free.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where the page can be seen: another address needs --token.",
+)
+@click.option("--token", help="What a browser must give, where --listen lets others in.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @click.option(
     "--metrics-port",
@@ -55,6 +70,10 @@ def stream_command(
     policy: Policy,
     samples: int | None,
     backend: str,
+    view: bool,
+    view_port: int,
+    listen: str,
+    token: str | None,
     as_json: bool,
     metrics_port: int | None,
     seed: int,
@@ -72,14 +91,26 @@ def stream_command(
     from n2sr_deploy.stream.statistics import described
 
     check_backend(backend)
+    if listen != "127.0.0.1" and not token:
+        raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
     options = DenoisingOptions(backend=backend, n_samples=samples, seed=seed)
     opened = None if model is None else ExportedModel.open(model)
+    opened_sinks = [open_sink(sink) for sink in sinks or ("null:",)]
+    viewer = None
+    if view:
+        from n2sr_deploy.stream.viewer import ViewerSink
+
+        viewer = ViewerSink(view_port, listen, token)
+        opened_sinks.append(viewer)
+        click.echo(f"look at {viewer.url}", err=True)
     runner = StreamRunner(
         open_source(source),
-        [open_sink(sink) for sink in sinks or ("null:",)],
+        opened_sinks,
         LiveDenoiser(opened, str(model or ""), options),
         policy=policy,
     )
+    if viewer is not None:
+        viewer.told = runner.told
     with _until_told(runner), _metrics(runner, metrics_port):
         summary = runner.run()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))

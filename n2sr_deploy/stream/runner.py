@@ -273,6 +273,18 @@ class StreamRunner:
         """Frames that made place for newer ones before they were denoised."""
         return self._ring.n_dropped
 
+    def told(self) -> dict[str, Any]:
+        """For the viewer: fps, the latest frame's latency and what was counted."""
+        counts = ("received", "denoised", "damaged", "refused", "missing")
+        told = {name: self.statistics[name] for name in counts}
+        shown = {name: n for name, n in told.items() if n or name in ("received", "denoised")}
+        latency_s = self.statistics.latest("arrival to denoised")
+        return {
+            "fps": self.statistics.fps,
+            "latency_ms": None if latency_s is None else 1e3 * latency_s,
+            "counts": {**shown, "dropped": self._ring.n_dropped},
+        }
+
     def _look_for_failures(self) -> None:
         """A sink that fails by a mistake of its own ends the stream, loudly."""
         for worker in self._workers:
@@ -356,7 +368,9 @@ class StreamRunner:
         except FrameError as error:
             self.statistics.trouble("refused", f"frame {frame.index}: {error}; left out")
             return
-        self.statistics.took("denoise", time.monotonic() - began)
+        done = time.monotonic()
+        self.statistics.took("denoise", done - began)
+        self.statistics.took("arrival to denoised", done - frame.arrival_s)
         self.statistics.frame_done()
         for worker in self._workers:
             worker.offer(slot, result)

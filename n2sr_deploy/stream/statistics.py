@@ -60,6 +60,12 @@ class StreamStatistics:
         with self._lock:
             return self._counts[what]
 
+    def latest(self, stage: str) -> float | None:
+        """How long a stage took last, in seconds."""
+        with self._lock:
+            values = self._stages.get(stage)
+            return values[-1] if values else None
+
     @property
     def fps(self) -> float:
         """Frames denoised a second, over the last two seconds."""

@@ -1,0 +1,381 @@
+"""Serves the viewer's page and the frames it asks for, at the rate at which it asks.
+
+    GET  /                     the page
+    GET  /frame?after=N&top=..&left=..&height=..&width=..&side=..
+                               the first frame after number N: a part of it, reduced to about `side`
+                               pixels by means over blocks
+    POST /freeze?on=1          keep what is shown; 0: go on
+    POST /save                 what is shown, as a ZIP of TIFF files and all metadata
+
+A frame's answer is a JSON header, its length before it as four bytes (little endian), and then
+float32 arrays: noisy, denoised and, if the header says so, spread.
+"""
+
+from __future__ import annotations
+
+import hmac
+import io
+import json
+import logging
+import secrets
+import struct
+import tempfile
+import threading
+import time
+import zipfile
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+
+from n2sr_deploy import formats
+from n2sr_deploy.errors import N2SRError, SettingError
+from n2sr_deploy.frame import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.stream.base import LiveResult
+
+_log = logging.getLogger("n2sr")
+_PAGE = Path(__file__).with_name("page.html")
+_LOCAL = "127.0.0.1"
+_LONGEST_WAIT_S = 2.0
+_COPIES_EVERY_S = 0.5  # where nobody asks: for somebody who will
+_LARGEST_SIDE = 2048
+_JSON = "application/json"
+_POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
+
+
+class _Shown(NamedTuple):
+    """A frame in memory of the viewer's own."""
+
+    number: int
+    result: LiveResult
+    copied_s: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of a frame, in pixels, and how many of them become one along each axis."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    block: int
+
+    @classmethod
+    def asked(cls, query: Mapping[str, str], shape: Shape) -> _Part:
+        """As much of it as there is."""
+        number = {name: _number(query, name) for name in ("top", "left", "height", "width", "side")}
+        top = min(max(number["top"], 0), shape[0] - 1)
+        left = min(max(number["left"], 0), shape[1] - 1)
+        height = min(number["height"] or shape[0], shape[0] - top)
+        width = min(number["width"] or shape[1], shape[1] - left)
+        side = min(max(number["side"] or 1024, 16), _LARGEST_SIDE)
+        height, width = max(height, 1), max(width, 1)
+        return cls(top, left, height, width, max(1, -(-max(height, width) // side)))
+
+    def of(self, image: AnyArray) -> FloatArray:
+        """Means over blocks of it, float32; what is left over at the end is cut off."""
+        part = image[self.top : self.top + self.height, self.left : self.left + self.width]
+        block = min(self.block, *part.shape)
+        if block == 1:
+            return np.ascontiguousarray(part, np.float32)
+        rows, columns = (n // block for n in part.shape)
+        blocks = part[: rows * block, : columns * block].reshape(rows, block, columns, block)
+        mean: FloatArray = blocks.mean(axis=(1, 3), dtype=np.float32)
+        return mean
+
+
+def _number(query: Mapping[str, str], name: str) -> int:
+    try:
+        return int(query.get(name, "0"))
+    except ValueError:
+        return 0
+
+
+class ViewerSink:
+    """A sink that shows what it gets in a browser.
+
+    Parameters
+    ----------
+    port
+        Of the page; 0: any that is free.
+    host
+        Where to listen; anything but this machine needs a token.
+    token
+        What a browser of another machine must give; without one a new one is made up where `host`
+        is not this machine.
+    told
+        Gives what is shown beside the frames: fps, counts, latencies.
+
+    Raises
+    ------
+    SettingError
+        When the port cannot be had.
+    """
+
+    name = "the viewer"
+
+    def __init__(
+        self,
+        port: int = 0,
+        host: str = _LOCAL,
+        token: str | None = None,
+        told: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self._token = token or (None if host == _LOCAL else secrets.token_urlsafe(16))
+        self.told = told
+        self._changed = threading.Condition()
+        self._shown: _Shown | None = None
+        self._n_results = 0
+        self._n_waiting = 0
+        self._is_frozen = False
+        try:
+            self._server = _Server((host, port), self)
+        except OSError as error:
+            raise SettingError(
+                f"the viewer cannot listen on {host}:{port} ({error}); choose another --view-port"
+            ) from error
+        self._host = host
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the page is, with the token."""
+        query = f"/?token={self._token}" if self._token else "/"
+        return f"http://{self._host}:{self._server.server_address[1]}{query}"
+
+    def open(self) -> None:
+        """Serve."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._server.serve_forever, args=(0.1,), name="n2sr viewer", daemon=True
+            )
+            self._thread.start()
+
+    def write(self, result: LiveResult) -> None:
+        """Copy a frame if somebody waits for it, or nobody has had one for a while."""
+        with self._changed:
+            self._n_results += 1
+            if self._is_frozen:
+                return
+            now = time.monotonic()
+            is_old = self._shown is None or now - self._shown.copied_s > _COPIES_EVERY_S
+            if self._n_waiting or is_old:
+                self._shown = _Shown(self._n_results, _copied(result), now)
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Serve no more."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._server.shutdown()
+            thread.join()
+        self._server.server_close()
+
+    # for the requests' threads
+
+    def is_let_in(self, host: str, token: str) -> bool:
+        """Whether a request may be answered.
+
+        One for another name than this machine's comes from a page elsewhere (DNS rebinding).
+        """
+        if self._token is not None:
+            return hmac.compare_digest(token.encode(), self._token.encode())
+        return host.rpartition(":")[0] in (_LOCAL, "localhost")
+
+    def shown_after(self, number: int) -> _Shown | None:
+        """A frame after this number, within two seconds; None when none comes."""
+        with self._changed:
+            self._n_waiting += 1
+            try:
+                self._changed.wait_for(
+                    lambda: self._shown is not None and self._shown.number > number,
+                    _LONGEST_WAIT_S,
+                )
+            finally:
+                self._n_waiting -= 1
+            shown = self._shown
+            return shown if shown is not None and shown.number > number else None
+
+    @property
+    def shown(self) -> _Shown | None:
+        """What was shown last."""
+        with self._changed:
+            return self._shown
+
+    def freeze(self, on: bool) -> None:
+        """Keep what is shown, or go on."""
+        with self._changed:
+            self._is_frozen = on
+
+
+def _copied(result: LiveResult) -> LiveResult:
+    std = None if result.std is None else result.std.copy()
+    noisy = replace(result.noisy, pixels=result.noisy.pixels.copy())
+    return replace(result, noisy=noisy, mean=result.mean.copy(), std=std)
+
+
+def packed(shown: _Shown, query: Mapping[str, str], told: Mapping[str, Any]) -> bytes:
+    """A frame's answer."""
+    result = shown.result
+    part = _Part.asked(query, result.noisy.shape)
+    images = [part.of(result.noisy.pixels), part.of(result.mean)]
+    if result.std is not None:
+        images.append(part.of(result.std))
+    header = {
+        "number": shown.number,
+        "index": result.noisy.index,
+        "frame": result.noisy.shape,
+        "part": [part.top, part.left, part.height, part.width],
+        "block": part.block,
+        "shape": images[0].shape,
+        "has_std": result.std is not None,
+        "dtype": str(result.noisy.pixels.dtype),
+        "pixel_size": result.noisy.pixel_size,
+        "unit": result.noisy.unit,
+        "valid_rows": result.noisy.valid_rows,
+        "record": dict(result.record),
+        "told": dict(told),
+    }
+    text = json.dumps(header, default=str).encode()
+    text += b" " * (-len(text) % 4)  # the arrays begin at a multiple of four
+    return b"".join(
+        [struct.pack("<I", len(text)), text, *(image.astype("<f4").tobytes() for image in images)]
+    )
+
+
+def zipped(result: LiveResult) -> bytes:
+    """Noisy and denoised frame, spread and all metadata."""
+    memory = io.BytesIO()
+    noisy = result.noisy
+    history = (f"n2sr: {dict(result.record)}",)
+    images: dict[str, tuple[AnyArray | None, tuple[str, ...]]] = {
+        "noisy": (noisy.pixels, ()),
+        "denoised": (result.mean, history),
+        "spread": (result.std, history),
+    }
+    told = {
+        "index": noisy.index,
+        "source_time_s": noisy.source_time_s,
+        "arrival_time_s": noisy.arrival_time_s,
+        "pixel_size": noisy.pixel_size,
+        "unit": noisy.unit,
+        "valid_rows": noisy.valid_rows,
+        "metadata": result.metadata,
+    }
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(memory, "w") as archive:
+        for name, (pixels, done) in images.items():
+            if pixels is None:
+                continue
+            frame = Frame(
+                pixels=pixels,
+                pixel_size=noisy.pixel_size,
+                unit=noisy.unit,
+                metadata=noisy.metadata,
+                history=done,
+            )
+            path = Path(folder, f"{name}.tif")
+            formats.write_frame(path, frame)
+            archive.write(path, path.name)
+        archive.writestr("metadata.json", json.dumps(told, indent=1, default=str))
+    return memory.getvalue()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], viewer: ViewerSink) -> None:
+        self.viewer = viewer
+        super().__init__(address, _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request of a browser."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 30.0
+    server: _Server
+
+    def _query(self) -> dict[str, str]:
+        return dict(parse_qsl(urlsplit(self.path).query))
+
+    def _is_let_in(self) -> bool:
+        host = self.headers.get("Host", "")
+        if self.server.viewer.is_let_in(host, self._query().get("token", "")):
+            return True
+        self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"this viewer needs its token\n")
+        return False
+
+    def do_GET(self) -> None:
+        """The page, or a frame."""
+        path = urlsplit(self.path).path
+        if not self._is_let_in():
+            return
+        if path == "/":
+            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.read_bytes())
+        elif path == "/frame":
+            self._answer_frame()
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page\n")
+
+    def _answer_frame(self) -> None:
+        viewer, query = self.server.viewer, self._query()
+        shown = viewer.shown_after(_number(query, "after"))
+        if shown is None and "again" in query:
+            shown = viewer.shown
+        if shown is None:
+            told = json.dumps({"told": dict(viewer.told())}, default=str).encode()
+            self._answer(HTTPStatus.ACCEPTED, _JSON, told)
+        else:
+            body = packed(shown, query, viewer.told())
+            self._answer(HTTPStatus.OK, "application/octet-stream", body)
+
+    def do_POST(self) -> None:
+        """Freeze or save."""
+        path, viewer = urlsplit(self.path).path, self.server.viewer
+        if not self._is_let_in():
+            return
+        if path == "/freeze":
+            viewer.freeze(self._query().get("on") == "1")
+            self._answer(HTTPStatus.OK, _JSON, b"{}")
+        elif path == "/save" and viewer.shown is not None:
+            self._answer_save(viewer.shown.result)
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is no such page\n")
+
+    def _answer_save(self, result: LiveResult) -> None:
+        try:
+            body = zipped(result)
+        except N2SRError as error:
+            self._answer(HTTPStatus.CONFLICT, "text/plain", str(error).encode())
+        else:
+            self._answer(HTTPStatus.OK, "application/zip", body)
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        try:
+            self.send_response(status)
+            for name, value in {
+                "Content-Type": kind,
+                "Content-Length": str(len(body)),
+                "Cache-Control": "no-store",
+                "X-Content-Type-Options": "nosniff",
+                "Content-Security-Policy": _POLICY,
+            }.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True  # the page was closed
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Say nothing on the terminal."""
+        _log.debug("viewer: %s", format % arguments)
