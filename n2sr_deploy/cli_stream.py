@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from n2sr_deploy.cli_options import PATH, backend_option, seed_option
+from n2sr_deploy.cli_options import PATH, backend_option, seed_option, training_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import FrameType
 
+    from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.stream import StreamRunner
     from n2sr_deploy.stream.ring import Policy
 
@@ -41,6 +42,14 @@ if TYPE_CHECKING:
 )
 @click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
 @backend_option
+@click.option(
+    "--relearn",
+    type=click.Choice(["never", "auto"]),
+    default="never",
+    show_default=True,
+    help="auto: train again, from the weights in use, when what is left between noisy and denoised "
+    "frames shows that the scene or the dose has changed.",
+)
 @click.option("--view", is_flag=True, help="Show the frames on a page of this machine.")
 @click.option(
     "--view-port",
@@ -62,6 +71,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 65535),
     help="Serve counts and latencies for Prometheus on this port of 127.0.0.1.",
 )
+@training_options
 @seed_option
 def stream_command(
     source: str,
@@ -70,15 +80,19 @@ def stream_command(
     policy: Policy,
     samples: int | None,
     backend: str,
+    relearn: str,
     view: bool,
     view_port: int,
     listen: str,
     token: str | None,
     as_json: bool,
     metrics_port: int | None,
-    seed: int,
+    options: LearnOptions,
 ) -> None:
     """Denoise the frames of SOURCE as they arrive, until it ends or Ctrl-C.
+
+    Without --model frames pass as they are while a network is trained on the first of them, beside
+    the stream; then it denoises what comes. Training options are for that.
 
     SOURCE is an address: zmq://HOST:PORT, pva://CHANNEL, watch:FOLDER, replay:FILE?fps=25, sim:,
     micromanager:CONFIG.cfg.
@@ -88,12 +102,13 @@ def stream_command(
     from n2sr_deploy.stream import StreamRunner
     from n2sr_deploy.stream.addresses import open_sink, open_source
     from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+    from n2sr_deploy.stream.learning import LiveLearner
     from n2sr_deploy.stream.statistics import described
 
     check_backend(backend)
     if listen != "127.0.0.1" and not token:
         raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
-    options = DenoisingOptions(backend=backend, n_samples=samples, seed=seed)
+    settings = DenoisingOptions(backend=backend, n_samples=samples, seed=options.seed or 0)
     opened = None if model is None else ExportedModel.open(model)
     opened_sinks = [open_sink(sink) for sink in sinks or ("null:",)]
     viewer = None
@@ -103,15 +118,14 @@ def stream_command(
         viewer = ViewerSink(view_port, listen, token)
         opened_sinks.append(viewer)
         click.echo(f"look at {viewer.url}", err=True)
+    denoiser = LiveDenoiser(opened, str(model or ""), settings)
+    learner = LiveLearner(denoiser, options, relearns=relearn == "auto")
     runner = StreamRunner(
-        open_source(source),
-        opened_sinks,
-        LiveDenoiser(opened, str(model or ""), options),
-        policy=policy,
+        open_source(source), opened_sinks, denoiser, policy=policy, observe=learner.observe
     )
     if viewer is not None:
         viewer.told = runner.told
-    with _until_told(runner), _metrics(runner, metrics_port):
+    with _until_told(runner), _metrics(runner, metrics_port), closing(learner):
         summary = runner.run()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
 

@@ -1,0 +1,228 @@
+"""Learning while live: a network is trained on a frame of the stream, beside it.
+
+The training runs as commands of n2sr in a process of its own, at a lower priority: it shares
+neither Python nor its lock with the stream, and ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from n2sr_deploy import formats
+from n2sr_deploy.errors import N2SRError
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.stream.denoising import LoadedModel
+
+if TYPE_CHECKING:
+    from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.stream.base import LiveResult
+    from n2sr_deploy.stream.denoising import LiveDenoiser
+
+_log = logging.getLogger("n2sr")
+_COMMAND = [sys.executable, "-c", "from n2sr_deploy.cli import main; main()"]
+_NICENESS = 10
+_TRY_AGAIN_S = 30.0  # after a training that failed
+_LOOKS_EVERY_S = 0.5  # at the residual
+_SIDE = 256  # pixels of the part that is looked at
+_BASELINE = 8  # looks at a new model's residual, to know what is usual
+_CHANGED = 6  # looks in a row that are unusual, after which the scene or dose has changed
+_RATIO, _CORRELATION = 1.3, 0.06  # of variances, and by how much neighbours' correlation changes
+
+
+class LiveLearner:
+    """Trains on frames of a stream and swaps what was learned into its denoiser.
+
+    Parameters
+    ----------
+    denoiser
+        Of the stream; while it has no model, a training begins with the next frame.
+    options
+        Of the trainings.
+    relearns
+        Whether to train again, from the weights in use, when the residual shows that the scene or
+        the dose has changed.
+    """
+
+    def __init__(
+        self, denoiser: LiveDenoiser, options: LearnOptions, *, relearns: bool = False
+    ) -> None:
+        self._denoiser, self._options, self._relearns = denoiser, options, relearns
+        self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
+        self._checkpoint: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._is_closed = False
+        self._not_before_s = 0.0
+        self._watch = ResidualWatch()
+        self.n_learned = 0
+        """Models that were swapped in."""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a training runs now."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def observe(self, result: LiveResult) -> None:
+        """Look at a result; begin to train if that is needed. Quick, in the stream's thread."""
+        if self.is_training or self._is_closed or time.monotonic() < self._not_before_s:
+            return
+        if self._denoiser.model_name is None:
+            self._begin(result, "")
+        elif self._relearns and result.std is not None and self._watch.sees_change(result):
+            _log.info("the scene or the dose has changed at frame %d", result.noisy.index)
+            self._begin(result, "re")
+
+    def _begin(self, result: LiveResult, prefix: str) -> None:
+        noisy = result.noisy
+        frame = Frame(
+            pixels=noisy.pixels.copy(),
+            pixel_size=noisy.pixel_size,
+            unit=noisy.unit,
+        )
+        _log.info("learning from frame %d; frames go on meanwhile", noisy.index)
+        name = f"{prefix}learned from frame {noisy.index}"
+        self._thread = threading.Thread(
+            target=self._learn, args=(frame, name), name="n2sr learner", daemon=True
+        )
+        self._thread.start()
+
+    def _learn(self, frame: Frame, name: str) -> None:
+        try:
+            loaded = LoadedModel(self._learned(frame), name, self._denoiser.options, frame.shape)
+        except (N2SRError, OSError, _FailedError) as error:
+            if not self._is_closed:
+                _log.warning("nothing was learned: %s; it is tried again later", error)
+            self._checkpoint = None  # which may be what does not fit
+            self._not_before_s = time.monotonic() + _TRY_AGAIN_S
+            return
+        self.n_learned += 1
+        self._watch = ResidualWatch()
+        self._denoiser.swap(loaded)
+        _log.info("from now on the model %s", name)
+
+    def _learned(self, frame: Frame) -> ExportedModel:
+        folder = Path(self._folder.name)
+        noisy, checkpoint, model = (
+            folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
+        )
+        formats.write_frame(noisy, frame, overwrite=True)
+        self._run("train", noisy, "-o", checkpoint, "--overwrite", *self._arguments())
+        self._run("export", checkpoint, "-o", model, "--overwrite")
+        self._checkpoint = checkpoint
+        return ExportedModel.open(model)
+
+    def _arguments(self) -> list[str]:
+        """The trainings' options as the command line has them."""
+        given = {
+            "--preset": self._options.preset,
+            "--pattern": self._options.pattern,
+            "--stride": self._options.stride and ",".join(map(str, self._options.stride)),
+            "--seconds": self._options.seconds,
+            "--steps": self._options.steps,
+            "--seed": self._options.seed,
+            "--init": self._checkpoint or self._options.init,
+            "--device": self._options.device,
+        }
+        arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return [*arguments, *([] if self._options.repair else ["--no-repair"])]
+
+    def _run(self, *arguments: str | Path) -> None:
+        self._process = subprocess.Popen(
+            [*_COMMAND, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        if self._is_closed:
+            self._process.terminate()
+        _, told = self._process.communicate()
+        if self._process.returncode != 0:
+            lines = [line for line in told.splitlines() if line.strip()]
+            raise _FailedError(lines[-1] if lines else f"it ended with {self._process.returncode}")
+
+    def close(self) -> None:
+        """End a training that runs."""
+        self._is_closed = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+        if self._thread is not None:
+            self._thread.join()
+        self._folder.cleanup()
+
+
+class _FailedError(Exception):
+    """A command of a training has failed."""
+
+
+class _Look(NamedTuple):
+    """At the residual of a frame."""
+
+    variance: float
+    along_rows: float
+    along_columns: float
+
+
+class ResidualWatch:
+    """Looks at what is left between noisy and denoised frames, now and then.
+
+    While the model fits, that is noise: its variance and the correlation of neighbours stay as they
+    were when the model was new. Signal that is left, or another dose, changes them.
+    """
+
+    def __init__(self) -> None:
+        self._usual: list[_Look] = []
+        self._n_unusual = 0
+        self._looked_s = 0.0
+
+    def sees_change(self, result: LiveResult) -> bool:
+        """Look, if it is time to; whether the looks have been unusual for a while."""
+        now = time.monotonic()
+        if now - self._looked_s < _LOOKS_EVERY_S:
+            return False
+        self._looked_s = now
+        return self.is_unusual(result)
+
+    def is_unusual(self, result: LiveResult) -> bool:
+        """Look; whether this and the looks before it were unusual, in a row."""
+        look = _look(result)
+        if len(self._usual) < _BASELINE:
+            self._usual.append(look)
+            return False
+        variance, along_rows, along_columns = np.median(np.array(self._usual), axis=0)
+        ratio = max(look.variance, variance) / max(min(look.variance, variance), 1e-30)
+        moved = max(abs(look.along_rows - along_rows), abs(look.along_columns - along_columns))
+        is_unusual = ratio > _RATIO or moved > _CORRELATION
+        self._n_unusual = self._n_unusual + 1 if is_unusual else 0
+        return self._n_unusual >= _CHANGED
+
+
+def _look(result: LiveResult) -> _Look:
+    """At the middle of the frame."""
+    middle = tuple(
+        slice(max((n - _SIDE) // 2, 0), max((n - _SIDE) // 2, 0) + _SIDE) for n in result.mean.shape
+    )
+    residual = result.noisy.pixels[middle].astype(np.float64) - result.mean[middle]
+    residual -= residual.mean()
+    variance = float(np.mean(residual**2))
+    if variance == 0:
+        return _Look(0.0, 0.0, 0.0)
+    return _Look(
+        variance,
+        float(np.mean(residual[:, 1:] * residual[:, :-1])) / variance,
+        float(np.mean(residual[1:] * residual[:-1])) / variance,
+    )

@@ -1,0 +1,169 @@
+"""Learning while live: frames pass meanwhile, the model is swapped in, changes are seen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.stream import LiveResult, StreamRunner, learning
+from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+from n2sr_deploy.stream.learning import LiveLearner, ResidualWatch
+from tests.fake_stream import FakeSink, FakeSource, live_frame
+
+OPTIONS = DenoisingOptions(backend="ort")
+QUICK = LearnOptions(preset="fast", steps=2, device="cpu", pattern="cell", init="random")
+
+
+def until(condition, frames, seconds=120.0):
+    """A source that gives frames until something has come about."""
+    end = time.monotonic() + seconds
+
+    class Until(FakeSource):
+        def read(self, timeout_s):
+            assert time.monotonic() < end, "it did not come about"
+            if condition():
+                self.items = self.items[:3]
+                if not self.items:
+                    return super().read(timeout_s)
+            time.sleep(0.02)
+            return next(frames)
+
+    return Until([])
+
+
+def frames():
+    index = 0
+    while True:
+        yield live_frame(index)
+        index += 1
+
+
+def test_frames_pass_while_a_network_learns_and_then_it_denoises():
+    denoiser, sink = LiveDenoiser(options=OPTIONS), FakeSink()
+    learner = LiveLearner(denoiser, QUICK)
+    endless = frames()
+    shown = 0
+
+    def enough():
+        nonlocal shown
+        shown += learner.n_learned > 0
+        return shown > 10
+
+    runner = StreamRunner(
+        until(enough, endless), [sink], denoiser, policy="all", observe=learner.observe
+    )
+    counts = runner.run()["counts"]
+    learner.close()
+    models = [result.record["model"] for _, _, result in sink.results]
+    assert models[0] is None
+    assert models[-1] == "learned from frame 0"
+    assert models == sorted(models, key=lambda name: name is not None), "swapped once"
+    assert sink.indices == list(range(len(sink.indices))), "no frame was lost over it"
+    assert counts["denoised"] == len(models)
+    raw, learned = sink.results[0], sink.results[-1]
+    assert np.array_equal(raw[1], live_frame(0).pixels.astype(np.float32))
+    assert learned[2].std is not None
+
+
+def test_a_training_that_fails_is_told_and_tried_again(caplog, monkeypatch):
+    monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)
+    denoiser = LiveDenoiser(options=OPTIONS)
+    learner = LiveLearner(denoiser, replace(QUICK, init="no-such.safetensors"))
+    result = LiveDenoiser().denoise(live_frame(0))
+    learner.observe(result)
+    learner._thread.join()
+    assert "nothing was learned: Error: no-such.safetensors does not exist" in caplog.text
+    assert denoiser.model_name is None
+    learner.observe(result)
+    assert learner.is_training
+    learner.close()
+
+
+def test_closing_ends_a_training_that_runs(caplog):
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), replace(QUICK, steps=100_000))
+    learner.observe(LiveDenoiser().denoise(live_frame(0)))
+    time.sleep(1.0)
+    began = time.monotonic()
+    learner.close()
+    assert time.monotonic() - began < 10
+    assert learner._process.poll() is not None
+    assert "nothing was learned" not in caplog.text
+
+
+def test_training_starts_from_the_weights_in_use(monkeypatch):
+    ran = []
+
+    def run(self, *arguments):
+        ran.append([str(argument) for argument in arguments])
+        raise learning._FailedError("enough")
+
+    monkeypatch.setattr(LiveLearner, "_run", run)
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), replace(QUICK, init=None, stride=(2, 2)))
+    learner._checkpoint = "before.safetensors"
+    learner.observe(LiveDenoiser().denoise(live_frame(0)))
+    learner._thread.join()
+    assert "--init=before.safetensors" in ran[0]
+    assert "--stride=2,2" in ran[0]
+    assert "--preset=fast" in ran[0]
+    assert learner._checkpoint is None, "it may be what does not fit"
+    learner.close()
+
+
+def seen(index, clean, noise_std, along_rows=0.0, shown=None):
+    """A result of a denoiser that finds `shown`, the truth by default."""
+    rng = np.random.default_rng(index)
+    noise = rng.normal(size=(300, 301))
+    noise = noise[:, 1:] + along_rows * noise[:, :-1]
+    noisy = (clean + noise_std * noise / noise.std()).astype(np.float32)
+    frame = replace(live_frame(index), pixels=noisy)
+    mean = (clean if shown is None else shown).astype(np.float32)
+    return LiveResult(noisy=frame, mean=mean, std=mean, record={})
+
+
+def first_change(results):
+    watch = ResidualWatch()
+    return next((n for n, result in enumerate(results) if watch.is_unusual(result)), None)
+
+
+CLEAN = 100 + 20 * np.sin(np.arange(300) / 3)[:, None] * np.sin(np.arange(300) / 3)[None]
+
+
+def test_a_scene_that_stays_is_no_change():
+    assert first_change([seen(n, CLEAN, 10) for n in range(100)]) is None
+    moved = [seen(n, np.roll(CLEAN, n, 1), 10) for n in range(60)]
+    assert first_change(moved) is None, "the denoiser follows what moves"
+
+
+@pytest.mark.parametrize("what", ["dose", "signal is left", "correlation"])
+def test_a_change_is_seen_soon_but_not_at_once(what):
+    after = {
+        "dose": lambda n: seen(n, CLEAN, 13),
+        "signal is left": lambda n: seen(n, CLEAN, 10, shown=np.full_like(CLEAN, 100)),
+        "correlation": lambda n: seen(n, CLEAN, 10, along_rows=0.2),
+    }[what]
+    results = [seen(n, CLEAN, 10) for n in range(30)] + [after(n) for n in range(30, 60)]
+    assert first_change(results) == 30 + learning._CHANGED - 1
+
+
+def test_a_single_odd_frame_is_no_change():
+    results = [seen(n, CLEAN, 30 if n % 12 == 11 else 10) for n in range(80)]
+    assert first_change(results) is None
+
+
+def test_the_learner_trains_again_when_a_change_is_seen(monkeypatch):
+    monkeypatch.setattr(learning, "_LOOKS_EVERY_S", 0.0)
+    denoiser = LiveDenoiser(object(), "a model", OPTIONS)
+    begun = []
+    monkeypatch.setattr(LiveLearner, "_begin", lambda self, result, prefix: begun.append(prefix))
+    never, auto = (LiveLearner(denoiser, QUICK, relearns=relearns) for relearns in (False, True))
+    for n in range(60):
+        for learner in (never, auto):
+            learner.observe(seen(n, CLEAN, 10 if n < 30 else 15))
+    assert begun
+    assert set(begun) == {"re"}
+    never.close()
+    auto.close()
