@@ -110,7 +110,7 @@ def stream_command(
         raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
     settings = DenoisingOptions(backend=backend, n_samples=samples, seed=options.seed or 0)
     opened = None if model is None else ExportedModel.open(model)
-    opened_sinks = [open_sink(sink) for sink in sinks or ("null:",)]
+    opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
     viewer = None
     if view:
         from n2sr_deploy.stream.viewer import ViewerSink

@@ -94,6 +94,7 @@ def test_big_endian_pixels():
 
 def test_a_simplon_series():
     assert decoded([b'{"htype": "dheader-1.0", "series": 3}', b"{}"], 0) is None
+    assert decoded([b'{"bit_depth_image": 16, "beam_center_x": 0.0}'], 0) is None
     assert decoded([b'{"htype": "dseries_end-1.0", "series": 3}'], 0) is None
     first = json.dumps({"htype": "dimage-1.0", "series": 3, "frame": 41, "hash": "x"}).encode()
     found = decoded([first, *message(), b'{"htype": "dconfig-1.0"}'], 0)

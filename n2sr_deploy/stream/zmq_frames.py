@@ -60,8 +60,8 @@ def decoded(parts: Sequence[bytes | memoryview], index: int) -> LiveFrame | None
     views = [memoryview(part).cast("B") for part in parts]
     header = _json(views[0]) if views else {}
     kind = header.get("htype")
-    if kind in _SERIES:
-        return None
+    if kind in _SERIES or (len(views) == 1 and "bit_depth_image" in header):
+        return None  # the latter is the detector's configuration
     if kind == "dimage-1.0" and len(views) >= 3:
         index = _integer(header.get("frame", index), "frame")
         told = {"series": header["series"]} if "series" in header else {}
