@@ -13,7 +13,7 @@ KERNELS := $(wildcard csrc/*) setup.py
 export N2SR_REQUIRE_KERNELS = 1
 
 .PHONY: setup demo test lint bench bench-kernels bench-noise bench-quality bench-optimisers
-.PHONY: bench-trust setup-careamics starting-weights sanitize clean
+.PHONY: bench-live bench-trust setup-careamics setup-peers starting-weights sanitize clean
 
 setup: .venv/.installed
 
@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-kernels bench-noise bench-trust bench-quality bench-optimisers
+bench: bench-kernels bench-noise bench-trust bench-quality bench-optimisers bench-live
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
@@ -63,6 +63,17 @@ setup-careamics: .venv-careamics/.installed
 	.venv-careamics/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	touch $@
 
+bench-live: setup setup-peers
+	$(BIN)/python -m benchmarks.live
+
+# Other people's senders, in an environment of their own.
+setup-peers: .venv-peers/.installed
+
+.venv-peers/.installed: Makefile
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check pvapy==5.6.0
+	touch $@
+
 bench-trust: .venv/.bench
 	$(BIN)/python -m benchmarks.trust
 
@@ -77,6 +88,6 @@ sanitize: setup
 	$(BIN)/python -m pytest tests/test_sanitizers.py
 
 clean:
-	rm -rf .venv .venv-careamics build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd n2sr_deploy/cuda/lib
+	rm -rf .venv .venv-careamics .venv-peers build dist demo-out *.egg-info n2sr_deploy/_subsample.*.so n2sr_deploy/_subsample.*.pyd n2sr_deploy/cuda/lib
 	rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find n2sr_deploy n2sr_train tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,234 @@
+"""Live streams: overhead, overload, endurance, and a stream from and to EPICS PVAccess.
+
+    python -m benchmarks.live [--only overhead overload endurance pva] [--size 512] [--fps 25]
+
+* overhead: frames through `StreamRunner` against the same frames through `Denoiser` alone.
+* overload: ten times as many frames as can be denoised; what is shown must be young, memory flat,
+  and every frame accounted for.
+* endurance: many small frames into null sinks; memory, threads and open files must not grow.
+* pva: pvapy's areaDetector simulator sends, n2sr denoises and serves the result, p4p counts what
+  comes out. The simulator has an environment of its own: make setup-peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.latency import untrained
+from benchmarks.results import keep, machine
+from n2sr_deploy import Denoiser
+from n2sr_deploy.errors import EndOfStreamError
+from n2sr_deploy.stream import LiveFrame, StreamRunner
+from n2sr_deploy.stream.addresses import open_sink, open_source
+from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+
+REPOSITORY = Path(__file__).parents[1]
+SIMULATOR = REPOSITORY / ".venv-peers" / "bin" / "pvapy-ad-sim-server"
+CHANNELS = "N2SRBENCH:In", "N2SRBENCH:Out"
+
+
+class Ready:
+    """A source whose frames lie in memory: as fast as they are taken."""
+
+    name = "frames in memory"
+
+    def __init__(self, shape: tuple[int, int], n_frames: int, period_s: float = 0.0) -> None:
+        rng = np.random.default_rng(0)
+        self.frames = [rng.poisson(20, shape).astype(np.uint16) for _ in range(8)]
+        self.n_frames, self.period_s = n_frames, period_s
+        self.n_read = 0
+
+    def open(self) -> None:
+        """Begin now."""
+        self.due_s = time.monotonic()
+
+    def read(self, timeout_s: float) -> LiveFrame:
+        """The next."""
+        if self.n_read == self.n_frames:
+            raise EndOfStreamError("no more")
+        if self.period_s:
+            time.sleep(max(self.due_s - time.monotonic(), 0))
+            self.due_s += self.period_s
+        self.n_read += 1
+        return LiveFrame(pixels=self.frames[self.n_read % 8], index=self.n_read - 1)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def memory_bytes() -> int:
+    """Resident, of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def denoiser() -> LiveDenoiser:
+    """Preset fast, untrained: weights do not change how long it takes."""
+    return LiveDenoiser(untrained("fast"), "untrained", DenoisingOptions())
+
+
+def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
+    """Milliseconds a frame, beside the denoiser's own; frames come slowly enough not to queue."""
+    shape = (size, size)
+    frames = Ready(shape, 1).frames
+    alone = []
+    with Denoiser(untrained("fast")) as plain:
+        for n in range(n_frames):
+            began = time.perf_counter()
+            plain.denoise(frames[n % 8], frame_index=n)
+            alone.append(time.perf_counter() - began)
+    bare_s = float(np.median(alone))
+    source = Ready(shape, n_frames, 2 * bare_s)
+    summary = StreamRunner(source, [open_sink("null:")], denoiser(), policy="latest").run()
+    stages = summary["stages_ms"]
+    return {
+        "size": size,
+        "bare_denoiser_ms": 1e3 * bare_s,
+        "in_the_stream_ms": stages["denoise"]["p50"],
+        "arrival_to_sink_ms": stages["arrival to null:"]["p50"],
+        "overhead_ms": stages["arrival to null:"]["p50"] - stages["denoise"]["p50"],
+    }
+
+
+def overload(size: int, seconds: float = 60.0) -> dict[str, Any]:
+    """Ten times too many frames."""
+    shape = (size, size)
+    with Denoiser(untrained("fast")) as plain:
+        frame = Ready(shape, 1).frames[0]
+        plain.denoise(frame)
+        began = time.perf_counter()
+        for n in range(5):
+            plain.denoise(frame, frame_index=n)
+        frame_s = (time.perf_counter() - began) / 5
+    period_s = frame_s / 10
+    source = Ready(shape, int(seconds / period_s), period_s)
+    runner = StreamRunner(source, [open_sink("null:")], denoiser(), policy="latest")
+    memory: list[int] = []
+    stopping = threading.Event()
+
+    def watch() -> None:
+        while not stopping.wait(1.0):
+            memory.append(memory_bytes())
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    summary = runner.run()
+    stopping.set()
+    watching.join()
+    counts = summary["counts"]
+    quarter = max(len(memory) // 4, 1)
+    return {
+        "size": size,
+        "frame_ms": 1e3 * frame_s,
+        "received": counts["received"],
+        "denoised": counts["denoised"],
+        "dropped": counts["dropped"],
+        "unaccounted": counts["received"] - counts["denoised"] - counts["dropped"],
+        "frame_times_from_arrival_to_sink_p99": summary["stages_ms"]["arrival to null:"]["p99"]
+        / (1e3 * frame_s),
+        "memory_growth_bytes": memory[-1] - memory[quarter] if memory else 0,
+    }
+
+
+def endurance(n_frames: int = 100_000, size: int = 32) -> dict[str, Any]:
+    """Small frames, passed through as they are."""
+
+    def run(n: int) -> None:
+        source, sink = Ready((size, size), n), open_sink("null:")
+        StreamRunner(source, [sink], LiveDenoiser(), policy="all").run()
+
+    run(n_frames // 10)
+    before = memory_bytes(), threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    began = time.perf_counter()
+    run(n_frames)
+    seconds = time.perf_counter() - began
+    after = memory_bytes(), threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    names = "memory_growth_bytes", "threads_left", "files_left"
+    grown = {name: b - a for name, a, b in zip(names, before, after, strict=True)}
+    return {"frames": n_frames, "frames_per_s": n_frames / seconds, **grown}
+
+
+def pva(size: int, fps: float, n_frames: int = 1500) -> dict[str, Any]:
+    """From pvapy's simulator, and out again."""
+    from p4p.client.thread import Context
+
+    if not SIMULATOR.exists():
+        raise SystemExit(f"{SIMULATOR} is not there; make it with: make setup-peers")
+    os.environ |= {"EPICS_PVA_ADDR_LIST": "127.0.0.1", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
+    with tempfile.TemporaryDirectory() as folder:
+        stack = Path(folder, "stack.npy")
+        frames = np.random.default_rng(0).poisson(20, (50, size, size)).astype(np.uint16)
+        np.save(stack, frames)
+        runner = StreamRunner(
+            open_source(f"pva://{CHANNELS[0]}"),
+            [open_sink(f"pva://{CHANNELS[1]}")],
+            denoiser(),
+            policy="latest",
+        )
+        summary: dict[str, Any] = {}
+        streaming = threading.Thread(target=lambda: summary.update(runner.run()))
+        streaming.start()
+        came: list[int] = []
+        with Context("pva", nt=False) as context:
+            watched = context.monitor(CHANNELS[1], lambda value: came.append(value["uniqueId"]))
+            seconds = n_frames / fps
+            subprocess.run(
+                [
+                    *(SIMULATOR, "-dc", "-cn", CHANNELS[0], "-if", stack),
+                    *("-fps", str(fps), "-rt", str(seconds), "-std", "5", "-shd", "3"),
+                ],
+                check=True,
+                capture_output=True,
+                env={**os.environ, "EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1"},
+            )
+            runner.stop()
+            streaming.join()
+            watched.close()
+    counts = summary["counts"]
+    return {
+        "size": size,
+        "fps": fps,
+        "received": counts["received"],
+        "missing": counts.get("missing", 0),
+        "dropped": counts["dropped"],
+        "denoised": counts["denoised"],
+        "came_out": len(set(came) - {0}),
+        "arrival_to_sink_ms": summary["stages_ms"][f"arrival to pva://{CHANNELS[1]}"],
+    }
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = "overhead", "overload", "endurance", "pva"
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--fps", type=float, default=25)
+    parser.add_argument("--seconds", type=float, default=60, help="of overload and pva")
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {}
+    for name in arguments.only:
+        if name == "overhead":
+            found[name] = overhead(arguments.size)
+        elif name == "overload":
+            found[name] = overload(arguments.size, arguments.seconds)
+        elif name == "endurance":
+            found[name] = endurance()
+        else:
+            n_frames = int(arguments.seconds * arguments.fps)
+            found[name] = pva(arguments.size, arguments.fps, n_frames)
+        print(name, *(f"  {key}: {value}" for key, value in found[name].items()), sep="\n")
+    print(f"on {machine()['processor']}; kept in {keep('live', found)}")
+
+
+if __name__ == "__main__":
+    main()
