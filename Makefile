@@ -29,7 +29,7 @@ demo: setup
 	$(BIN)/python examples/demo.py demo-out
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

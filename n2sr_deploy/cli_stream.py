@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +14,6 @@ from n2sr_deploy.cli_options import PATH, backend_option, seed_option, training_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import FrameType
 
     from n2sr_deploy.learning import LearnOptions
@@ -110,6 +110,7 @@ def stream_command(
         raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
     settings = DenoisingOptions(backend=backend, n_samples=samples, seed=options.seed or 0)
     opened = None if model is None else ExportedModel.open(model)
+    _refuse_circles(source, sinks)
     opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
     viewer = None
     if view:
@@ -128,6 +129,22 @@ def stream_command(
     with _until_told(runner), _metrics(runner, metrics_port), closing(learner):
         summary = runner.run()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
+    if runner.gave_up:
+        raise click.ClickException(f"not everything was written: {runner.gave_up[0]}")
+
+
+def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
+    """A folder that is watched must not be written to: its results would be frames again."""
+    from n2sr_deploy.stream.addresses import Address
+
+    read, written = Address.parse(source), [Address.parse(sink) for sink in sinks]
+    if read.scheme != "watch":
+        return
+    for sink in written:
+        if sink.scheme == "folder" and Path(sink.target).resolve() == Path(read.target).resolve():
+            raise click.UsageError(
+                f"{sink.text} writes into the folder that {read.text} watches; name another"
+            )
 
 
 @contextmanager
@@ -136,6 +153,7 @@ def _until_told(runner: StreamRunner) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         runner.stop()
+        signal.signal(number, before[signal.Signals(number)])  # a second one ends it at once
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

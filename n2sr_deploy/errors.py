@@ -12,6 +12,7 @@
      ├─ DeviceError (RuntimeError)      a GPU, its driver or n2sr's kernels that cannot be used
      │   └─ OutOfDeviceMemoryError         its memory is full
      ├─ ConnectionLostError (OSError)   a source or sink that is away; it is tried again
+     ├─ NotNowError                     a sink that has no room now
      ├─ EndOfStreamError                a source that has no more frames
      └─ MissingExtraError (ImportError) an optional part that is not installed
 
@@ -68,6 +69,10 @@ class OutOfDeviceMemoryError(DeviceError):
 
 class ConnectionLostError(N2SRError, ConnectionError):
     """A source or sink is away; it is tried again."""
+
+
+class NotNowError(N2SRError):
+    """A sink has no room now; it is offered the same again."""
 
 
 class EndOfStreamError(N2SRError):

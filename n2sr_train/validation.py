@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from n2sr_train.patches import PatchSampler
 
+_TOGETHER = 3  # judgements in a row whose errors are averaged: one alone is low or high by chance
 _WORSE = 1.3  # standard errors above the lowest from which the weights of that are kept
 _SURELY_WORSE = 3.0  # standard errors
 
@@ -71,6 +73,8 @@ class Validation:
         self.n_worse = 0
         """How many judgements in a row found the error surely above the lowest."""
         self._lowest: _Score | None = None
+        self._lowest_smoothed: _Score | None = None
+        self._recent: deque[torch.Tensor] = deque(maxlen=_TOGETHER)
         self._first_gap: float | None = None
 
     @torch.no_grad()
@@ -127,10 +131,17 @@ class Validation:
         return means[counts > 0]
 
     def _compare(self, score: _Score) -> None:
-        """With the lowest error so far."""
-        if self._lowest is None or score.mean < self._lowest.mean:
-            self._lowest = score
-        above = score.above(self._lowest)
+        """With the lowest error so far: by itself, and together with the judgements before it.
+
+        By itself the lowest of many is low by chance, and so the others seem worse.
+        """
+        if score.kept.step > 0:  # what it started from may be far above
+            self._recent.append(score.errors)
+        together = torch.stack(tuple(self._recent) or (score.errors,)).mean(dim=0)
+        smoothed = score._replace(errors=together)
+        self._lowest = _lower(self._lowest, score)
+        self._lowest_smoothed = _lower(self._lowest_smoothed, smoothed)
+        above = min(score.above(self._lowest), smoothed.above(self._lowest_smoothed))
         self.kept = self._lowest.kept if above > _WORSE else score.kept
         is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
         self.n_worse = self.n_worse + 1 if is_worse else 0
@@ -140,6 +151,10 @@ class Validation:
         pairs = [(target, unseen) for _, _, target, _, unseen in self._patches]
         squares = sum(float((target**2 * unseen).sum()) for target, unseen in pairs)
         return squares / sum(float(unseen.sum()) for _, unseen in pairs)
+
+
+def _lower(lowest: _Score | None, score: _Score) -> _Score:
+    return score if lowest is None or score.mean < lowest.mean else lowest
 
 
 def copied_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:

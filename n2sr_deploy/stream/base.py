@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from n2sr_deploy.errors import BadFrameError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,8 +36,17 @@ class LiveFrame:
     """The same in seconds since 1970."""
     valid_rows: tuple[int, int] | None = None
     """Of a scan that is not complete: the first row that is new and the first that is not."""
+    series: str | None = None
+    """Of a source that counts anew in each series: which one."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the source told, by its own names; of types that JSON has."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no image, with BadFrameError."""
+        if self.pixels.ndim != 2 or not self.pixels.size:
+            raise BadFrameError(
+                f"pixels of shape {self.pixels.shape}; one grey image (H, W) was expected"
+            )
 
     @property
     def shape(self) -> Shape:
@@ -114,7 +125,7 @@ class Sink(Protocol):
         ConnectionLostError
             When it cannot be reached (yet); it is tried again, less and less often.
         N2SRError
-            When trying again cannot help: the stream ends.
+            When trying again cannot help: the stream goes on without it.
         """
 
     def write(self, result: LiveResult) -> None:
@@ -123,8 +134,11 @@ class Sink(Protocol):
         Raises
         ------
         ConnectionLostError
-            When the connection is lost: the sink is closed and opened again, and the result is
-            counted as lost.
+            When the connection is lost: the sink is closed and opened again; with policy ``all``
+            the same result is written again then, else it is counted as lost.
+        NotNowError
+            When it has no room now: with policy ``all`` the same result is offered again, else it
+            is counted as lost.
         N2SRError
             When the sink cannot go on: it is closed, the stream goes on without it.
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n2sr_deploy.denoiser import Denoiser
-from n2sr_deploy.errors import ModelError, SettingError
+from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import MAX_SAMPLES
@@ -171,7 +171,7 @@ class LiveDenoiser:
     def _opened(self, model: ExportedModel, shape: Shape) -> LoadedModel:
         rows, columns = model.metadata.pad_multiple
         if shape[0] < rows or shape[1] < columns:
-            raise ModelError(
+            raise FrameError(
                 f"frames are {shape[0]} x {shape[1]} pixels, but this model needs at least "
                 f"{rows} x {columns}"
             )

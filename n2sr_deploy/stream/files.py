@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import formats
 from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
     EndOfStreamError,
+    FrameError,
     InputFileError,
     N2SRError,
     OutputError,
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _LOOKS_EVERY_S = 0.1
 _OUTPUTS = ".tif", ".mrc", ".npy"
+_ENDINGS = frozenset(ending for known in formats.FORMATS for ending in known.extensions)
+_LOG = "frames.jsonl"
 
 
 def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
@@ -40,10 +45,12 @@ def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
 
 
 class _Seen(NamedTuple):
-    """What a file looked like."""
+    """What a file looked like: another file of the same name looks otherwise."""
 
     size: int
     changed_ns: int
+    number: int
+    """The file system's."""
 
 
 class WatchSource:
@@ -52,7 +59,8 @@ class WatchSource:
     A file counts once its size and time have stayed the same for ``settle`` seconds (0 to 60,
     default 0.5) and it can be read; one that stays unreadable for ``patience`` seconds (default 30)
     is reported and left out. Files that are there already count with ``existing=1`` only. Hidden
-    files are passed over.
+    files, and files of kinds that n2sr does not read, are passed over. A name that is used again
+    is a new file.
     """
 
     def __init__(self, address: Address) -> None:
@@ -62,7 +70,7 @@ class WatchSource:
         self._settle_s = address.number("settle", 0.5, 0, 60)
         self._patience_s = address.number("patience", 30, 0, 3600)
         self._takes_existing = address.choice("existing", "0", "1") == "1"
-        self._done: set[str] | None = None
+        self._done: dict[str, _Seen] | None = None
         self._pending: dict[str, tuple[_Seen, float, float]] = {}
         self._n_read = 0
 
@@ -71,18 +79,23 @@ class WatchSource:
         if not self._folder.is_dir():
             raise ConnectionLostError(f"there is no folder {self._folder}")
         if self._done is None:
-            self._done = set() if self._takes_existing else set(self._names())
+            self._done = {} if self._takes_existing else self._names()
 
     def _names(self) -> dict[str, _Seen]:
         found = {}
         try:
-            for path in sorted(self._folder.iterdir()):
-                if path.is_file() and not path.name.startswith("."):
-                    told = path.stat()
-                    found[path.name] = _Seen(told.st_size, told.st_mtime_ns)
+            for entry in os.scandir(self._folder):
+                ending = Path(entry.name).suffix.lower()
+                if ending in _ENDINGS and not entry.name.startswith(".") and entry.is_file():
+                    told = entry.stat()
+                    found[entry.name] = _Seen(told.st_size, told.st_mtime_ns, told.st_ino)
+        except FileNotFoundError as error:
+            if not self._folder.exists():
+                raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
+            return {}  # a file went away meanwhile; look again
         except OSError as error:
             raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
-        return found
+        return dict(sorted(found.items()))
 
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next file that is complete, by name where several are."""
@@ -97,7 +110,7 @@ class WatchSource:
         if self._done is None:
             raise ConnectionLostError("it is closed")
         now, there = time.monotonic(), self._names()
-        self._done &= there.keys()  # a name that is used again is a new file
+        self._done = {name: seen for name, seen in self._done.items() if there.get(name) == seen}
         self._pending = {name: told for name, told in self._pending.items() if name in there}
         for name, seen in there.items():
             if name in self._done:
@@ -113,16 +126,16 @@ class WatchSource:
         return None
 
     def _read_file(self, name: str, seen: _Seen, is_late: bool) -> LiveFrame | None:
-        done = self._done if self._done is not None else set()
+        done = self._done if self._done is not None else {}
         try:
             frame = formats.read_frame(self._folder / name)
         except (N2SRError, OSError) as error:
             if not is_late:
                 return None  # not complete yet
-            done.add(name)
+            done[name] = seen
             self._pending.pop(name, None)
             raise BadFrameError(f"{name} cannot be read ({error})") from error
-        done.add(name)
+        done[name] = seen
         self._pending.pop(name, None)
         self._n_read += 1
         told = live(frame, self._n_read - 1, seen.changed_ns / 1e9)
@@ -169,9 +182,12 @@ class ReplaySource:
         if wait_s > 0:
             time.sleep(wait_s)
         index = self._n_read
-        frame = self._frame(index % self._n_frames)
         self._n_read += 1
         self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
+        try:
+            frame = self._frame(index % self._n_frames)
+        except FrameError as error:
+            raise BadFrameError(f"frame {index % self._n_frames}: {error}") from error
         return live(frame, index, None)
 
     def _frame(self, number: int) -> Frame:
@@ -190,8 +206,9 @@ class ReplaySource:
 class FolderSink:
     """A file for each frame: ``00000012.tif``, and ``.std.tif`` with ``std=1``.
 
-    ``format``: ``tif`` (default), ``mrc`` or ``npy``. The folder is made; a file that is there
-    already is not replaced, the stream goes on without this sink then.
+    ``format``: ``tif`` (default), ``mrc`` or ``npy``. Times, metadata and what n2sr did stand in
+    ``frames.jsonl``, a line for each frame. Nothing is ever replaced: where frames are already,
+    and where a source counts anew, they go into ``run-2``, ``run-3`` and so on.
     """
 
     def __init__(self, address: Address) -> None:
@@ -205,28 +222,55 @@ class FolderSink:
 
     def open(self) -> None:
         """Make the folder."""
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        """In the first folder that has no frames yet."""
+        number, folder = 1, self._folder
+        while (folder / _LOG).exists() or any(folder.glob(f"[0-9]*{self._suffix}")):
+            number += 1
+            folder = self._folder / f"run-{number}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self._folder} cannot be made: {error}") from error
+            raise OutputError(f"{folder} cannot be made: {error}") from error
+        self._run = folder
 
     def write(self, result: LiveResult) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all, then its line."""
         noisy, record = result.noisy, result.record
+        if (self._run / f"{noisy.index:08}{self._suffix}").exists():
+            self._begin_run()  # the source counts anew
         done = "passed through" if record["model"] is None else f"denoised by {record['model']}"
         history = (f"n2sr {record['n2sr_version']}: {done}; {dict(record)}",)
-        for pixels, ending in (
-            (result.mean, ""),
-            *([(result.std, ".std")] if self._with_std and result.std is not None else []),
-        ):
+        images = {"": result.mean}
+        if self._with_std and result.std is not None:
+            images[".std"] = result.std
+        for ending, pixels in images.items():
             frame = Frame(
-                pixels=pixels,
-                pixel_size=noisy.pixel_size,
-                unit=noisy.unit,
-                metadata=noisy.metadata,
-                history=history,
+                pixels=pixels, pixel_size=noisy.pixel_size, unit=noisy.unit, history=history
             )
-            formats.write_frame(self._folder / f"{noisy.index:08}{ending}{self._suffix}", frame)
+            formats.write_frame(self._run / f"{noisy.index:08}{ending}{self._suffix}", frame)
+        try:
+            with (self._run / _LOG).open("a") as file:
+                file.write(json.dumps(told_of(result), default=str) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self._run / _LOG}: {error}") from error
 
     def close(self) -> None:
         """Every file is complete already."""
+
+
+def told_of(result: LiveResult) -> dict[str, Any]:
+    """All that is known of a result but its pixels, as JSON keeps it."""
+    noisy = result.noisy
+    return {
+        "index": noisy.index,
+        "series": noisy.series,
+        "source_time_s": noisy.source_time_s,
+        "arrival_time_s": noisy.arrival_time_s,
+        "pixel_size": noisy.pixel_size,
+        "unit": noisy.unit,
+        "valid_rows": noisy.valid_rows,
+        "metadata": result.metadata,
+    }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.stream.denoising import LiveDenoiser
 
 _log = logging.getLogger("n2sr")
-_COMMAND = [sys.executable, "-c", "from n2sr_deploy.cli import main; main()"]
+_COMMAND = [sys.executable, "-P", "-c", "from n2sr_deploy.cli import main; main()"]
 _NICENESS = 10
 _TRY_AGAIN_S = 30.0  # after a training that failed
 _LOOKS_EVERY_S = 0.5  # at the residual

@@ -193,7 +193,9 @@ class PvaSink:
 
     def open(self) -> None:
         """Serve the channel."""
-        self._pv = SharedPV(initial=NTNDArray().wrap(np.zeros((1, 1), np.float32)))
+        nothing = NTNDArray().wrap(np.zeros((1, 1), np.float32))
+        nothing["dimension"] = []  # before the first frame
+        self._pv = SharedPV(initial=nothing)
         conf = {
             "EPICS_PVAS_INTF_ADDR_LIST": self._interface,
             "EPICS_PVAS_BEACON_ADDR_LIST": self._interface,
@@ -229,6 +231,8 @@ def _encoded(pixels: AnyArray, result: LiveResult) -> Any:
     value = NTNDArray().wrap(np.ascontiguousarray(pixels))
     value["uniqueId"] = noisy.index % 2**31
     taken_s = noisy.source_time_s or noisy.arrival_time_s
+    if not 0 <= taken_s < 2**62:
+        taken_s = noisy.arrival_time_s
     for stamp in ("timeStamp", "dataTimeStamp"):
         value[f"{stamp}.secondsPastEpoch"] = int(taken_s)
         value[f"{stamp}.nanoseconds"] = int((taken_s % 1) * 1e9)
@@ -255,5 +259,7 @@ def _told(result: LiveResult) -> Iterator[tuple[str, Any]]:
 
 def _as_text_or_number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return str(value)
-    return value
+        value = str(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        value = str(value)
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

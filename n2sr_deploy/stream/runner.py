@@ -15,6 +15,7 @@ from n2sr_deploy.errors import (
     EndOfStreamError,
     FrameError,
     N2SRError,
+    NotNowError,
 )
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
@@ -30,6 +31,7 @@ _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
 _SILENT_S = 10.0
 _BACK_OFF_S = 0.5, 10.0  # between tries to connect: at first, and at most
+_COUNTS_ANEW = 2  # lower numbers in a row that may be late frames
 _FOR_A_SINK = {"latest": 1, "all": 8}  # results that wait for a sink
 
 
@@ -51,6 +53,10 @@ class _SinkWorker:
         self._is_finishing = self._is_stopped = self._is_stuck = self._is_out = False
         self.thread = threading.Thread(target=self._run, name=f"n2sr sink {sink.name}", daemon=True)
         self.failure: BaseException | None = None
+        self.gave_up: N2SRError | None = None
+        self._accepted_s = time.monotonic()
+        self._back_off = _BackOff(sink.name, statistics)
+        self._is_open = False
 
     def offer(self, slot: Slot, result: LiveResult) -> None:
         """Queue a result, and give back what finds no place."""
@@ -81,19 +87,27 @@ class _SinkWorker:
         with self._changed:
             self._is_finishing = True
             self._changed.notify_all()
-        self.thread.join(timeout_s)
+        while self.thread.is_alive():
+            accepted_s = self._accepted_s
+            self.thread.join(timeout_s)
+            if timeout_s is None or self._accepted_s == accepted_s:
+                break  # it has accepted nothing in all this time
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
         self.thread.join(2 * _TICK_S)
         if self.thread.is_alive():
             _log.warning("%s does not return; it is left behind", self.sink.name)
+            with self._changed:
+                n_lost = len(self._offers) + 1  # and the one in its hand
+            self._statistics.count(f"lost by {self.sink.name}", n_lost)
 
     def _run(self) -> None:
         try:
             with contextlib.closing(self.sink):
                 self._write_all()
         except N2SRError as error:
+            self.gave_up = error
             _log.warning("the stream goes on without %s: %s", self.sink.name, error)
         except BaseException as error:  # noqa: BLE001 raised by the runner
             self.failure = error
@@ -106,38 +120,57 @@ class _SinkWorker:
                 self._changed.notify_all()
 
     def _write_all(self) -> None:
-        is_open = False
-        back_off = _BackOff(self.sink.name, self._statistics)
         while not self._is_stopped:
-            if not is_open:
-                try:
-                    self.sink.open()
-                except ConnectionLostError as error:
-                    self._pause(back_off.failed(error))
-                    if self._is_finishing and (self._policy == "latest" or not self._offers):
-                        return
-                    continue
-                is_open = True
-                back_off.succeeded()
-            offer = self._next()
-            if offer is None:
-                if self._is_finishing:
+            if not self._is_open and not self._opened():
+                if self._is_finishing and (self._policy == "latest" or not self._offers):
                     return
                 continue
+            offer = self._next()
+            if offer is not None:
+                try:
+                    self._write(offer)
+                finally:
+                    offer.slot.release()
+            elif self._is_finishing:
+                return
+
+    def _opened(self) -> bool:
+        """Whether it could be opened now; waits a while where not."""
+        try:
+            self.sink.open()
+        except ConnectionLostError as error:
+            self._pause(self._back_off.failed(error))
+            return False
+        self._is_open = True
+        self._back_off.succeeded()
+        return True
+
+    def _write(self, offer: _Offer) -> None:
+        """With policy ``all`` until it is accepted, or the stream is at its end."""
+        while True:
             try:
                 self.sink.write(offer.result)
             except ConnectionLostError as error:
                 self.sink.close()
-                is_open = False
-                self._statistics.count(f"lost by {self.sink.name}")
-                self._pause(back_off.failed(error))
+                self._is_open = False
+                self._pause(self._back_off.failed(error))
+            except NotNowError as error:
+                _log.debug("%s: %s", self.sink.name, error)
             else:
-                self._is_stuck = False
-                self._statistics.count(f"written to {self.sink.name}")
-                waited = time.monotonic() - offer.result.noisy.arrival_s
-                self._statistics.took(f"arrival to {self.sink.name}", waited)
-            finally:
-                offer.slot.release()
+                self._accepted(offer.result)
+                return
+            if self._policy == "latest" or self._is_stopped:
+                self._statistics.count(f"lost by {self.sink.name}")
+                return
+            while not self._is_open and not self._is_stopped:
+                self._opened()
+
+    def _accepted(self, result: LiveResult) -> None:
+        self._is_stuck = False
+        self._accepted_s = time.monotonic()
+        self._statistics.count(f"written to {self.sink.name}")
+        waited = self._accepted_s - result.noisy.arrival_s
+        self._statistics.took(f"arrival to {self.sink.name}", waited)
 
     def _next(self) -> _Offer | None:
         with self._changed:
@@ -216,8 +249,9 @@ class StreamRunner:
         self.denoiser = denoiser
         self._source, self._policy, self._observe = source, policy, observe
         self._workers = [_SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
-        n_queued = _FOR_A_SINK[policy] if policy == "all" else 2 * max(len(sinks), 1)
-        self._ring = FrameRing(n_queued + 3, policy)
+        # Each sink may hold its queue's frames, all of them other ones, and one in its hand.
+        n_held = (_FOR_A_SINK[policy] + 1) * max(len(sinks), 1)
+        self._ring = FrameRing(n_held + 3, policy)
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._threads = [
@@ -257,10 +291,8 @@ class StreamRunner:
             self._ring.close()
             for thread in self._threads:
                 thread.join()
-            end = time.monotonic() + (self._patience_s or 0)
             for worker in self._workers:
-                is_bounded = self._patience_s is not None
-                worker.finish(max(end - time.monotonic(), _TICK_S) if is_bounded else None)
+                worker.finish(self._patience_s)
             self.denoiser.close()
         self._look_for_failures()
         if self._failure is not None:
@@ -291,6 +323,15 @@ class StreamRunner:
             if worker.failure is not None and self._failure is None:
                 self._failure = worker.failure
                 self.stop()
+        gave_up = self.gave_up
+        if gave_up and len(gave_up) == len(self._workers) and self._failure is None:
+            self._failure = gave_up[-1]  # nobody is left to write to
+            self.stop()
+
+    @property
+    def gave_up(self) -> list[N2SRError]:
+        """Why sinks were given up."""
+        return [worker.gave_up for worker in self._workers if worker.gave_up is not None]
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -341,7 +382,7 @@ class StreamRunner:
 
     def _put(self, frame: LiveFrame, order: _Order) -> None:
         self.statistics.count("received")
-        if not order.accepts(frame.index):
+        if not order.accepts(frame):
             return
         while not self._ring.put(frame, _TICK_S):
             if self._stopping.is_set():
@@ -384,24 +425,37 @@ class _Order:
     def __init__(self, statistics: StreamStatistics) -> None:
         self._statistics = statistics
         self._last: int | None = None
+        self._series: str | None = None
         self._is_new = True
+        self._n_lower = 0
 
     def begins_anew(self) -> None:
         """The source was opened: it may count from the beginning."""
         self._is_new = True
 
-    def accepts(self, index: int) -> bool:
-        """Whether a frame of this number comes next."""
-        last, is_new = self._last, self._is_new
-        self._is_new = False
-        if last is not None and index == last:
+    def accepts(self, frame: LiveFrame) -> bool:
+        """Whether a frame of this number comes next.
+
+        A few lower numbers in a row are a source that has begun to count anew.
+        """
+        index, last = frame.index, self._last
+        is_new = self._is_new or frame.series != self._series
+        is_same_series = frame.series is None or frame.series == self._series
+        self._is_new, self._series = False, frame.series
+        self._n_lower = self._n_lower + 1 if last is not None and index < last else 0
+        if self._n_lower > _COUNTS_ANEW and not is_new:
+            message = f"after frame {last} the source counts anew, from {index}"
+            self._statistics.trouble("restarts", message)
+            is_new = True
+        if last is not None and index == last and is_same_series:
+            self._is_new = is_new
             self._statistics.trouble("repeated", f"frame {index} came again; left out")
             return False
         if last is not None and index < last and not is_new:
             message = f"frame {index} came after frame {last}; left out"
             self._statistics.trouble("out of order", message)
             return False
-        if last is not None and index > last + 1:
+        if last is not None and index > last + 1 and is_same_series:
             message = f"frames {last + 1} to {index - 1} did not come"
             self._statistics.trouble("gaps", message)
             self._statistics.count("missing", index - last - 1)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
-from n2sr_deploy.errors import ConnectionLostError, MissingExtraError, SettingError
+from n2sr_deploy.errors import (
+    ConnectionLostError,
+    MissingExtraError,
+    NotNowError,
+    SettingError,
+)
 from n2sr_deploy.stream.base import MAX_FRAME_BYTES
 from n2sr_deploy.stream.zmq_frames import decoded, encoded
 
@@ -63,7 +68,10 @@ class ZmqSource:
         self._socket.maxmsgsize = MAX_FRAME_BYTES
         if self._kind == "sub":
             self._socket.subscribe(b"")
-        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.Event.DISCONNECTED | zmq.Event.CONNECTED
+        )
+        self._is_lost = False
         self._socket.connect(self._endpoint)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -72,13 +80,15 @@ class ZmqSource:
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next frame."""
         ready = dict(self._poller.poll(round(1000 * timeout_s)))
+        if self._monitor in ready:
+            event = recv_monitor_message(self._monitor)["event"]
+            self._is_lost = event == zmq.Event.DISCONNECTED
         if self._socket in ready:
             parts = self._socket.recv_multipart(copy=False)
             frame = decoded([part.buffer for part in parts], self._n_read)
             self._n_read += frame is not None
             return frame
-        if self._monitor in ready:
-            recv_monitor_message(self._monitor)
+        if self._is_lost:  # and all it had sent was read
             raise ConnectionLostError("the sender is gone")
         return None
 
@@ -135,7 +145,7 @@ class ZmqSink:
         try:
             self._socket.send_multipart(message, copy=True)
         except zmq.Again as error:
-            raise ConnectionLostError("no receiver takes its frames") from error
+            raise NotNowError("no receiver takes its frames") from error
 
     def close(self) -> None:
         """Release the port, once what was sent is on its way."""

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import secrets
+import socket
 import struct
 import tempfile
 import threading
@@ -35,6 +36,7 @@ import numpy as np
 from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, SettingError
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.stream.files import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,7 +139,8 @@ class ViewerSink:
         self._shown: _Shown | None = None
         self._n_results = 0
         self._n_waiting = 0
-        self._is_frozen = False
+        self.is_frozen = False
+        self.run_id = secrets.token_hex(4)
         try:
             self._server = _Server((host, port), self)
         except OSError as error:
@@ -151,7 +154,8 @@ class ViewerSink:
     def url(self) -> str:
         """Where the page is, with the token."""
         query = f"/?token={self._token}" if self._token else "/"
-        return f"http://{self._host}:{self._server.server_address[1]}{query}"
+        host = socket.gethostname() if self._host in ("0.0.0.0", "::") else self._host
+        return f"http://{host}:{self._server.server_address[1]}{query}"
 
     def open(self) -> None:
         """Serve."""
@@ -165,7 +169,7 @@ class ViewerSink:
         """Copy a frame if somebody waits for it, or nobody has had one for a while."""
         with self._changed:
             self._n_results += 1
-            if self._is_frozen:
+            if self.is_frozen:
                 return
             now = time.monotonic()
             is_old = self._shown is None or now - self._shown.copied_s > _COPIES_EVERY_S
@@ -212,10 +216,14 @@ class ViewerSink:
         with self._changed:
             return self._shown
 
+    def all_told(self) -> dict[str, Any]:
+        """What is shown beside the frames, and what the page must know of the server."""
+        return {**self.told(), "run": self.run_id, "frozen": self.is_frozen}
+
     def freeze(self, on: bool) -> None:
         """Keep what is shown, or go on."""
         with self._changed:
-            self._is_frozen = on
+            self.is_frozen = on
 
 
 def _copied(result: LiveResult) -> LiveResult:
@@ -263,15 +271,6 @@ def zipped(result: LiveResult) -> bytes:
         "denoised": (result.mean, history),
         "spread": (result.std, history),
     }
-    told = {
-        "index": noisy.index,
-        "source_time_s": noisy.source_time_s,
-        "arrival_time_s": noisy.arrival_time_s,
-        "pixel_size": noisy.pixel_size,
-        "unit": noisy.unit,
-        "valid_rows": noisy.valid_rows,
-        "metadata": result.metadata,
-    }
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(memory, "w") as archive:
         for name, (pixels, done) in images.items():
             if pixels is None:
@@ -286,7 +285,7 @@ def zipped(result: LiveResult) -> bytes:
             path = Path(folder, f"{name}.tif")
             formats.write_frame(path, frame)
             archive.write(path, path.name)
-        archive.writestr("metadata.json", json.dumps(told, indent=1, default=str))
+        archive.writestr("metadata.json", json.dumps(told_of(result), indent=1, default=str))
     return memory.getvalue()
 
 
@@ -333,16 +332,21 @@ class _Handler(BaseHTTPRequestHandler):
         if shown is None and "again" in query:
             shown = viewer.shown
         if shown is None:
-            told = json.dumps({"told": dict(viewer.told())}, default=str).encode()
+            told = json.dumps({"told": viewer.all_told()}, default=str).encode()
             self._answer(HTTPStatus.ACCEPTED, _JSON, told)
         else:
-            body = packed(shown, query, viewer.told())
+            body = packed(shown, query, viewer.all_told())
             self._answer(HTTPStatus.OK, "application/octet-stream", body)
 
     def do_POST(self) -> None:
         """Freeze or save."""
         path, viewer = urlsplit(self.path).path, self.server.viewer
+        self.close_connection = True  # no body is read
+        origin = self.headers.get("Origin")
         if not self._is_let_in():
+            return
+        if origin is not None and origin != f"http://{self.headers.get('Host')}":
+            self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"this is another page's request\n")
             return
         if path == "/freeze":
             viewer.freeze(self._query().get("on") == "1")
