@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,12 @@ OPTIONS = DenoisingOptions(backend="ort")
 QUICK = LearnOptions(preset="fast", steps=2, device="cpu", pattern="cell", init="random")
 
 
-def until(condition, frames, seconds=120.0):
+@pytest.fixture(autouse=True)
+def _as_important_as_the_tests(monkeypatch):
+    monkeypatch.setattr(learning, "_NICENESS", 0)
+
+
+def until(condition, frames, seconds=400.0):
     """A source that gives frames until something has come about."""
     end = time.monotonic() + seconds
 
@@ -56,8 +62,8 @@ def test_frames_pass_while_a_network_learns_and_then_it_denoises():
     runner = StreamRunner(
         until(enough, endless), [sink], denoiser, policy="all", observe=learner.observe
     )
-    counts = runner.run()["counts"]
-    learner.close()
+    with closing(learner):
+        counts = runner.run()["counts"]
     models = [result.record["model"] for _, _, result in sink.results]
     assert models[0] is None
     assert models[-1] == "learned from frame 0"

@@ -627,3 +627,143 @@ def test_a_stream_over_zeromq_in_and_out(zmq, model):
     with Denoiser(model, backend="ort") as denoiser:
         wanted = denoiser.denoise(live_frame(9).pixels, frame_index=9).mean
     assert np.array_equal(found[9].pixels, wanted)
+
+
+# what all sources and all sinks owe
+
+
+class Opened:
+    """A source that has frames to give, by its scheme; and what makes it give the next."""
+
+    def __init__(self, scheme, tmp_path, request):
+        self.n_sent = 0
+        self.give = self.none
+        if scheme == "zmq":
+            self.sender = Sender(request.getfixturevalue("zmq"))
+            request.addfinalizer(self.sender.close)
+            self.address = f"zmq://127.0.0.1:{self.sender.port}"
+            self.give = self.send
+        elif scheme == "pva":
+            request.getfixturevalue("pva")
+            self.sink = open_sink("pva://N2SR:Contract")
+            self.sink.open()
+            request.addfinalizer(self.sink.close)
+            self.address = "pva://N2SR:Contract"
+            self.give = self.post
+        elif scheme == "watch":
+            self.folder = tmp_path
+            self.address = f"watch:{tmp_path}?settle=0"
+            self.give = self.drop
+        elif scheme == "replay":
+            np.save(tmp_path / "stack.npy", np.stack([live_frame(n).pixels for n in range(9)]))
+            self.address = f"replay:{tmp_path / 'stack.npy'}?fps=1000"
+        else:
+            self.address = "sim:?size=64&fps=1000"
+
+    def none(self):
+        """It gives frames by itself."""
+
+    def send(self):
+        self.sender.send(live_frame(self.n_sent))
+        self.n_sent += 1
+
+    def post(self):
+        time.sleep(0.2)  # until it is subscribed to
+        self.sink.write(result_of(live_frame(self.n_sent)))
+        self.n_sent += 1
+
+    def drop(self):
+        write_frame(self.folder / f"{self.n_sent}.npy", a_frame(self.n_sent))
+        self.n_sent += 1
+
+
+@pytest.fixture(params=["zmq", "pva", "watch", "replay", "sim"])
+def given_source(request, tmp_path):
+    return Opened(request.param, tmp_path, request)
+
+
+def test_a_source_reads_closes_and_opens_again(given_source):
+    source = open_source(given_source.address)
+    assert source.name == given_source.address
+    source.close()  # before it was opened
+    indices = []
+    for _ in range(2):
+        source.open()
+        given_source.give()
+        frame = read_until(source)
+        assert frame.pixels.ndim == 2
+        assert abs(frame.arrival_s - time.monotonic()) < 5
+        assert abs(frame.arrival_time_s - time.time()) < 5
+        json.dumps(dict(frame.metadata))
+        indices.append(frame.index)
+        source.close()
+        source.close()
+    assert indices[1] >= indices[0]
+
+
+def test_reading_returns_when_nothing_comes(given_source):
+    if given_source.address.startswith(("replay", "sim")):
+        pytest.skip("it always has a frame")
+    source = open_source(given_source.address)
+    source.open()
+    began = time.monotonic()
+    assert source.read(0.1) is None
+    assert time.monotonic() - began < 5
+    source.close()
+
+
+@pytest.fixture(params=["zmq", "pva", "folder", "null"])
+def sink(request, tmp_path):
+    if request.param == "zmq":
+        sender = Sender(request.getfixturevalue("zmq"))
+        sender.close()
+        return open_sink(f"zmq://127.0.0.1:{sender.port}")
+    if request.param == "pva":
+        request.getfixturevalue("pva")
+        return open_sink("pva://N2SR:Contract")
+    return open_sink("null:" if request.param == "null" else f"folder:{tmp_path / 'out'}")
+
+
+def test_a_sink_writes_closes_and_opens_again_and_changes_nothing(sink):
+    sink.close()  # before it was opened
+    strange = {"text": "\ud800", "large": 2**70, "nested": {"a": [1, None]}, "nan": float("nan")}
+    for index in (3, 4):
+        sink.open()
+        frame = live_frame(index, source_time_s=1e14, metadata=strange)
+        result = result_of(frame)
+        before = result.mean.copy(), frame.pixels.copy()
+        sink.write(result)
+        sink.write(result_of(live_frame(index + 10, (33, 65), np.float32), std=None))
+        assert np.array_equal(result.mean, before[0])
+        assert np.array_equal(frame.pixels, before[1])
+        sink.close()
+        sink.close()
+
+
+_VALUES = st.sampled_from(
+    [np.zeros(12, np.uint16), np.zeros(0, np.uint8), np.zeros(12, complex), None, "text", 3.5]
+)
+_SIZES = st.lists(st.integers(-5, 2**40) | st.text(max_size=3) | st.none(), max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=_VALUES,
+    sizes=_SIZES,
+    codec=st.text(max_size=4) | st.none(),
+    unique_id=st.integers(-(2**40), 2**40) | st.text(max_size=3),
+    attributes=st.none() | st.lists(st.dictionaries(st.text(max_size=4), _JSON), max_size=3),
+)
+def test_any_ntndarray_is_a_frame_or_told(value, sizes, codec, unique_id, attributes):
+    pytest.importorskip("p4p")
+    from n2sr_deploy.stream.pva import decoded as decoded_pva
+
+    given_value = {
+        "value": value,
+        "dimension": [{"size": size} for size in sizes],
+        "codec.name": codec,
+        "uniqueId": unique_id,
+        "attribute": attributes,
+    }
+    with contextlib.suppress(BadFrameError):
+        decoded_pva(given_value, 0)
