@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="SINK",
     help="Where results go; may be given several times: zmq://127.0.0.1:PORT, pva://CHANNEL, "
-    "folder:PATH, null:.",
+    "folder:PATH, stack:FILE.tif, null:.",
 )
 @click.option(
     "--policy",

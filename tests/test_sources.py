@@ -21,6 +21,7 @@ from n2sr_deploy.errors import (
     EndOfStreamError,
     InputFileError,
     OutputError,
+    SettingError,
 )
 from n2sr_deploy.formats import write_frame
 from n2sr_deploy.stream import LiveResult
@@ -100,7 +101,7 @@ def test_a_simplon_series():
     found = decoded([first, *message(), b'{"htype": "dconfig-1.0"}'], 0)
     assert found.index == 41
     assert found.series == "3"
-    assert found.metadata == {"series": 3}
+    assert found.metadata == {"series": 3, "config": {"htype": "dconfig-1.0"}}
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -234,6 +235,27 @@ def test_frames_come_over_zeromq(zmq):
         read_until(source)
     source.close()
     source.close()
+
+
+def test_what_a_detector_tells_of_a_series_goes_with_its_frames(zmq):
+    sender = Sender(zmq)
+    source = open_source(f"zmq://127.0.0.1:{sender.port}?queue=100")
+    source.open()
+    for series in (1, 2):
+        head = {"htype": "dheader-1.0", "series": series}
+        first = {"htype": "dimage-1.0", "series": series, "frame": 0}
+        parts = [json.dumps(first).encode(), *message(), b'{"real_time": 5}']
+        sender.socket.send_multipart([json.dumps(head).encode()])
+        sender.socket.send_multipart([b'{"bit_depth_image": 16, "count_time": 0.5}'])
+        sender.socket.send_multipart(parts)
+        sender.socket.send_multipart([b'{"htype": "dseries_end-1.0"}'])
+        frame = read_until(source)
+        assert frame.series == str(series)
+        assert frame.metadata["detector"]["count_time"] == 0.5
+        assert frame.metadata["detector"]["series"] == series
+        assert frame.metadata["config"] == {"real_time": 5}
+    source.close()
+    sender.close()
 
 
 def test_a_sender_that_comes_back_is_read_again(zmq):
@@ -572,6 +594,35 @@ def test_results_as_files(tmp_path, ending):
     assert (tmp_path / "a" / "b" / "run-4" / "frames.jsonl").exists()
 
 
+def test_a_growing_stack_can_be_read_at_any_time(tmp_path):
+    import tifffile
+
+    path = tmp_path / "new" / "out.tif"
+    sink = open_sink(f"stack:{path}")
+    sink.open()
+    for n in range(4):
+        frame = live_frame(n, pixel_size=(0.02, 0.02), unit="nm", metadata={"n": n})
+        sink.write(result_of(frame))
+        (tmp_path / "crashed.tif").write_bytes(path.read_bytes() + b"half a page")
+        with tifffile.TiffFile(tmp_path / "crashed.tif") as read:
+            assert len(read.pages) == n + 1
+            told = json.loads(read.pages[n].description)
+            assert np.array_equal(read.pages[n].asarray(), frame.pixels.astype(np.float32) + 1)
+        assert told["index"] == n
+        assert told["metadata"] == {"n": n, "n2sr": RECORD}
+    sink.close()
+    found = read_frame(path, 2)
+    assert np.array_equal(found.pixels, live_frame(2).pixels.astype(np.float32) + 1)
+    assert found.n_frames == 4
+    again = open_sink(f"stack:{path}")
+    again.open()
+    again.write(result_of(live_frame(0)))
+    again.close()
+    assert (tmp_path / "new" / "out-2.tif").exists()
+    with pytest.raises(SettingError, match=r"must end in \.tif"):
+        open_sink("stack:out.mrc")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
@@ -712,7 +763,7 @@ def test_reading_returns_when_nothing_comes(given_source):
     source.close()
 
 
-@pytest.fixture(params=["zmq", "pva", "folder", "null"])
+@pytest.fixture(params=["zmq", "pva", "folder", "stack", "null"])
 def sink(request, tmp_path):
     if request.param == "zmq":
         sender = Sender(request.getfixturevalue("zmq"))
@@ -721,7 +772,12 @@ def sink(request, tmp_path):
     if request.param == "pva":
         request.getfixturevalue("pva")
         return open_sink("pva://N2SR:Contract")
-    return open_sink("null:" if request.param == "null" else f"folder:{tmp_path / 'out'}")
+    addresses = {
+        "null": "null:",
+        "folder": f"folder:{tmp_path / 'out'}",
+        "stack": f"stack:{tmp_path / 'out.tif'}",
+    }
+    return open_sink(addresses[request.param])
 
 
 def test_a_sink_writes_closes_and_opens_again_and_changes_nothing(sink):

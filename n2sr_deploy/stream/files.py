@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import tifffile
+
 from n2sr_deploy import formats
 from n2sr_deploy.errors import (
     BadFrameError,
@@ -20,10 +22,13 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
+from n2sr_deploy.formats.base import nanometres
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.stream.base import LiveFrame, LiveResult
 
 if TYPE_CHECKING:
+    import io
+
     from n2sr_deploy.stream.addresses import Address
 
 _LOOKS_EVERY_S = 0.1
@@ -259,6 +264,63 @@ class FolderSink:
 
     def close(self) -> None:
         """Every file is complete already."""
+
+
+class StackSink:
+    """All frames in one file that can be read while it grows, and after a crash: ``stack:out.tif``.
+
+    A TIFF file (BigTIFF) of float32 pages; what is known of a frame stands in its page's
+    description, as JSON. A file that is there already is not replaced: frames go to ``out-2.tif``.
+    """
+
+    def __init__(self, address: Address) -> None:
+        address.check_options()
+        self.name = address.text
+        self._path = Path(address.target)
+        if self._path.suffix.lower() not in (".tif", ".tiff"):
+            raise SettingError(f"{address.text} must end in .tif")
+        self._file: io.FileIO | None = None
+
+    def open(self) -> None:
+        """Make the file, or go on with the one that this stream has made."""
+        if self._file is not None:
+            return
+        number, path = 1, self._path
+        while path.exists():
+            number += 1
+            path = self._path.with_stem(f"{self._path.stem}-{number}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("x+b", buffering=0)  # a page is in the file once it is written
+        except OSError as error:
+            raise OutputError(f"{path} cannot be made: {error}") from error
+        self._writer = tifffile.TiffWriter(self._file, bigtiff=True)
+
+    def write(self, result: LiveResult) -> None:
+        """Append a page."""
+        size, nm = result.noisy.pixel_size, nanometres(result.noisy.unit)
+        per_cm = None
+        if size is not None and nm is not None:
+            per_cm = 1e7 / (size[1] * nm), 1e7 / (size[0] * nm)
+        try:
+            self._writer.write(
+                result.mean,
+                contiguous=False,
+                photometric="minisblack",
+                metadata=None,
+                description=json.dumps(told_of(result), default=str),
+                resolution=per_cm,
+                resolutionunit=None if per_cm is None else "CENTIMETER",
+            )
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot write to {self.name}: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            self._writer.close()
+            file.close()
 
 
 def told_of(result: LiveResult) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import (
     ConnectionLostError,
@@ -12,7 +13,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.stream.base import MAX_FRAME_BYTES
-from n2sr_deploy.stream.zmq_frames import decoded, encoded
+from n2sr_deploy.stream.zmq_frames import decoded, encoded, told_of_series
 
 try:
     import zmq
@@ -58,6 +59,7 @@ class ZmqSource:
         self._queue = int(address.number("queue", 2, 1, 10_000))
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._n_read = 0
+        self._detector: dict[str, Any] = {}
 
     def open(self) -> None:
         """Begin to connect; ZeroMQ itself waits for the sender to appear."""
@@ -85,12 +87,22 @@ class ZmqSource:
             self._is_lost = event == zmq.Event.DISCONNECTED
         if self._socket in ready:
             parts = self._socket.recv_multipart(copy=False)
-            frame = decoded([part.buffer for part in parts], self._n_read)
-            self._n_read += frame is not None
-            return frame
+            return self._decoded([part.buffer for part in parts])
         if self._is_lost:  # and all it had sent was read
             raise ConnectionLostError("the sender is gone")
         return None
+
+    def _decoded(self, parts: list[memoryview]) -> LiveFrame | None:
+        frame = decoded(parts, self._n_read)
+        if frame is None:
+            told = told_of_series(parts)
+            kind = told.pop("htype", None)
+            self._detector = told if kind is not None else {**self._detector, **told}
+            return None
+        self._n_read += 1
+        if frame.series is None or not self._detector:
+            return frame
+        return replace(frame, metadata={**frame.metadata, "detector": self._detector})
 
     def close(self) -> None:
         """Disconnect."""

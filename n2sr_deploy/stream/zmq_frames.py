@@ -65,10 +65,26 @@ def decoded(parts: Sequence[bytes | memoryview], index: int) -> LiveFrame | None
     if kind == "dimage-1.0" and len(views) >= 3:
         index = _integer(header.get("frame", index), "frame")
         told = {"series": header["series"]} if "series" in header else {}
+        if len(views) >= 4:
+            told["config"] = _json(views[3])
         return _image(_json(views[1]), views[2], index, told, series=str(header.get("series")))
     if len(views) < 2:
         raise BadFrameError(f"a message of {len(views)} parts; a header and pixels were expected")
     return _image(header, views[1], index, {})
+
+
+def told_of_series(parts: Sequence[bytes | memoryview]) -> dict[str, Any]:
+    """What a message that only tells of a series has: the detector's configuration.
+
+    Raises
+    ------
+    BadFrameError
+        When it is no JSON.
+    """
+    told: dict[str, Any] = {}
+    for part in parts:
+        told |= _json(memoryview(part).cast("B"))
+    return told
 
 
 def _image(
