@@ -216,6 +216,21 @@ def test_frames_are_copied_only_where_somebody_looks(viewer, monkeypatch):
     assert len(copied) == 1
 
 
+def test_a_page_that_is_closed_amid_an_answer_says_nothing(viewer, capfd, caplog):
+    viewer.write(result_of(0, (512, 512)))
+    port = int(viewer.url.rsplit(":", 1)[1].rstrip("/"))
+    for _ in range(5):
+        page = socket.create_connection(("127.0.0.1", port))
+        page.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        page.sendall(b"GET /frame?after=0 HTTP/1.1\r\nHost: 127.0.0.1:1\r\n\r\nGET /fra")
+        page.recv(100)
+        page.close()  # with a reset
+    time.sleep(0.3)
+    assert capfd.readouterr().err == ""
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert get(viewer, "/frame?after=0")[0] == 200
+
+
 # in a real browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -20,6 +20,7 @@ import logging
 import secrets
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -295,6 +296,12 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], viewer: ViewerSink) -> None:
         self.viewer = viewer
         super().__init__(address, _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that is closed amid an answer is no error."""
+        error = sys.exception()
+        if not isinstance(error, (ConnectionError, TimeoutError)):
+            _log.warning("the viewer failed on a request: %r", error)
 
 
 class _Handler(BaseHTTPRequestHandler):
