@@ -59,6 +59,9 @@ class Slow:
     def __init__(self, seconds):
         self.seconds = seconds
 
+    def prepare(self):
+        pass
+
     def denoise(self, frame):
         time.sleep(self.seconds)
         return LiveDenoiser().denoise(frame)
@@ -392,6 +395,9 @@ def test_a_mistake_in_a_thread_surfaces_in_the_caller(place):
         raise ZeroDivisionError(place)
 
     class Failing:
+        def prepare(self):
+            pass
+
         def denoise(self, frame):
             fail()
 
@@ -435,6 +441,21 @@ def test_a_source_that_says_nothing_is_told(caplog, monkeypatch):
 
 
 # models
+
+
+def test_the_model_is_loaded_before_the_source_is_opened(model):
+    denoiser = LiveDenoiser(model, "a model", OPTIONS)
+    loaded = []
+
+    class Looking(FakeSource):
+        def open(self):
+            loaded.append(denoiser._loaded is not None)
+            super().open()
+
+    sink = FakeSink()
+    StreamRunner(Looking([live_frame(0, (40, 72))]), [sink], denoiser, policy="all").run()
+    assert loaded == [True]
+    assert sink.indices == [0]
 
 
 def test_a_model_is_swapped_between_two_frames(model):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.denoiser import Denoiser
-from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.errors import DeviceError, FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import MAX_SAMPLES
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.base import LiveFrame
+
+_LIKELY = 512, 512  # pixels of frames to come
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,14 @@ class LoadedModel:
         self._denoiser.close()
 
 
+def _has_gpu() -> bool:
+    try:
+        find_driver()
+    except DeviceError:
+        return False
+    return True
+
+
 class LiveDenoiser:
     """Denoises the frames of a stream, by whatever model it has been given last.
 
@@ -124,6 +135,19 @@ class LiveDenoiser:
         self._loaded: LoadedModel | None = None
         self._next: LoadedModel | None = None
         self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Load the model before the first frame comes, where its shape does not matter: on a CPU.
+
+        Raises
+        ------
+        ModelError, MissingExtraError
+            When no backend can load it.
+        """
+        if self._model is None or self._loaded is not None or _has_gpu():
+            return
+        rows, columns = self._model.metadata.padded(_LIKELY)
+        self._loaded = LoadedModel(self._model, self._name, self.options, (rows, columns))
 
     def swap(self, loaded: LoadedModel) -> None:
         """Denoise by another model, from the next frame on; from any thread."""

@@ -278,6 +278,7 @@ class StreamRunner:
         Exception
             Whatever else was raised in a thread.
         """
+        self.denoiser.prepare()
         workers = [worker.thread for worker in self._workers]
         for thread in (*self._threads, *workers):
             thread.start()
