@@ -42,14 +42,18 @@ def _quick(monkeypatch):
 OPTIONS = DenoisingOptions(backend="ort")
 
 
+def new_threads(before):
+    return [thread for thread in threading.enumerate() if thread not in before]
+
+
 def stream(items, *sinks, model=None, policy="all", **settings):
     """Run to the end; what was counted."""
     source = items if hasattr(items, "read") else FakeSource(items)
     denoiser = LiveDenoiser(model, "a model" if model else "", OPTIONS)
     running = StreamRunner(source, sinks, denoiser, policy=policy, **settings)
-    before = threading.active_count()
+    before = threading.enumerate()
     summary = running.run()
-    assert threading.active_count() == before
+    assert not new_threads(before)
     return summary["counts"], summary
 
 
@@ -517,11 +521,11 @@ def test_the_generator(model):
 
 def test_a_generator_that_is_left_early_ends_the_stream():
     source = FakeSource([live_frame(n) for n in range(100)])
-    before = threading.active_count()
+    before = threading.enumerate()
     for result in denoise_stream(source, None, policy="all"):
         if result.noisy.index == 2:
             break
-    assert threading.active_count() == before
+    assert not new_threads(before)
     assert source.n_closed >= 1
     assert source.items, "it was not read to the end"
 
