@@ -119,6 +119,9 @@ def stream_command(
         viewer = ViewerSink(view_port, listen, token)
         opened_sinks.append(viewer)
         click.echo(f"look at {viewer.url}", err=True)
+    if policy == "latest" and any(sink.startswith(("folder:", "stack:")) for sink in sinks):
+        click.echo("frames that come too fast are dropped; to keep all: --policy all", err=True)
+    click.echo(f"waiting for frames from {source}", err=True)
     denoiser = LiveDenoiser(opened, str(model or ""), settings)
     learner = LiveLearner(denoiser, options, relearns=relearn == "auto")
     runner = StreamRunner(
@@ -131,6 +134,10 @@ def stream_command(
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
     if runner.gave_up:
         raise click.ClickException(f"not everything was written: {runner.gave_up[0]}")
+    counts = summary["counts"]
+    for sink in sinks:
+        if counts.get(f"lost by {sink}") and not counts.get(f"written to {sink}"):
+            raise click.ClickException(f"nothing was written to {sink}")
 
 
 def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:

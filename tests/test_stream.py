@@ -388,7 +388,7 @@ def test_the_stream_goes_on_without_a_sink_that_cannot(caplog):
     broken, sound = FakeSink("broken", write=full), FakeSink("sound")
     counts, _ = stream([live_frame(n) for n in range(20)], broken, sound)
     assert sound.indices == list(range(20))
-    assert "goes on without broken: cannot write 3.tif" in caplog.text
+    assert "broken is given up: cannot write 3.tif" in caplog.text
     assert counts["lost by broken"] >= 18
     assert broken.n_closed == 1
 

@@ -199,7 +199,7 @@ def test_the_command_refuses_others_without_a_token():
 
 def test_a_port_that_is_taken_is_told(viewer):
     port = int(viewer.url.rsplit(":", 1)[1].rstrip("/"))
-    with pytest.raises(SettingError, match="choose another --view-port"):
+    with pytest.raises(SettingError, match="See --listen and --view-port"):
         ViewerSink(port)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from dataclasses import replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.stream.addresses import Address
 
+_log = logging.getLogger("n2sr")
 _LOOKS_EVERY_S = 0.1
 _OUTPUTS = ".tif", ".mrc", ".npy"
 _ENDINGS = frozenset(ending for known in formats.FORMATS for ending in known.extensions)
@@ -240,6 +242,8 @@ class FolderSink:
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error}") from error
         self._run = folder
+        if number > 1:
+            _log.info("there are frames already: these go into %s", folder)
 
     def write(self, result: LiveResult) -> None:
         """Write a file, whole or not at all, then its line."""
@@ -295,6 +299,8 @@ class StackSink:
         except OSError as error:
             raise OutputError(f"{path} cannot be made: {error}") from error
         self._writer = tifffile.TiffWriter(self._file, bigtiff=True)
+        if number > 1:
+            _log.info("%s exists already: frames go into %s", self._path, path)
 
     def write(self, result: LiveResult) -> None:
         """Append a page."""

@@ -150,13 +150,19 @@ class LiveLearner:
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         if self._is_closed:
             self._process.terminate()
-        _, told = self._process.communicate()
-        if self._process.returncode != 0:
-            lines = [line for line in told.splitlines() if line.strip()]
-            raise _FailedError(lines[-1] if lines else f"it ended with {self._process.returncode}")
+        last = ""
+        with self._process as process:
+            for line in process.stderr or ():
+                if line.strip():
+                    last = line.strip()
+                    _log.info("beside the stream: %s", last)
+        if process.returncode != 0:
+            raise _FailedError(last or f"it ended with {process.returncode}")
 
     def close(self) -> None:
         """End a training that runs."""
+        if self.is_training:
+            _log.warning("a training had not ended; what it has learned is lost")
         self._is_closed = True
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()

@@ -108,7 +108,7 @@ class _SinkWorker:
                 self._write_all()
         except N2SRError as error:
             self.gave_up = error
-            _log.warning("the stream goes on without %s: %s", self.sink.name, error)
+            _log.warning("%s is given up: %s", self.sink.name, error)
         except BaseException as error:  # noqa: BLE001 raised by the runner
             self.failure = error
         finally:
@@ -414,6 +414,8 @@ class StreamRunner:
         self.statistics.took("denoise", done - began)
         self.statistics.took("arrival to denoised", done - frame.arrival_s)
         self.statistics.frame_done()
+        if result.std is None:
+            self.statistics.count("passed as they are")
         for worker in self._workers:
             worker.offer(slot, result)
         if self._observe is not None:

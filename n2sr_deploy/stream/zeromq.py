@@ -89,7 +89,8 @@ class ZmqSource:
             parts = self._socket.recv_multipart(copy=False)
             return self._decoded([part.buffer for part in parts])
         if self._is_lost:  # and all it had sent was read
-            raise ConnectionLostError("the sender is gone")
+            hint = "" if self._kind == "sub" else "; if it publishes, add ?socket=sub"
+            raise ConnectionLostError(f"the sender is gone{hint}")
         return None
 
     def _decoded(self, parts: list[memoryview]) -> LiveFrame | None:

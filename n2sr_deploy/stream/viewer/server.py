@@ -146,7 +146,8 @@ class ViewerSink:
             self._server = _Server((host, port), self)
         except OSError as error:
             raise SettingError(
-                f"the viewer cannot listen on {host}:{port} ({error}); choose another --view-port"
+                f"the viewer cannot listen on {host}:{port} ({error}); is the "
+                "address this machine's, and the port free? See --listen and --view-port"
             ) from error
         self._host = host
         self._thread: threading.Thread | None = None
