@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import numpy as np
 
 from n2sr_deploy import sampling
@@ -48,8 +51,10 @@ class FakeDevice:
         self.pins = {}  # address: array
         self.streams = {}  # stream: None, or what is being recorded
         self.queues = {}  # stream: what is still to be done
+        self.recorders = {}  # stream: the thread that records it
         self.graphs = {}
-        self.next = 2**20
+        self.numbers = itertools.count(2**20)  # of memory, streams and graphs; safe in threads
+        self.places = itertools.count(1)
         self.n_waits = self.n_allocations = self.n_done = self.n_captures = 0
         self.fails_at = None  # the number of the operation that fails
         self.broken = set()  # streams of which an operation failed
@@ -58,10 +63,10 @@ class FakeDevice:
 
     def allocate(self, n_bytes):
         self._refuse_while_recording("allocate")
-        if n_bytes + sum(a.nbytes for a in self.memory.values()) > self.n_bytes:
+        if n_bytes + sum(a.nbytes for a in list(self.memory.values())) > self.n_bytes:
             raise OutOfDeviceMemoryError("the GPU's memory is full")
         self.n_allocations += 1
-        address, self.next = self.next, self.next + -(-n_bytes // 256) * 256 + 256
+        address = next(self.places) * 2**32  # far apart
         self.memory[address] = np.full(n_bytes, 0xAA, np.uint8)
         return address
 
@@ -82,7 +87,7 @@ class FakeDevice:
     def at(self, address, shape, dtype):
         """Device memory as an array; an error unless it lies within one allocation."""
         n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        for start, memory in self.memory.items():
+        for start, memory in list(self.memory.items()):
             if start <= address and address + n_bytes <= start + memory.nbytes:
                 part = memory[address - start : address - start + n_bytes]
                 return part.view(dtype).reshape(shape)
@@ -92,17 +97,17 @@ class FakeDevice:
         start = array.ctypes.data
         inside = [
             pin <= start and start + array.nbytes <= pin + memory.nbytes
-            for pin, memory in self.pins.items()
+            for pin, memory in list(self.pins.items())
         ]
         assert any(inside), "a copy from or to memory that is not pinned"
 
     # streams and graphs
 
     def stream(self):
-        self.next += 1
-        self.streams[self.next] = None
-        self.queues[self.next] = []
-        return self.next
+        stream = next(self.numbers)
+        self.queues[stream] = []
+        self.streams[stream] = None
+        return stream
 
     def end_stream(self, stream):
         del self.streams[stream]
@@ -125,15 +130,16 @@ class FakeDevice:
     def begin_capture(self, stream):
         assert self.streams[stream] is None, "captured twice"
         self.n_captures += 1
+        self.recorders[stream] = threading.get_ident()
         self.streams[stream] = []
 
     def end_capture(self, stream):
         recorded, self.streams[stream] = self.streams[stream], None
         if any(isinstance(step, DeviceError) for step in recorded):
             raise DeviceError("the GPU failed (the capture was spoilt)")
-        self.next += 1
-        self.graphs[self.next] = recorded
-        return self.next
+        graph = next(self.numbers)
+        self.graphs[graph] = recorded
+        return graph
 
     def replay(self, graph, stream):
         for step in self.graphs[graph]:
@@ -148,8 +154,9 @@ class FakeDevice:
         (self.queues[stream] if recording is None else recording).append(step)
 
     def _refuse_while_recording(self, what):
-        for steps in self.streams.values():
-            if steps is not None:
+        """As CUDA does where captures are of a thread: what other threads do is no matter."""
+        for stream, steps in list(self.streams.items()):
+            if steps is not None and self.recorders[stream] == threading.get_ident():
                 steps.append(DeviceError(what))
                 raise DeviceError(f"the GPU failed ({what} while a graph is captured)")
 
