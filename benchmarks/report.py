@@ -77,7 +77,10 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
         quality = []
         for frame, target in zip(frames, TARGETS[method], strict=True):
             here = [r for r in mine if r["frame"] == frame]
-            value = worst(here, "psnr_db", 2, low=True) if here else math.nan
+            if not here:
+                quality.append("not measured")
+                continue
+            value = worst(here, "psnr_db", 2, low=True)
             goal = f" (goal: {target}{'' if value >= target else ', missed'})"
             quality.append(f"{value:.2f} dB{goal if goals else ''}")
         tflop = max(r["tflop"] for r in mine)
