@@ -25,7 +25,7 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
-from n2sr_deploy.stream import StreamRunner, denoise_stream, runner
+from n2sr_deploy.stream import StreamRunner, denoise_stream, runner, sink_worker
 from n2sr_deploy.stream.addresses import Address, open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.ring import FrameRing
@@ -35,8 +35,9 @@ from tests.fake_stream import FakeSink, FakeSource, Refusal, live_frame
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(runner, "_BACK_OFF_S", (0.01, 0.05))
-    monkeypatch.setattr(runner, "_TICK_S", 0.05)
+    monkeypatch.setattr(sink_worker, "_BACK_OFF_S", (0.01, 0.05))
+    for module in (runner, sink_worker):
+        monkeypatch.setattr(module, "_TICK_S", 0.05)
 
 
 OPTIONS = DenoisingOptions(backend="ort")

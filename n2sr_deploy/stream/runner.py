@@ -6,8 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import (
     BadFrameError,
@@ -15,10 +14,10 @@ from n2sr_deploy.errors import (
     EndOfStreamError,
     FrameError,
     N2SRError,
-    NotNowError,
 )
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
+from n2sr_deploy.stream.sink_worker import FOR_A_SINK, BackOff, SinkWorker
 from n2sr_deploy.stream.statistics import StreamStatistics
 
 if TYPE_CHECKING:
@@ -30,186 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
 _SILENT_S = 10.0
-_BACK_OFF_S = 0.5, 10.0  # between tries to connect: at first, and at most
 _COUNTS_ANEW = 2  # lower numbers in a row that may be late frames
-_FOR_A_SINK = {"latest": 1, "all": 8}  # results that wait for a sink
-
-
-class _Offer(NamedTuple):
-    slot: Slot
-    result: LiveResult
-
-
-class _SinkWorker:
-    """Gives results to one sink, in a thread of its own."""
-
-    def __init__(
-        self, sink: Sink, policy: Policy, statistics: StreamStatistics, patience_s: float | None
-    ) -> None:
-        self.sink, self._policy, self._statistics = sink, policy, statistics
-        self._patience_s = patience_s
-        self._offers: deque[_Offer] = deque()
-        self._changed = threading.Condition()
-        self._is_finishing = self._is_stopped = self._is_stuck = self._is_out = False
-        self.thread = threading.Thread(target=self._run, name=f"n2sr sink {sink.name}", daemon=True)
-        self.failure: BaseException | None = None
-        self.gave_up: N2SRError | None = None
-        self._accepted_s = time.monotonic()
-        self._back_off = _BackOff(sink.name, statistics)
-        self._is_open = False
-
-    def offer(self, slot: Slot, result: LiveResult) -> None:
-        """Queue a result, and give back what finds no place."""
-        slot.retain()
-        with self._changed:
-            if self._policy == "all" and not self._is_stuck:
-                self._changed.wait_for(self._has_room, self._patience_s)
-                if not self._has_room():
-                    self._is_stuck = True
-                    _log.warning(
-                        "%s accepts nothing; its frames are lost until it does", self.sink.name
-                    )
-            while self._offers and not self._has_room():
-                self._offers.popleft().slot.release()
-                self._statistics.count(f"lost by {self.sink.name}")
-            if self._is_out:
-                slot.release()
-                self._statistics.count(f"lost by {self.sink.name}")
-                return
-            self._offers.append(_Offer(slot, result))
-            self._changed.notify_all()
-
-    def _has_room(self) -> bool:
-        return len(self._offers) < _FOR_A_SINK[self._policy] or self._is_stopped or self._is_out
-
-    def finish(self, timeout_s: float | None) -> None:
-        """Write what is queued, then end."""
-        with self._changed:
-            self._is_finishing = True
-            self._changed.notify_all()
-        while self.thread.is_alive():
-            accepted_s = self._accepted_s
-            self.thread.join(timeout_s)
-            if timeout_s is None or self._accepted_s == accepted_s:
-                break  # it has accepted nothing in all this time
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
-        self.thread.join(2 * _TICK_S)
-        if self.thread.is_alive():
-            _log.warning("%s does not return; it is left behind", self.sink.name)
-            with self._changed:
-                n_lost = len(self._offers) + 1  # and the one in its hand
-            self._statistics.count(f"lost by {self.sink.name}", n_lost)
-
-    def _run(self) -> None:
-        try:
-            with contextlib.closing(self.sink):
-                self._write_all()
-        except N2SRError as error:
-            self.gave_up = error
-            _log.warning("%s is given up: %s", self.sink.name, error)
-        except BaseException as error:  # noqa: BLE001 raised by the runner
-            self.failure = error
-        finally:
-            with self._changed:
-                self._is_out = True
-                while self._offers:
-                    self._offers.popleft().slot.release()
-                    self._statistics.count(f"lost by {self.sink.name}")
-                self._changed.notify_all()
-
-    def _write_all(self) -> None:
-        while not self._is_stopped:
-            if not self._is_open and not self._opened():
-                if self._is_finishing and (self._policy == "latest" or not self._offers):
-                    return
-                continue
-            offer = self._next()
-            if offer is not None:
-                try:
-                    self._write(offer)
-                finally:
-                    offer.slot.release()
-            elif self._is_finishing:
-                return
-
-    def _opened(self) -> bool:
-        """Whether it could be opened now; waits a while where not."""
-        try:
-            self.sink.open()
-        except ConnectionLostError as error:
-            self._pause(self._back_off.failed(error))
-            return False
-        self._is_open = True
-        self._back_off.succeeded()
-        return True
-
-    def _write(self, offer: _Offer) -> None:
-        """With policy ``all`` until it is accepted, or the stream is at its end."""
-        while True:
-            try:
-                self.sink.write(offer.result)
-            except ConnectionLostError as error:
-                self.sink.close()
-                self._is_open = False
-                self._pause(self._back_off.failed(error))
-            except NotNowError as error:
-                _log.debug("%s: %s", self.sink.name, error)
-            else:
-                self._accepted(offer.result)
-                return
-            if self._policy == "latest" or self._is_stopped:
-                self._statistics.count(f"lost by {self.sink.name}")
-                return
-            while not self._is_open and not self._is_stopped:
-                self._opened()
-
-    def _accepted(self, result: LiveResult) -> None:
-        self._is_stuck = False
-        self._accepted_s = time.monotonic()
-        self._statistics.count(f"written to {self.sink.name}")
-        waited = self._accepted_s - result.noisy.arrival_s
-        self._statistics.took(f"arrival to {self.sink.name}", waited)
-
-    def _next(self) -> _Offer | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._offers or self._is_finishing, _TICK_S)
-            offer = self._offers.popleft() if self._offers else None
-            self._changed.notify_all()
-            return offer
-
-    def _pause(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._is_stopped or (self._is_finishing and self._policy == "latest"),
-                seconds,
-            )
-
-
-class _BackOff:
-    """How long to wait until something is tried again; tells once that it is away, and is back."""
-
-    def __init__(self, name: str, statistics: StreamStatistics) -> None:
-        self._name, self._statistics = name, statistics
-        self._wait_s = _BACK_OFF_S[0]
-        self._was_told = False
-
-    def failed(self, error: ConnectionLostError) -> float:
-        """Seconds to wait."""
-        if not self._was_told:
-            _log.warning("%s is away (%s); it is tried again and again", self._name, error)
-            self._was_told = True
-        self._statistics.count(f"tries of {self._name}")
-        wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, _BACK_OFF_S[1])
-        return wait_s
-
-    def succeeded(self) -> None:
-        """It is there."""
-        if self._was_told:
-            _log.warning("%s is back", self._name)
-        self._was_told = False
-        self._wait_s = _BACK_OFF_S[0]
 
 
 class StreamRunner:
@@ -248,9 +68,9 @@ class StreamRunner:
         self._patience_s = patience_s
         self.denoiser = denoiser
         self._source, self._policy, self._observe = source, policy, observe
-        self._workers = [_SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
+        self._workers = [SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
         # Each sink may hold its queue's frames, all of them other ones, and one in its hand.
-        n_held = (_FOR_A_SINK[policy] + 1) * max(len(sinks), 1)
+        n_held = (FOR_A_SINK[policy] + 1) * max(len(sinks), 1)
         self._ring = FrameRing(n_held + 3, policy)
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
@@ -346,7 +166,7 @@ class StreamRunner:
     # the source's thread
 
     def _receive(self) -> None:
-        back_off = _BackOff(self._source.name, self.statistics)
+        back_off = BackOff(self._source.name, self.statistics)
         order = _Order(self.statistics)
         with contextlib.closing(self._source):
             while not self._stopping.is_set():
@@ -361,7 +181,7 @@ class StreamRunner:
                     self.statistics.count("connections lost")
                     self._stopping.wait(back_off.failed(error))
 
-    def _read_on(self, order: _Order, back_off: _BackOff) -> None:
+    def _read_on(self, order: _Order, back_off: BackOff) -> None:
         """Until the connection is lost or the stream is to end."""
         last_s = time.monotonic()
         while not self._stopping.is_set():
