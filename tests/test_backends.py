@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -235,14 +236,8 @@ def test_an_unknown_backend_is_refused(model):
 
 
 def test_a_backend_that_is_not_installed_tells_its_extra(model, monkeypatch):
-    plain = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "n2sr_deploy.backends.openvino":
-            raise ModuleNotFoundError("No module named 'openvino'", name="openvino")
-        return plain(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "n2sr_deploy.backends.openvino", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[openvino\]'"):
         open_backend(model.onnx, "openvino")
     backend = open_backend(model.onnx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -268,7 +269,7 @@ def test_a_full_disk_leaves_nothing_behind(run, tmp_path, noisy_file, model_path
 def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypatch):
     def no_torch(name):
         if name == "torch":
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 
     monkeypatch.setattr("n2sr_train.learner.import_module", no_torch)
     for arguments in (
@@ -341,27 +342,50 @@ def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
 
 
 def test_every_module_imports_without_the_extras():
-    """A control PC has no PyTorch: nothing of n2sr_deploy may need it, or n2sr_train's front."""
+    """A control PC has no PyTorch: nothing of n2sr_deploy may need it, or n2sr_train's front.
+
+    Only the files that hold one optional library may fail, and then by naming their extra.
+    """
     script = """
-import importlib, pkgutil, sys
+import importlib, json, pkgutil, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        extras = {"torch", "onnx", "onnxscript", "safetensors", "tensorrt_rtx", "filelock"}
+        extras = {
+            "bitshuffle", "filelock", "onnx", "onnxscript", "openvino", "p4p", "prometheus_client",
+            "pymmcore_plus", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "zmq",
+        }
         if name.split(".")[0] in extras:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 
 sys.meta_path.insert(0, Absent())
 import n2sr_deploy, n2sr_train
+from n2sr_deploy.errors import MissingExtraError
+missing = {}
 for module in pkgutil.walk_packages(n2sr_deploy.__path__, "n2sr_deploy."):
-    importlib.import_module(module.name)
+    try:
+        importlib.import_module(module.name)
+    except MissingExtraError as error:
+        missing[module.name] = str(error)
 for name in ("cli", "config", "learner"):
     importlib.import_module("n2sr_train." + name)
+print(json.dumps(missing))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    missing = json.loads(done.stdout)
+    expected = {
+        "n2sr_deploy.backends.openvino": "openvino",
+        "n2sr_deploy.stream.metrics": "live",
+        "n2sr_deploy.stream.micromanager": "micromanager",
+        "n2sr_deploy.stream.pva": "live",
+        "n2sr_deploy.stream.zeromq": "live",
+    }
+    assert missing.keys() == expected.keys()
+    for module, extra in expected.items():
+        assert f"pip install 'n2sr[{extra}]'" in missing[module]
 
 
 def test_denoising_loads_neither_torch_nor_onnx(model_path):

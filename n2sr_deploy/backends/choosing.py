@@ -48,9 +48,9 @@ def _ort() -> Loader:
 def _openvino() -> type[OpenVINOBackend]:
     try:
         from n2sr_deploy.backends.openvino import OpenVINOBackend
+    except MissingExtraError:
+        raise
     except (ImportError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
-            raise MissingExtraError("backend openvino", "openvino", "openvino") from error
         raise ModelError(
             f"OpenVINO is broken ({error}); install it again with: "
             "pip install --force-reinstall openvino"

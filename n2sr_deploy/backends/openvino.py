@@ -7,7 +7,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.backends.base import check_arrays
-from n2sr_deploy.errors import ModelError
+from n2sr_deploy.errors import MissingExtraError, ModelError
 
 # OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
 # a microscope's computer tells nobody anything.
@@ -16,10 +16,15 @@ _modules: dict[str, Any] = sys.modules
 _hides = _TELEMETRY not in _modules
 if _hides:
     _modules[_TELEMETRY] = None
-import openvino  # noqa: E402
-
-if _hides:
-    del _modules[_TELEMETRY]
+try:
+    import openvino
+except ModuleNotFoundError as error:
+    if error.name != "openvino":
+        raise
+    raise MissingExtraError("backend openvino", "openvino", "openvino") from error
+finally:
+    if _hides:
+        del _modules[_TELEMETRY]
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
