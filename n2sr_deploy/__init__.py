@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.defects import repair
     from n2sr_deploy.denoiser import Denoised, Denoiser
     from n2sr_deploy.errors import N2SRError
-    from n2sr_deploy.formats import read_frame, write_frame
+    from n2sr_deploy.formats import open_frames, read_frame, write_frame, write_frames
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.noise import Noise, measure_noise
@@ -37,9 +37,11 @@ __all__ = [
     "SamplingPattern",
     "measure_noise",
     "open_denoiser",
+    "open_frames",
     "read_frame",
     "repair",
     "write_frame",
+    "write_frames",
 ]
 
 _HOME = {
@@ -53,9 +55,11 @@ _HOME = {
     "SamplingPattern": "sampling",
     "measure_noise": "noise",
     "open_denoiser": "opening",
+    "open_frames": "formats",
     "read_frame": "formats",
     "repair": "defects",
     "write_frame": "formats",
+    "write_frames": "formats",
 }
 
 

@@ -29,8 +29,58 @@ _WIDENED = {
 }
 
 
+# What `FrameInfo.acquisition` may hold, in the units the names end in.
+ACQUISITION = (
+    "microscope",
+    "detector",
+    "mode",
+    "date_time",
+    "beam_energy_kev",
+    "beam_current_na",
+    "convergence_mrad",
+    "magnification",
+    "camera_length_mm",
+    "exposure_s",
+    "dwell_time_s",
+    "stage_x_mm",
+    "stage_y_mm",
+    "stage_z_mm",
+    "stage_tilt_alpha_deg",
+    "stage_tilt_beta_deg",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensity:
+    """What a count means: ``(count - offset) * scale``, in `unit`."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Frame:
+class FrameInfo:
+    """What is known of a frame, or of all frames of a file, beside their pixels."""
+
+    pixel_size: tuple[float, float] | None = None
+    """Height and width of a pixel in `unit`, or None when unknown."""
+    unit: str | None = None
+    """The unit of `pixel_size`, as the file spelled it."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """Where the first row and column lie, in `unit`."""
+    intensity: Intensity | None = None
+    """What a count means, where the file says so. Pixels stay in counts."""
+    acquisition: Mapping[str, float | str] = field(default_factory=dict)
+    """Of the microscope, by the names of `ACQUISITION`."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file said, by its own names."""
+    history: tuple[str, ...] = ()
+    """What was done to the pixels since the microscope, one sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame(FrameInfo):
     """One frame (H, W) and what is known about it.
 
     Raises
@@ -42,18 +92,10 @@ class Frame:
     pixels: AnyArray
     """(H, W), rows and columns, in counts; C-contiguous, of a native type the kernels take. Not to
     be written to."""
-    pixel_size: tuple[float, float] | None = None
-    """Height and width of a pixel in `unit`, or None when unknown."""
-    unit: str | None = None
-    """The unit of `pixel_size`, as the file spelled it."""
     index: int = 0
     """Its place in the file or stack it came from."""
     n_frames: int = 1
     """How many frames that file or stack holds."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What else the file said, by its own names."""
-    history: tuple[str, ...] = ()
-    """What was done to the pixels since the microscope, one sentence each."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
@@ -62,6 +104,7 @@ class Frame:
             _log.warning("the pixel size %s makes no sense and is taken as unknown", size)
             object.__setattr__(self, "pixel_size", None)
             object.__setattr__(self, "unit", None)
+            object.__setattr__(self, "origin", (0.0, 0.0))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +148,14 @@ class Frame:
     def with_pixels(self, pixels: AnyArray, what_was_done: str) -> Self:
         """The same frame with other pixels and one more line of history."""
         return replace(self, pixels=pixels, history=(*self.history, what_was_done))
+
+    def rounded_to(self, dtype: np.dtype[Any]) -> Self:
+        """The same frame in another type; to integers by rounding and clipping, never rescaled."""
+        if dtype.kind not in "iu":
+            return replace(self, pixels=self.pixels.astype(dtype))
+        limits = np.iinfo(dtype)
+        rounded = np.rint(self.pixels, dtype=np.float64)
+        return replace(self, pixels=np.clip(rounded, limits.min, limits.max).astype(dtype))
 
     def describe(self) -> str:
         """Shape, type, range and pixel size in words."""

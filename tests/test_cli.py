@@ -71,8 +71,8 @@ def test_denoise_without_a_model_trains_first(run, noisy_file):
     result = run("denoise", noisy_file, "-o", "out.mrc", *QUICK, "--pattern", "row")
     assert "training, step 2 of 2" in result.stderr
     out = read_frame("out.mrc")
-    assert out.pixel_size == pytest.approx((0.2, 0.3))
-    assert out.unit == "Å"
+    assert out.pixel_size == pytest.approx((0.02, 0.03))
+    assert out.unit == "nm"
     assert "pattern row" in out.history[-1]
     assert noisy_file.read_bytes() == raw
 
@@ -145,7 +145,7 @@ def frames_that_are_wrong(folder):
 
 BAD_FRAMES = {
     "missing.tif": "does not exist; check the path",
-    "text.tif": "no TIFF file",
+    "text.tif": "not a TIFF file",
     "rgb.tif": "convert it to one grey channel",
     "stack.npy": "Choose it with --frame 0 to --frame 1",
     "complex.npy": "save its magnitude",
@@ -155,7 +155,7 @@ BAD_FRAMES = {
     "somenan.npy": "NaN or infinite pixels of 4096; replace them",
     "inf.npy": "NaN or infinite pixels of 4096; replace them",
     "constant.npy": "no signal to learn from",
-    "truncated.tif": "is truncated or no TIFF file",
+    "truncated.tif": "is truncated, damaged or not what it seems",
 }
 
 

@@ -6,24 +6,61 @@ its name below. Files are recognised by content first, then by extension.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import FileFormatError, OutputError
+from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
 from n2sr_deploy.formats import mrc, npy, tiff
+from n2sr_deploy.formats.base import DAMAGE, Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from n2sr_deploy.formats.base import Format
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.sampling import AnyArray
 
 FORMATS: tuple[Format, ...] = (tiff.FORMAT, mrc.FORMAT, npy.FORMAT)
 
 
-def read_frame(path: str | Path, index: int | None = None) -> Frame:
+def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
+    """Open a file to read its frames one at a time.
+
+    Parameters
+    ----------
+    path
+        A file in one of `FORMATS`.
+    signal
+        Which of several signals in the file; in HDF5, the path of a dataset.
+
+    Raises
+    ------
+    InputFileError
+        When there is no readable file.
+    FileFormatError
+        When it is no image n2sr reads, is damaged, or has no such signal.
+    FrameError
+        When what it holds are no images.
+    MissingExtraError
+        When the library that reads it is not installed.
+    """
+    path = Path(path)
+    files.check_input(path)
+    found = _of_file(path)
+    if found is None:
+        raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")
+    try:
+        return found.open(path, signal)
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def read_frame(path: str | Path, index: int | None = None, signal: str | None = None) -> Frame:
     """Read one frame of a file.
 
     Parameters
@@ -32,22 +69,18 @@ def read_frame(path: str | Path, index: int | None = None) -> Frame:
         A file in one of `FORMATS`.
     index
         Which frame of a stack, from 0; needed when there is more than one.
+    signal
+        Which of several signals in the file.
 
     Raises
     ------
-    InputFileError
-        When there is no readable file.
-    FileFormatError
-        When it is no image n2sr reads, is damaged, or has no such frame.
+    InputFileError, FileFormatError, MissingExtraError
+        As `open_frames` does, and when there is no such frame.
     FrameError
         When what it holds is not one real-valued, finite frame.
     """
-    path = Path(path)
-    files.check_input(path)
-    found = _of_file(path)
-    if found is None:
-        raise FileFormatError(f"{path} is not an image n2sr reads; it reads {_names()}")
-    return found.read(path, index)
+    with open_frames(path, signal) as opened:
+        return opened.read(index)
 
 
 def is_frame_file(path: Path) -> bool:
@@ -63,13 +96,15 @@ def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
     OutputError
         When the extension is of no format n2sr writes, or the path cannot become a new file or
         is one of the inputs.
+    MissingExtraError
+        When the library that writes it is not installed.
     """
     _of_output(path)
     files.check_output(path, overwrite=overwrite, inputs=inputs)
 
 
 def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> None:
-    """Write a frame, its pixel size, unit and history, in the format the extension names.
+    """Write a frame and all that is known of it, in the format the extension names.
 
     The file appears whole or not at all.
 
@@ -78,35 +113,121 @@ def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> N
     OutputError
         When the extension is of no format n2sr writes, the file exists and may not be replaced,
         or the system refuses the writing.
+    MissingExtraError
+        When the library that writes it is not installed.
+    """
+    write_frames(path, [frame], overwrite=overwrite)
+
+
+def write_frames(
+    path: str | Path,
+    frames: Iterable[Frame],
+    axes: tuple[Axis, ...] = (),
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write frames into one file, as they come; no more than one is held in memory.
+
+    Parameters
+    ----------
+    path
+        The new file; its extension names the format.
+    frames
+        As many as `axes` have places, all of one shape and type. What is known of the first is
+        told of all.
+    axes
+        Along which they lie, the slowest first; none for a single image.
+
+    Raises
+    ------
+    OutputError
+        As `write_frame` does, and when there are more or fewer frames than the axes have places.
+    FrameError
+        When a frame has another shape than the first.
+    MissingExtraError
+        When the library that writes it is not installed.
     """
     path = Path(path)
     written_by = _of_output(path)
+    if written_by.write is None:
+        raise AssertionError(written_by)
+    coming = iter(frames)
     with files.replacing(path, overwrite=overwrite) as temporary:
+        first = next(coming, None)
+        if first is None:
+            raise OutputError(f"{path} cannot be written: there is no frame")
+        dtype = _held(first.pixels.dtype, written_by.types)
+        output = Output(
+            info=first,
+            axes=axes,
+            shape=first.shape,
+            dtype=dtype,
+            pixels=_pixels(path, first, coming, dtype, axes),
+        )
         try:
-            written_by.write(temporary, frame)
+            written_by.write(temporary, output)
         except (ValueError, struct.error) as error:  # the format cannot hold it
+            if isinstance(error, FrameError):
+                raise
             raise OutputError(
                 f"{path} cannot hold this frame as {written_by.name}: {error}"
             ) from error
+
+
+def _pixels(
+    path: Path,
+    first: Frame,
+    others: Iterator[Frame],
+    dtype: np.dtype[Any],
+    axes: tuple[Axis, ...],
+) -> Iterator[AnyArray]:
+    """Of exactly as many frames as the axes have places."""
+    n_frames = Output(info=first, axes=axes, shape=(0, 0), dtype=dtype, pixels=iter(())).n_frames
+    n_written = 0
+    for frame in itertools.chain([first], others):
+        if n_written == n_frames:
+            raise OutputError(f"{path} has places for {n_frames} frames, but more were given")
+        if frame.shape != first.shape:
+            raise FrameError(
+                f"frame {n_written} is {frame.shape[0]} x {frame.shape[1]} pixels, but the first "
+                f"is {first.shape[0]} x {first.shape[1]}; one file holds frames of one size"
+            )
+        yield frame.pixels.astype(dtype, copy=False)
+        n_written += 1
+    if n_written < n_frames:
+        raise OutputError(f"{path} has places for {n_frames} frames, but {n_written} were given")
+
+
+def _held(dtype: np.dtype[Any], types: tuple[str, ...]) -> np.dtype[Any]:
+    """The first of the types a format has that holds every value; else float32."""
+    if not types or dtype.name in types:
+        return dtype
+    return np.dtype(next((held for held in types if np.can_cast(dtype, held)), np.float32))
 
 
 def _of_file(path: Path) -> Format | None:
     with path.open("rb") as file:
         head = file.read(512)
     for candidate in FORMATS:
-        if candidate.recognises(head):
+        if candidate.recognises(path, head):
             return candidate
     return next((known for known in FORMATS if path.suffix.lower() in known.extensions), None)
 
 
 def _of_output(path: Path) -> Format:
     for known in FORMATS:
-        if path.suffix.lower() in known.extensions:
+        if known.write is not None and path.suffix.lower() in known.extensions:
             return known
     raise OutputError(
-        f"{path} has the extension {path.suffix!r}, which n2sr does not write; it writes {_names()}"
+        f"{path} has the extension {path.suffix!r}, which n2sr does not write; "
+        f"it writes {names(written=True)}"
     )
 
 
-def _names() -> str:
-    return ", ".join(f"{known.name} ({' '.join(known.extensions)})" for known in FORMATS)
+def names(*, written: bool = False) -> str:
+    """The formats n2sr reads, or writes, with their extensions."""
+    return ", ".join(
+        f"{known.name} ({' '.join(known.extensions)})"
+        for known in FORMATS
+        if not written or known.write is not None
+    )

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import struct
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Self
+from xml.etree.ElementTree import ParseError
 
-from n2sr_deploy.errors import FileFormatError
+import numpy as np
+
+from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError, N2SRError
+from n2sr_deploy.frame import Frame, FrameInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.sampling import AnyArray, Shape
+
+    Closing = Callable[[], object]
+
+MAX_PIXELS = 2**30
+"""Of one frame, 32768 x 32768; a larger one is a lying header."""
+
+# What libraries raise on files that are not what they should be.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    ParseError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 # One of each in nanometres, by the spellings found in files.
 _NANOMETRES = {
@@ -20,14 +51,157 @@ _NANOMETRES = {
     "angstrom": 0.1,
     "a": 0.1,
     "nm": 1.0,
+    "n_m": 1.0,
     "µm": 1e3,
     "μm": 1e3,
     "um": 1e3,
+    "u_m": 1e3,
     "micron": 1e3,
     "mm": 1e6,
     "cm": 1e7,
     "m": 1e9,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis along which the frames of a file follow one another: time, tilt, depth."""
+
+    name: str
+    size: int
+    """How many frames lie along it."""
+    scale: float = 1.0
+    """From one frame to the next, in `unit`."""
+    offset: float = 0.0
+    """Of the first frame, in `unit`."""
+    unit: str | None = None
+
+
+class FrameFile:
+    """An opened file of one frame or many, read one at a time.
+
+    A context manager; `len` tells the frames.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape, dtype
+        (H, W) of a frame, and the type its pixels have in the file.
+    pixels
+        Reads the pixels (H, W) of frame `index`.
+    axes
+        Along which the frames lie, the slowest first; none for a single image.
+    info
+        What is known of all frames.
+    info_of
+        What is known of frame `index` only, in place of `info`.
+    signal, signals
+        Which of the file's signals this is, and all that are images.
+    closing
+        What closes it.
+
+    Raises
+    ------
+    FileFormatError
+        When the shape makes no sense.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        shape: Sequence[int],
+        dtype: np.dtype[Any],
+        pixels: Callable[[int], AnyArray],
+        axes: tuple[Axis, ...] = (),
+        info: FrameInfo | None = None,
+        info_of: Callable[[int], FrameInfo] | None = None,
+        signal: str | None = None,
+        signals: tuple[str, ...] = (),
+        closing: Closing | None = None,
+    ) -> None:
+        height, width = (int(n) for n in shape)
+        if height * width > MAX_PIXELS:
+            raise FileFormatError(
+                f"{path} says its frames are {height} x {width} pixels, but n2sr takes at most "
+                f"{MAX_PIXELS} pixels; if that is true, save a part of it"
+            )
+        self.path = path
+        self.shape: Shape = height, width
+        self.dtype = np.dtype(dtype)
+        self.axes = axes
+        self.info = info or FrameInfo()
+        self.signal = signal
+        self.signals = signals
+        self._pixels = pixels
+        self._info_of = info_of
+        self._closing = ExitStack()
+        if closing is not None:
+            self._closing.callback(closing)
+
+    def __len__(self) -> int:
+        return int(np.prod([axis.size for axis in self.axes], dtype=np.int64))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (self.read(index) for index in range(len(self)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._closing.close()
+
+    def read(self, index: int | None = None) -> Frame:
+        """Read one frame, without the others.
+
+        Parameters
+        ----------
+        index
+            From 0, along the last of `axes` fastest; None: the only one.
+
+        Raises
+        ------
+        FileFormatError
+            When there is no such frame, several and none was chosen, or it is damaged.
+        FrameError
+            When it is not one real-valued, finite image.
+        """
+        index = choose(self.path, len(self), index)
+        try:
+            pixels = self._pixels(index)
+            info = self.info if self._info_of is None else self._info_of(index)
+        except DAMAGE as error:
+            raise damaged(self.path, error) from error
+        return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Frames on their way into a file."""
+
+    info: FrameInfo
+    """What is known of all of them."""
+    axes: tuple[Axis, ...]
+    """Along which they lie; none for a single image."""
+    shape: Shape
+    dtype: np.dtype[Any]
+    pixels: Iterator[AnyArray]
+    """(H, W) each, of `dtype`; to be taken once."""
+
+    @property
+    def n_frames(self) -> int:
+        """How many they are."""
+        return int(np.prod([axis.size for axis in self.axes], dtype=np.int64))
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of all in one array: the axes' sizes, H, W."""
+        return *(axis.size for axis in self.axes), *self.shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +212,55 @@ class Format:
     """As in a sentence: ``TIFF``."""
     extensions: tuple[str, ...]
     """Lower case, with the dot; the first is the usual one."""
-    recognises: Callable[[bytes], bool]
-    """Tells from the file's first 512 bytes whether it is of this format."""
-    read: Callable[[Path, int | None], Frame]
-    """Reads frame `index` (None: the only one) of a file that exists."""
-    write: Callable[[Path, Frame], None]
-    """Writes a frame to a path that may be overwritten."""
+    recognises: Callable[[Path, bytes], bool]
+    """Tells from a file's first 512 bytes whether it is of this format."""
+    open: Callable[[Path, str | None], FrameFile]
+    """Opens a file that exists, at the signal of a name (None: the only one)."""
+    write: Callable[[Path, Output], None] | None = None
+    """Writes frames to a path that may be overwritten; None: n2sr cannot."""
+    types: tuple[str, ...] = field(default=())
+    """Of pixels that it can hold; others become float32. None named: all."""
 
 
 def nanometres(unit: str | None) -> float | None:
     """How many nanometres one `unit` is; None when it is no length n2sr knows."""
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
+
+
+def one_unit(
+    height: tuple[float, str | None], width: tuple[float, str | None]
+) -> tuple[tuple[float, float] | None, str | None]:
+    """Pixel size and unit from each side's; nothing where the units cannot be reconciled."""
+    if height[1] == width[1]:
+        return (height[0], width[0]), width[1]
+    nm = nanometres(height[1]), nanometres(width[1])
+    if nm[0] is None or nm[1] is None:
+        return None, None
+    return (height[0] * nm[0] / nm[1], width[0]), width[1]
+
+
+def required(module: str, purpose: str, package: str, extra: str) -> Any:
+    """Import an optional library, or tell how to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(purpose, package, extra) from error
+
+
+def damaged(path: Path, error: BaseException) -> N2SRError:
+    """What a library's error about a file becomes; n2sr's own stay as they are."""
+    if isinstance(error, N2SRError):
+        return error
+    if isinstance(error, MemoryError):
+        return FileFormatError(f"{path} needs more memory than there is, or its header lies")
+    if "imagecodecs" in str(error):
+        return FileFormatError(
+            f"{path} is compressed in a way that needs another package; "
+            "pip install imagecodecs, or save it uncompressed"
+        )
+    return FileFormatError(
+        f"{path} is truncated, damaged or not what it seems: {error or type(error).__name__}"
+    )
 
 
 def choose(path: Path, n_frames: int, index: int | None) -> int:
@@ -59,13 +271,117 @@ def choose(path: Path, n_frames: int, index: int | None) -> int:
     FileFormatError
         When there are several frames and none was chosen, or no such frame.
     """
-    if n_frames == 0:
+    if n_frames <= 0:
         raise FileFormatError(f"{path} holds no frame")
     if index is None and n_frames > 1:
         raise FileFormatError(
             f"{path} holds {n_frames} frames, but n2sr takes one. "
-            f"Choose it with --frame 0 to --frame {n_frames - 1}"
+            f"Choose it with --frame 0 to --frame {n_frames - 1}, or denoise all with --stack"
         )
     if index is not None and not 0 <= index < n_frames:
         raise FileFormatError(f"{path} has no frame {index}; it holds {n_frames}, counted from 0")
     return index or 0
+
+
+def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str:
+    """The signal of that name; None means the only one.
+
+    Raises
+    ------
+    FileFormatError
+        When there are several and none was chosen, or none of that name.
+    """
+    listed = ", ".join(map(repr, signals))
+    if not signals:
+        raise FileFormatError(f"{path} holds no image")
+    if signal is None:
+        if len(signals) > 1:
+            raise FileFormatError(
+                f"{path} holds {len(signals)} signals, but n2sr takes one. "
+                f"Choose it with --signal: {listed}"
+            )
+        return signals[0]
+    if signal not in signals:
+        raise FileFormatError(f"{path} has no signal {signal!r}; it holds {listed}")
+    return signal
+
+
+def only_signal(path: Path, signal: str | None) -> None:
+    """Refuse a signal's name for a file that holds only one, without a name."""
+    if signal is not None:
+        raise FileFormatError(
+            f"{path} has no signals to choose from, so leave out --signal {signal}"
+        )
+
+
+def whole_image(path: Path, shape: Sequence[int]) -> None:
+    """Raise FrameError unless an array of this shape is an image or a stack of images."""
+    if len(shape) < 2:
+        raise FrameError(
+            f"{path} holds an array of shape {tuple(shape)}, but n2sr takes an image (H, W) or a "
+            "stack of images"
+        )
+    if 0 in shape:
+        raise FrameError(f"{path} is empty: it holds an array of shape {tuple(shape)}")
+
+
+def plain_values(value: Any, *, largest: int = 4096) -> Any:
+    """The value as JSON can keep it: mappings, lists, numbers, strings.
+
+    Arrays of more than `largest` elements (thumbnails, gain references) are told by their shape.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain_values(inner, largest=largest) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(inner, largest=largest) for inner in value]
+    if isinstance(value, np.ndarray):
+        if value.size > largest:
+            return f"array of shape {value.shape}, {value.dtype}, left out"
+        return plain_values(value.tolist(), largest=largest)
+    if isinstance(value, np.generic):
+        return plain_values(value.item(), largest=largest)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").rstrip("\0")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def sought(metadata: Mapping[str, Any], path: str) -> Any:
+    """What lies at ``a/b/c`` in nested mappings; None where nothing does."""
+    found: Any = metadata
+    for name in path.split("/"):
+        if not isinstance(found, dict) or name not in found:
+            return None
+        found = found[name]
+    return found
+
+
+def acquired(
+    metadata: Mapping[str, Any], table: Mapping[str, tuple[str, float] | str]
+) -> dict[str, float | str]:
+    """`FrameInfo.acquisition` from a file's own metadata.
+
+    Parameters
+    ----------
+    metadata
+        Nested mappings.
+    table
+        Where each name lies, ``a/b/c``; a number's also with what it is multiplied by.
+    """
+    values: dict[str, float | str] = {}
+    for name, where in table.items():
+        path, factor = where if isinstance(where, tuple) else (where, None)
+        found = sought(metadata, path)
+        if found is None or isinstance(found, (dict, list)) or found == "":
+            continue
+        if factor is None:
+            values[name] = str(found)
+            continue
+        try:
+            number = float(found) * factor
+        except (TypeError, ValueError):
+            continue
+        if np.isfinite(number):
+            values[name] = number
+    return values

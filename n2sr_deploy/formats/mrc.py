@@ -5,74 +5,176 @@ from __future__ import annotations
 import logging
 import textwrap
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import mrcfile
 import numpy as np
 
-from n2sr_deploy.errors import FileFormatError
-from n2sr_deploy.formats.base import Format, choose, nanometres
-from n2sr_deploy.frame import Frame
+from n2sr_deploy.errors import FileFormatError, FrameError
+from n2sr_deploy.formats import record
+from n2sr_deploy.formats.base import (
+    Axis,
+    Format,
+    FrameFile,
+    Output,
+    nanometres,
+    only_signal,
+    plain_values,
+)
+from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.sampling import AnyArray
+
 _log = logging.getLogger("n2sr")
 _ANGSTROM = 0.1  # nm
 _LABELS, _LABEL_LENGTH = 10, 80
+_OURS = b"N2SR"  # the kind of extended header that holds a record
+# Of FEI's extended header, one row a frame: its name, ours, and the factor to our unit.
+_FEI = (
+    ("HT", "beam_energy_kev", 1e-3),
+    ("Dwell time", "dwell_time_s", 1.0),
+    ("Integration time", "exposure_s", 1.0),
+    ("Magnification", "magnification", 1.0),
+    ("X-Stage", "stage_x_mm", 1e3),
+    ("Y-Stage", "stage_y_mm", 1e3),
+    ("Z-Stage", "stage_z_mm", 1e3),
+    ("Alpha tilt", "stage_tilt_alpha_deg", 1.0),
+    ("Beta tilt", "stage_tilt_beta_deg", 1.0),
+)
 
 
-def _read(path: Path, index: int | None) -> Frame:
+def _open(path: Path, signal: str | None) -> FrameFile:
+    only_signal(path, signal)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # small deviations from the standard are common
             file = mrcfile.mmap(path, mode="r", permissive=True)
-        with file:
-            data = file.data
-            if data is None:
-                raise FileFormatError(f"{path} is truncated or no MRC file: it has no data block")
-            stack = data[None] if data.ndim == 2 else data
-            if stack.ndim != 3:
-                raise FileFormatError(
-                    f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"
-                )
-            chosen, n_frames = choose(path, len(stack), index), len(stack)
-            pixels = np.array(stack[chosen])
-            size = float(file.voxel_size.y), float(file.voxel_size.x)
-            labels = tuple(str(label) for label in file.get_labels())
     except (ValueError, OSError) as error:
-        if isinstance(error, FileFormatError):
-            raise
         raise FileFormatError(f"{path} is truncated or no MRC file: {error}") from error
-    known = min(size) > 0 and max(size) < np.inf
-    others, history = _split(labels)
-    return Frame(
-        pixels=pixels,
-        pixel_size=size if known else None,
-        unit="Å" if known else None,
-        index=chosen,
-        n_frames=n_frames,
-        metadata={"labels": others} if others else {},
-        history=history,
+    try:
+        return _opened(path, file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _opened(path: Path, file: Any) -> FrameFile:
+    data = file.data
+    if data is None:
+        raise FileFormatError(f"{path} is truncated or no MRC file: it has no data block")
+    if data.ndim not in (2, 3):
+        raise FrameError(
+            f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"
+        )
+    stack = data[None] if data.ndim == 2 else data
+    axes: tuple[Axis, ...] = (Axis(name="z", size=len(stack)),) if len(stack) > 1 else ()
+    rows = _fei_rows(file, len(stack))
+    info = _info(file, rows)
+    kept = record.from_json(_own(file), info)
+    if kept is not None:
+        info = kept[0]
+        if int(np.prod([axis.size for axis in kept[1]])) == len(stack):
+            axes = kept[1]
+
+    def read(index: int) -> AnyArray:
+        return np.array(stack[index])
+
+    def info_of(index: int) -> FrameInfo:
+        return info if rows is None else replace(info, **_of_row(rows[index]))
+
+    return FrameFile(
+        path,
+        shape=stack.shape[1:],
+        dtype=stack.dtype,
+        pixels=read,
+        axes=axes,
+        info=info,
+        info_of=info_of,
+        closing=file.close,
     )
 
 
-def _write(path: Path, frame: Frame) -> None:
-    pixels = frame.pixels
-    if pixels.dtype not in (np.int16, np.uint16, np.float32):
-        pixels = pixels.astype(np.float32)  # MRC has no wider mode
-    with mrcfile.new(path, overwrite=True) as file:
-        file.set_data(pixels)
-        nm = nanometres(frame.unit)
-        if frame.pixel_size is not None and nm is not None:
-            height, width = (size * nm / _ANGSTROM for size in frame.pixel_size)
+def _info(file: Any, rows: AnyArray | None) -> FrameInfo:
+    size = float(file.voxel_size.y), float(file.voxel_size.x)
+    origin = float(file.header.origin.y), float(file.header.origin.x)
+    known = min(size) > 0 and max(size) < np.inf
+    labels = tuple(str(label) for label in file.get_labels())
+    others, history = _split(labels)
+    return FrameInfo(
+        pixel_size=size if known else None,
+        unit="Å" if known else None,
+        origin=origin if known and np.isfinite(origin).all() else (0.0, 0.0),
+        metadata={"labels": list(others)} if others else {},
+        history=history,
+        **({} if rows is None else _of_row(rows[0])),
+    )
+
+
+def _fei_rows(file: Any, n_frames: int) -> AnyArray | None:
+    """FEI's extended header, a row a frame, where there is one."""
+    if bytes(file.header.exttyp) not in (b"FEI1", b"FEI2"):
+        return None
+    try:
+        rows: AnyArray = file.indexed_extended_header
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return rows if rows is not None and rows.dtype.names and len(rows) >= n_frames else None
+
+
+def _of_row(row: Any) -> dict[str, Any]:
+    values = {name: row[name] for name in row.dtype.names}
+    acquisition = {
+        ours: float(values[name]) * factor for name, ours, factor in _FEI if name in values
+    }
+    return {
+        "acquisition": {key: value for key, value in acquisition.items() if value},
+        "metadata": {"FEI": plain_values(values)},
+    }
+
+
+def _own(file: Any) -> str:
+    if bytes(file.header.exttyp) != _OURS:
+        return ""
+    return bytes(file.extended_header.tobytes()).rstrip(b"\0 ").decode("utf-8", "replace")
+
+
+def _write(path: Path, output: Output) -> None:
+    info = output.info
+    shape = (output.n_frames, *output.shape) if output.axes else output.shape
+    own = record.to_json(info, output.axes).encode()
+    with mrcfile.new_mmap(
+        path,
+        shape,
+        mrc_mode=mrcfile.utils.mode_from_dtype(output.dtype),
+        overwrite=True,
+        extended_header=np.frombuffer(own + b" " * (-len(own) % 16), "V16"),
+        exttyp=_OURS.decode(),
+    ) as file:
+        stack = file.data if output.axes else file.data[None]
+        for index, pixels in enumerate(output.pixels):
+            stack[index] = pixels
+        if output.axes:
+            file.set_image_stack()
+        nm = nanometres(info.unit)
+        if info.pixel_size is not None and nm is not None:
+            height, width = (size * nm / _ANGSTROM for size in info.pixel_size)
             file.voxel_size = (width, height, 0.0)
-        elif frame.pixel_size is not None:
-            _log.warning("MRC keeps lengths only: the pixel size in %r is lost", frame.unit)
-        labels = [*frame.metadata.get("labels", ()), *_wrapped(frame.history)][-_LABELS:]
+            top, left = (at * nm / _ANGSTROM for at in info.origin)
+            file.header.origin.x, file.header.origin.y = left, top
+        elif info.pixel_size is not None:
+            _log.warning(
+                "MRC keeps lengths only: other software will not see the pixel size in %r",
+                info.unit,
+            )
+        labels = [*info.metadata.get("labels", ()), *_wrapped(info.history)][-_LABELS:]
         for i, label in enumerate(labels):
             file.header.label[i] = label.encode("ascii", "replace")[:_LABEL_LENGTH]
         file.header.nlabl = len(labels)
+        file.update_header_stats()
 
 
 def _wrapped(history: tuple[str, ...]) -> list[str]:
@@ -101,7 +203,8 @@ def _split(labels: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 FORMAT = Format(
     name="MRC",
     extensions=(".mrc", ".mrcs", ".st", ".map"),
-    recognises=lambda head: head[208:212] == b"MAP ",
-    read=_read,
+    recognises=lambda _, head: head[208:212] == b"MAP ",
+    open=_open,
     write=_write,
+    types=("int16", "uint16", "float32"),
 )

@@ -1,4 +1,4 @@
-"""NumPy .npy: bare pixels, (H, W) or a stack (N, H, W)."""
+"""NumPy .npy: bare pixels, (H, W) or stacks (..., H, W)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.errors import FileFormatError
-from n2sr_deploy.formats.base import Format, choose
-from n2sr_deploy.frame import Frame
+from n2sr_deploy.formats.base import Axis, Format, FrameFile, Output, only_signal, whole_image
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.sampling import AnyArray
+
 _log = logging.getLogger("n2sr")
 
 
-def _read(path: Path, index: int | None) -> Frame:
+def _open(path: Path, signal: str | None) -> FrameFile:
+    only_signal(path, signal)
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -25,24 +27,39 @@ def _read(path: Path, index: int | None) -> Frame:
     if not isinstance(pixels, np.ndarray):
         pixels.close()
         raise FileFormatError(f"{path} is an .npz archive; save the one array as .npy")
-    is_stack = pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)
-    n_frames = len(pixels) if is_stack else 1
-    chosen = choose(path, n_frames, index)
-    frame = pixels[chosen] if is_stack else pixels
-    return Frame(pixels=np.array(frame), index=chosen, n_frames=n_frames)
+    whole_image(path, pixels.shape)
+    leading = pixels.shape[:-2]
+    if pixels.shape[-1] in (3, 4) and pixels.ndim == 3:
+        leading, stack = (), pixels[None]  # refused as a colour image
+    else:
+        stack = pixels.reshape(-1, *pixels.shape[-2:])
+
+    def read(index: int) -> AnyArray:
+        return np.array(stack[index])
+
+    return FrameFile(
+        path,
+        shape=pixels.shape[-2:],
+        dtype=pixels.dtype,
+        pixels=read,
+        axes=tuple(Axis(name=f"axis {i}", size=size) for i, size in enumerate(leading)),
+    )
 
 
-def _write(path: Path, frame: Frame) -> None:
-    if frame.pixel_size is not None:
+def _write(path: Path, output: Output) -> None:
+    if output.info.pixel_size is not None:
         _log.warning(".npy keeps no pixel size; write .tif or .mrc to keep it")
-    with path.open("wb") as file:
-        np.save(file, frame.pixels, allow_pickle=False)
+    whole = np.lib.format.open_memmap(path, "w+", output.dtype, output.whole_shape)
+    stack = whole.reshape(output.n_frames, *output.shape)
+    for index, pixels in enumerate(output.pixels):
+        stack[index] = pixels
+    whole.flush()
 
 
 FORMAT = Format(
     name="NumPy",
     extensions=(".npy",),
-    recognises=lambda head: head.startswith(b"\x93NUMPY"),
-    read=_read,
+    recognises=lambda _, head: head.startswith(b"\x93NUMPY"),
+    open=_open,
     write=_write,
 )

@@ -1,19 +1,27 @@
-"""TIFF: plain, ImageJ and OME, by tifffile."""
+"""TIFF: plain, ImageJ, OME, and with DigitalMicrograph's or FEI's tags, by tifffile."""
 
 from __future__ import annotations
 
-import json
-import struct
 import xml.etree.ElementTree as ElementTree
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
 
 from n2sr_deploy.errors import FileFormatError, FrameError
-from n2sr_deploy.formats.base import Format, choose, nanometres
-from n2sr_deploy.frame import Frame
+from n2sr_deploy.formats import record
+from n2sr_deploy.formats.base import (
+    Axis,
+    Format,
+    FrameFile,
+    Output,
+    acquired,
+    nanometres,
+    one_unit,
+    only_signal,
+    plain_values,
+)
+from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,82 +30,181 @@ if TYPE_CHECKING:
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CENTIMETRE = 3  # TIFF's ResolutionUnit
-_DAMAGE = (
-    tifffile.TiffFileError,
-    ValueError,
-    OSError,
-    IndexError,
-    KeyError,
-    ElementTree.ParseError,
-    struct.error,
-    zlib.error,
-)
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
+_IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
+_AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
+
+# DigitalMicrograph's tags, of x, y and z each, and of the intensity.
+_DM_UNIT, _DM_ORIGIN, _DM_SCALE = (
+    (65003, 65004, 65005),
+    (65006, 65007, 65008),
+    (65009, 65010, 65011),
+)
+_DM_COUNT_UNIT, _DM_COUNT_OFFSET, _DM_COUNT_SCALE = 65022, 65024, 65025
+
+# What tifffile reads of other makers' tags, by the name of its attribute.
+_MAKERS = ("imagej", "fei", "sem", "sis", "tvips", "fluoview", "nih", "mdgel", "andor", "ome")
+_FEI: dict[str, tuple[str, float] | str] = {
+    "beam_energy_kev": ("fei/Beam/HV", 1e-3),
+    "microscope": "fei/System/SystemType",
+    "detector": "fei/Detectors/Name",
+    "dwell_time_s": ("fei/Scan/Dwelltime", 1.0),
+    "stage_x_mm": ("fei/Stage/StageX", 1e3),
+    "stage_y_mm": ("fei/Stage/StageY", 1e3),
+    "stage_z_mm": ("fei/Stage/StageZ", 1e3),
+    "stage_tilt_alpha_deg": ("fei/Stage/StageTa", 180 / np.pi),
+    "stage_tilt_beta_deg": ("fei/Stage/StageTb", 180 / np.pi),
+}
 
 PixelSize = tuple[tuple[float, float] | None, str | None]
 
 
-def _read(path: Path, index: int | None) -> Frame:
+def _open(path: Path, signal: str | None) -> FrameFile:
+    only_signal(path, signal)
+    file = tifffile.TiffFile(path)
     try:
-        with tifffile.TiffFile(path) as file:
-            pixels, chosen, n_frames = _pixels(file, path, index)
-            size, unit = _pixel_size(file)
-            metadata = dict(file.imagej_metadata or {})
-    except _DAMAGE as error:
-        if isinstance(error, (FileFormatError, FrameError)):
-            raise
-        if "imagecodecs" in str(error):
-            raise FileFormatError(
-                f"{path} is compressed in a way that needs another package; "
-                "pip install imagecodecs, or save it uncompressed"
-            ) from error
-        raise FileFormatError(f"{path} is truncated or no TIFF file: {error}") from error
-    history = _history(str(metadata.get("Info", "")))
-    if history:
-        del metadata["Info"]  # it was n2sr's own
-    return Frame(
-        pixels=pixels,
-        pixel_size=size,
-        unit=unit,
-        index=chosen,
-        n_frames=n_frames,
-        metadata=metadata,
-        history=history,
-    )
+        return _opened(path, file)
+    except BaseException:
+        file.close()
+        raise
 
 
-def _pixels(file: tifffile.TiffFile, path: Path, index: int | None) -> tuple[AnyArray, int, int]:
-    """One frame of the first series, without reading the others; its index; how many there are."""
+def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
+    """The first series."""
     if not file.series:
         raise FileFormatError(f"{path} holds no image")
     series = file.series[0]
-    if "S" in series.axes:
+    axes = str(series.axes)
+    shape = tuple(series.shape)
+    if axes.startswith("S") and axes.endswith("YX") and series.dtype != np.uint8:
+        axes = axes.replace("S", "I")  # a stack of three: colour images of microscopes are 8-bit
+    if "S" in axes:
         raise FrameError(
-            f"{path} is a colour image (shape {series.shape}); "
-            "convert it to one grey channel (H, W) first"
+            f"{path} is a colour image (shape {shape}); convert it to one grey channel (H, W) first"
         )
-    if len(series.shape) < 2 or series.axes[-2:] != "YX":
-        raise FrameError(f"{path} has axes {series.axes}, but n2sr takes rows and columns (YX)")
-    n_frames = int(np.prod(series.shape[:-2]))
-    chosen = choose(path, n_frames, index)
+    if len(shape) < 2 or axes[-2:] != "YX":
+        raise FrameError(f"{path} has axes {axes}, but n2sr takes rows and columns (YX)")
+    info = _info(file)
+    leading = _leading(file, axes, shape)
+    kept = record.from_json(_own(file), info)
+    if kept is not None:
+        info = kept[0]
+        if [axis.size for axis in kept[1]] == [axis.size for axis in leading]:
+            leading = kept[1]
+    n_frames = int(np.prod(shape[:-2], dtype=np.int64))
+
+    def read(index: int) -> AnyArray:
+        return _pixels(file, path, index, n_frames)
+
+    return FrameFile(
+        path,
+        shape=shape[-2:],
+        dtype=series.dtype,
+        pixels=read,
+        axes=leading,
+        info=info,
+        closing=file.close,
+    )
+
+
+def _pixels(file: tifffile.TiffFile, path: Path, index: int, n_frames: int) -> AnyArray:
+    """One frame of the first series, without reading the others."""
+    series = file.series[0]
     if series.dataoffset is not None:  # one block, as ImageJ writes stacks
         dtype = series.dtype.newbyteorder(file.byteorder)
         shape = n_frames, *series.shape[-2:]
-        pixels = np.memmap(path, dtype, mode="r", offset=series.dataoffset, shape=shape)[chosen]
-    elif len(series.pages) == n_frames:
-        page = series.pages[chosen]
+        whole = np.memmap(path, dtype, mode="r", offset=series.dataoffset, shape=shape)
+        return np.array(whole[index])
+    if len(series.pages) == n_frames:
+        page = series.pages[index]
         if page is None:
-            raise FileFormatError(f"{path} has no pixels for frame {chosen}")
-        pixels = page.asarray()
-    else:
-        pixels = series.asarray().reshape(n_frames, *series.shape[-2:])[chosen]
-    return np.asarray(pixels), chosen, n_frames
+            raise FileFormatError(f"{path} has no pixels for frame {index}")
+        return np.asarray(page.asarray())
+    return np.asarray(series.asarray().reshape(n_frames, *series.shape[-2:])[index])
 
 
-def _pixel_size(file: tifffile.TiffFile) -> PixelSize:
-    """Height and width of a pixel and their unit, from OME, ImageJ or the plain tags."""
+def _leading(file: tifffile.TiffFile, axes: str, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    """The axes of a stack, calibrated as far as ImageJ's or DigitalMicrograph's tags tell."""
+    found = [
+        Axis(name=_AXIS_NAMES.get(letter, letter.lower()), size=int(size))
+        for letter, size in zip(axes[:-2], shape[:-2], strict=True)
+    ]
+    if len(found) != 1:
+        return tuple(found)
+    imagej, tags = file.imagej_metadata or {}, file.pages.first.tags
+    scale, offset, unit = 1.0, 0.0, None
+    if axes[0] == "T" and "finterval" in imagej:
+        scale, unit = float(imagej["finterval"]), str(imagej.get("tunit", "sec"))
+    elif axes[0] == "Z" and "spacing" in imagej:
+        scale, unit = float(imagej["spacing"]), _unescaped(str(imagej.get("unit", "")))
+    if _DM_SCALE[2] in tags:
+        scale, offset = float(tags[_DM_SCALE[2]].value), float(_tag(file, _DM_ORIGIN[2]) or 0)
+        unit = str(_tag(file, _DM_UNIT[2]) or "") or None
+    return (Axis(name=found[0].name, size=found[0].size, scale=scale, offset=offset, unit=unit),)
+
+
+def _info(file: tifffile.TiffFile) -> FrameInfo:
+    metadata: dict[str, Any] = {}
+    for maker in _MAKERS:
+        found = getattr(file, f"{maker}_metadata", None)
+        if found:
+            metadata[maker] = plain_values(found)
+    if record.from_json(str(metadata.get("imagej", {}).get("Info", "")), FrameInfo()):
+        del metadata["imagej"]  # n2sr's own
+    for name in ("Software", "DateTime", "Artist", "ImageDescription"):
+        value = _tag(file, name)
+        if value and not (name == "ImageDescription" and metadata) and not _own(file):
+            metadata[name] = plain_values(value)
+    fei = metadata.get("fei")
+    size, unit = _pixel_size(file, fei if isinstance(fei, dict) else {})
+    return FrameInfo(
+        pixel_size=size,
+        unit=unit,
+        origin=_dm_origin(file) if size is not None else (0.0, 0.0),
+        intensity=_dm_intensity(file),
+        acquisition=acquired(metadata, _FEI),
+        metadata=metadata,
+    )
+
+
+def _own(file: tifffile.TiffFile) -> str:
+    """Where `record` was put: ImageJ's Info, or the description of a plain file."""
+    if file.imagej_metadata:
+        return str(file.imagej_metadata.get("Info", ""))
+    description = str(_tag(file, "ImageDescription") or "")
+    return description if description.startswith('{"n2sr"') else ""
+
+
+def _tag(file: tifffile.TiffFile, code: int | str) -> Any:
+    tag = file.pages.first.tags.get(code)
+    return None if tag is None else tag.value
+
+
+def _dm_origin(file: tifffile.TiffFile) -> tuple[float, float]:
+    x, y = (_tag(file, code) for code in _DM_ORIGIN[:2])
+    return (float(y), float(x)) if x is not None and y is not None else (0.0, 0.0)
+
+
+def _dm_intensity(file: tifffile.TiffFile) -> Intensity | None:
+    scale = _tag(file, _DM_COUNT_SCALE)
+    if scale is None:
+        return None
+    unit = _tag(file, _DM_COUNT_UNIT)
+    offset = float(_tag(file, _DM_COUNT_OFFSET) or 0)
+    return Intensity(scale=float(scale), offset=offset, unit=str(unit) if unit else None)
+
+
+def _pixel_size(file: tifffile.TiffFile, fei: dict[str, Any]) -> PixelSize:
+    """Height and width of a pixel and their unit, from the tags that tell it best."""
     if file.ome_metadata:
         return _ome_pixel_size(file.ome_metadata)
+    width, height = (_tag(file, code) for code in _DM_SCALE[:2])
+    if width is not None and height is not None:
+        units = [str(_tag(file, code) or "") or None for code in _DM_UNIT[:2]]
+        return one_unit((float(height), units[1]), (float(width), units[0]))
+    scan = fei.get("Scan", {})
+    if "PixelWidth" in scan and "PixelHeight" in scan:
+        return (float(scan["PixelHeight"]), float(scan["PixelWidth"])), "m"
     tags = file.pages.first.tags
     per_unit = [_ratio(tags.get(name)) for name in ("YResolution", "XResolution")]
     if per_unit[0] is None or per_unit[1] is None:
@@ -136,34 +243,83 @@ def _unescaped(unit: str) -> str:
 
 
 def _escaped(unit: str) -> str:
-    return unit.replace("µ", "\\u00B5").replace("μ", "\\u00B5").replace("Å", "\\u00C5")
+    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
+    return plain.encode("ascii", "replace").decode()
 
 
-def _history(info: str) -> tuple[str, ...]:
-    try:
-        record = json.loads(info)
-    except ValueError:
-        return ()
-    lines = record.get("n2sr", []) if isinstance(record, dict) else []
-    return tuple(str(line) for line in lines)
+def _write(path: Path, output: Output) -> None:
+    """As ImageJ and DigitalMicrograph open it calibrated; as plain TIFF what ImageJ cannot hold."""
+    info = output.info
+    own = record.to_json(info, output.axes)
+    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
+    n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
+    options: dict[str, Any] = {"extratags": _dm_tags(output)}
+    if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES:
+        metadata: dict[str, Any] = {"axes": "ZYX" if output.axes else "YX", "Info": own}
+        if output.axes:
+            axis = output.axes[-1]
+            metadata["axes"] = "TYX" if axis.name == "time" else "ZYX"
+            metadata["spacing" if metadata["axes"] == "ZYX" else "finterval"] = axis.scale
+        if size is not None:
+            options["resolution"] = 1 / size[1], 1 / size[0]
+            metadata["unit"] = _escaped(unit or "pixel")
+        options |= {"imagej": True, "metadata": metadata}
+    else:
+        nm = nanometres(unit)
+        if size is not None and nm is not None:
+            options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
+            options["resolutionunit"] = _CENTIMETRE
+        options |= {
+            "description": own,
+            "metadata": None,
+            "photometric": "minisblack",
+            "bigtiff": n_bytes >= _IMAGEJ_BYTES,
+        }
+    if not output.axes:
+        tifffile.imwrite(path, next(output.pixels), **options)
+        next(output.pixels, None)
+        return
+    shape = (output.n_frames, *output.shape)
+    tifffile.imwrite(path, output.pixels, shape=shape, dtype=output.dtype, **options)
 
 
-def _write(path: Path, frame: Frame) -> None:
-    pixels = frame.pixels
-    if pixels.dtype not in _IMAGEJ_TYPES:
-        pixels = pixels.astype(np.float32)
-    metadata: dict[str, Any] = {"axes": "YX"}
-    if frame.history:
-        metadata["Info"] = json.dumps({"n2sr": frame.history})
-    resolution = None
-    if frame.pixel_size is not None:
-        (height, width), unit = _in_range(frame.pixel_size, frame.unit or "pixel")
-        resolution = 1 / width, 1 / height
-        metadata["unit"] = _escaped(unit)
-    tifffile.imwrite(path, pixels, imagej=True, resolution=resolution, metadata=metadata)
+def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:
+    info = output.info
+    tags: list[tuple[int, str, int, Any, bool]] = []
+
+    def texts(codes: tuple[int, ...], value: str) -> None:
+        tags.extend((code, "s", 0, value, True) for code in codes)
+
+    if info.pixel_size is not None:
+        unit = _ascii(info.unit or "")
+        texts(_DM_UNIT[:2], unit)
+        for codes, (of_y, of_x) in ((_DM_ORIGIN, info.origin), (_DM_SCALE, info.pixel_size)):
+            tags += [(codes[0], "d", 1, of_x, True), (codes[1], "d", 1, of_y, True)]
+    if output.axes:
+        axis = output.axes[-1]
+        texts((_DM_UNIT[2],), _ascii(axis.unit or ""))
+        tags += [
+            (_DM_ORIGIN[2], "d", 1, axis.offset, True),
+            (_DM_SCALE[2], "d", 1, axis.scale, True),
+        ]
+    if info.intensity is not None:
+        texts((_DM_COUNT_UNIT,), _ascii(info.intensity.unit or ""))
+        tags += [
+            (_DM_COUNT_OFFSET, "d", 1, info.intensity.offset, True),
+            (_DM_COUNT_SCALE, "d", 1, info.intensity.scale, True),
+        ]
+    return tags
 
 
-def _in_range(size: tuple[float, float], unit: str) -> tuple[tuple[float, float], str]:
+def _ascii(unit: str) -> str:
+    """TIFF's texts are ASCII."""
+    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
+    return plain.encode("ascii", "replace").decode()
+
+
+def _in_range(
+    size: tuple[float, float], unit: str | None
+) -> tuple[tuple[float, float], str | None]:
     """In nanometres where TIFF's ratios of 32-bit integers would lose digits (metres, say)."""
     nm = nanometres(unit)
     if nm is None or 1e-4 < min(size) <= max(size) < 1e4:
@@ -174,7 +330,8 @@ def _in_range(size: tuple[float, float], unit: str) -> tuple[tuple[float, float]
 FORMAT = Format(
     name="TIFF",
     extensions=(".tif", ".tiff"),
-    recognises=lambda head: head[:4] in _MAGIC,
-    read=_read,
+    recognises=lambda _, head: head[:4] in _MAGIC,
+    open=_open,
     write=_write,
+    types=("uint8", "uint16", "float32", "int16", "uint32", "int32", "float64"),
 )
