@@ -15,7 +15,7 @@ import numpy as np
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
-from n2sr_deploy.formats import mrc, npy, tiff
+from n2sr_deploy.formats import dm, em, mib, mrc, npy, ser, tiff
 from n2sr_deploy.formats.base import DAMAGE, Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray
 
-FORMATS: tuple[Format, ...] = (tiff.FORMAT, mrc.FORMAT, npy.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    tiff.FORMAT,
+    mrc.FORMAT,
+    dm.FORMAT,
+    ser.FORMAT,
+    mib.FORMAT,
+    npy.FORMAT,
+    em.FORMAT,
+)
 
 
 def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:

@@ -306,6 +306,18 @@ def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str
     return signal
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, the second of a kind as ``name (2)``."""
+    found: list[str] = []
+    for name in names:
+        number, unused = 1, name
+        while unused in found:
+            number += 1
+            unused = f"{name} ({number})"
+        found.append(unused)
+    return found
+
+
 def only_signal(path: Path, signal: str | None) -> None:
     """Refuse a signal's name for a file that holds only one, without a name."""
     if signal is not None:

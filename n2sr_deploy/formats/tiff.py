@@ -204,7 +204,7 @@ def _pixel_size(file: tifffile.TiffFile, fei: dict[str, Any]) -> PixelSize:
         return one_unit((float(height), units[1]), (float(width), units[0]))
     scan = fei.get("Scan", {})
     if "PixelWidth" in scan and "PixelHeight" in scan:
-        return (float(scan["PixelHeight"]), float(scan["PixelWidth"])), "m"
+        return (float(scan["PixelHeight"]) * 1e9, float(scan["PixelWidth"]) * 1e9), "nm"
     tags = file.pages.first.tags
     per_unit = [_ratio(tags.get(name)) for name in ("YResolution", "XResolution")]
     if per_unit[0] is None or per_unit[1] is None:
