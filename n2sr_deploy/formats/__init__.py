@@ -16,7 +16,7 @@ import numpy as np
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
 from n2sr_deploy.formats import dm, em, mib, mrc, npy, ser, tiff
-from n2sr_deploy.formats.base import DAMAGE, Axis, FrameFile, Output, damaged
+from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,7 +64,7 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
         raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")
     try:
         return found.open(path, signal)
-    except DAMAGE as error:
+    except Exception as error:  # libraries raise whatever on damaged files
         raise damaged(path, error) from error
 
 

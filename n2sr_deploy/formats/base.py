@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 
@@ -25,24 +22,6 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**30
 """Of one frame, 32768 x 32768; a larger one is a lying header."""
-
-# What libraries raise on files that are not what they should be.
-DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BufferError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    ParseError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
 
 # One of each in nanometres, by the spellings found in files.
 _NANOMETRES = {
@@ -175,7 +154,7 @@ class FrameFile:
         try:
             pixels = self._pixels(index)
             info = self.info if self._info_of is None else self._info_of(index)
-        except DAMAGE as error:
+        except Exception as error:  # libraries raise whatever on damaged files
             raise damaged(self.path, error) from error
         return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
 
@@ -247,7 +226,7 @@ def required(module: str, purpose: str, package: str, extra: str) -> Any:
         raise MissingExtraError(purpose, package, extra) from error
 
 
-def damaged(path: Path, error: BaseException) -> N2SRError:
+def damaged(path: Path, error: Exception) -> N2SRError:
     """What a library's error about a file becomes; n2sr's own stay as they are."""
     if isinstance(error, N2SRError):
         return error

@@ -1,9 +1,13 @@
-"""TIA's SER series, and the EMI file beside them, by ncempy."""
+"""TIA's SER series; what the EMI file beside them tells, by ncempy.
+
+The series' own header is read here: ncempy allocates what a damaged one says.
+"""
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"II\x97\x01"
 _IMAGES = 0x4122
+_BEFORE_4_7_3 = 0x0210  # of TIA: offsets of 32 bits
 _NANOMETRES = 1e9  # in TIA's metre
 _TYPES = {1: "u1", 2: "<u2", 3: "<u4", 4: "i1", 5: "<i2", 6: "<i4", 7: "<f4", 8: "<f8"}
 # Before a frame's pixels: offset, step and reference pixel of x, then of y; type; width, height.
@@ -48,15 +53,9 @@ _ACQUISITION: dict[str, tuple[str, float] | str] = {
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     only_signal(path, signal)
-    ser = required("ncempy.io.ser", "reading SER files", "ncempy", "formats")
-    with ser.fileSER(_series_of(path)) as file:
-        path = file.file_path
-        head = file.getMetadata()
-    if head["DataTypeID"] != _IMAGES:
-        raise FrameError(f"{path} holds spectra, but n2sr takes images")
-    offsets = [int(offset) for offset in head["DataOffsetArray"]]
-    if not offsets:
-        raise FileFormatError(f"{path} holds no frame")
+    path = _series_of(path)
+    with path.open("rb") as file:
+        axes, offsets = _header(path, file)
     x, y, dtype, shape = _head(path, offsets[0])
 
     def read(index: int) -> AnyArray:
@@ -70,20 +69,68 @@ def _open(path: Path, signal: str | None) -> FrameFile:
         stored = np.memmap(path, dtype, mode="r", offset=start, shape=found)
         return np.array(stored[::-1])  # the last row comes first
 
+    told = _emi(path)
     return FrameFile(
         path,
         shape=shape,
         dtype=np.dtype(dtype),
         pixels=read,
-        axes=_axes(head, len(offsets)),
+        axes=axes,
         info=FrameInfo(
             pixel_size=(y.scale, x.scale),
             unit="nm",
             origin=(y.offset, x.offset),
-            acquisition=acquired(head, _ACQUISITION),
-            metadata=plain_values({"SER": head}),
+            acquisition=acquired(told, _ACQUISITION),
+            metadata={"EMI": told} if told else {},
         ),
     )
+
+
+def _emi(path: Path) -> dict[str, Any]:
+    """What ``sample.emi`` tells of ``sample_1.ser``; nothing where it is away."""
+    beside = path.with_name(path.stem.rpartition("_")[0] + ".emi")
+    if not beside.exists():
+        return {}
+    ser = required("ncempy.io.ser", "reading EMI files", "ncempy", "formats")
+    told: dict[str, Any] = plain_values(ser.read_emi(beside))
+    return told
+
+
+def _header(path: Path, file: BinaryIO) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
+    """Of the series: along which axes its frames lie, and at which byte each begins."""
+
+    def numbers(form: str) -> tuple[Any, ...]:
+        wanted = struct.Struct("<" + form)
+        if wanted.size > path.stat().st_size:
+            raise FileFormatError(f"{path} is truncated or damaged: it says it is larger")
+        return wanted.unpack(file.read(wanted.size))
+
+    if file.read(len(_MAGIC)) != _MAGIC:
+        raise FileFormatError(f"{path} is no series of TIA: its first bytes are others")
+    version, kind, _, _, n_frames = numbers("hiiii")
+    offset = "i" if version == _BEFORE_4_7_3 else "q"
+    offsets_at, n_axes = numbers(offset + "i")
+    if kind != _IMAGES:
+        raise FrameError(f"{path} holds spectra, but n2sr takes images")
+    if n_frames < 1:
+        raise FileFormatError(f"{path} holds no frame")
+    axes = []
+    for _ in range(n_axes):
+        size, at, step, reference, length = numbers("iddii")
+        name = numbers(f"{max(length, 0)}s")[0].decode("latin-1").strip().lower()
+        (length,) = numbers("i")
+        unit = numbers(f"{max(length, 0)}s")[0].decode("latin-1").strip()
+        axes.append(
+            Axis(
+                name=name or "frame",
+                size=size,
+                scale=step,
+                offset=at - reference * step,
+                unit=unit or None,
+            )
+        )
+    file.seek(offsets_at)
+    return _frame_axes(axes, n_frames), numbers(f"{n_frames}{offset}")
 
 
 def _series_of(path: Path) -> Path:
@@ -127,25 +174,13 @@ def _head(path: Path, offset: int) -> tuple[Axis, Axis, str, tuple[int, int]]:
     return x, y, dtype, (height, width)
 
 
-def _axes(head: dict[str, Any], n_frames: int) -> tuple[Axis, ...]:
-    """TIA's own axes where the series was recorded to its end."""
-    known = [
-        Axis(
-            name=str(axis["Description"]).strip().lower() or "frame",
-            size=int(axis["DimensionSize"]),
-            scale=float(axis["CalibrationDelta"]),
-            offset=float(
-                axis["CalibrationOffset"] - axis["CalibrationElement"] * axis["CalibrationDelta"]
-            ),
-            unit=str(axis["Units"]).strip() or None,
-        )
-        for axis in reversed(head["Dimensions"])
-    ]
+def _frame_axes(axes: list[Axis], n_frames: int) -> tuple[Axis, ...]:
+    """TIA's own where the series was recorded to its end; TIA names the fastest first."""
     if n_frames == 1:
         return ()
-    if int(np.prod([axis.size for axis in known], dtype=object)) != n_frames:
+    if math.prod(axis.size for axis in axes) != n_frames:
         return (Axis(name="frame", size=n_frames),)
-    return tuple(known)
+    return tuple(reversed(axes))
 
 
 FORMAT = Format(
