@@ -140,7 +140,7 @@ def test_the_shipped_pair_reads_with_its_pixel_size():
 
 
 def test_every_format_refuses_damaged_files(tmp_path):
-    for known in FORMATS:
+    for known in (known for known in FORMATS if known.write is not None):
         whole = tmp_path / f"whole{known.extensions[0]}"
         write_frame(whole, Frame(pixels=random_pixels((200, 300), "float32")))
         data = whole.read_bytes()
