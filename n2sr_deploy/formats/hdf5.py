@@ -40,10 +40,11 @@ def _open(path: Path, signal: str | None) -> FrameFile:
 
 def _opened(opened: Hdf5File, signal: str | None) -> FrameFile:
     path = opened.path
+    nodes = dict(opened.walk())
     images = {
-        where: node for where, node in opened.walk() if is_numeric(node) and _is_image(node.shape)
+        where: node for where, node in nodes.items() if is_numeric(node) and _is_image(node.shape)
     }
-    name = _chosen(opened, images, signal)
+    name = _chosen(opened, nodes, images, signal)
     dataset = images.get(name) or opened.at(name)
     if dataset is None or is_group(dataset):
         raise FileFormatError(f"{path} has no dataset {name}; it holds {_listed(images)}")
@@ -73,11 +74,13 @@ def _is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and min(shape[-2:]) >= _SMALLEST and 0 not in shape
 
 
-def _chosen(opened: Hdf5File, images: dict[str, Any], signal: str | None) -> str:
+def _chosen(
+    opened: Hdf5File, nodes: dict[str, Any], images: dict[str, Any], signal: str | None
+) -> str:
     """The path of the dataset meant."""
     if signal is not None:
         return "/" + signal.strip("/")
-    told = _default(opened)
+    told = _default(opened, nodes)
     if told is not None:
         return told
     if not images:
@@ -101,7 +104,7 @@ def _listed(images: dict[str, Any]) -> str:
     return ", ".join(listed[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _default(opened: Hdf5File) -> str | None:
+def _default(opened: Hdf5File, nodes: dict[str, Any]) -> str | None:
     """The dataset that NeXus's attributes lead to from the root, or from the only NXdata."""
     where, group = "", opened.root
     for _ in range(8):
@@ -115,14 +118,14 @@ def _default(opened: Hdf5File) -> str | None:
         group = opened.at(where)
         if not is_group(group):
             break
-    found = {_if_image(opened, path) for path in _signals(opened)} - {None}
+    found = {_if_image(opened, path) for path in _signals(nodes)} - {None}
     return found.pop() if len(found) == 1 else None
 
 
-def _signals(opened: Hdf5File) -> list[str]:
+def _signals(nodes: dict[str, Any]) -> list[str]:
     """What groups of NeXus call their signal."""
     found = []
-    for where, node in opened.walk():
+    for where, node in nodes.items():
         told = attributes(node) if is_group(node) else {}
         if told.get("NX_class") == "NXdata" and text(told.get("signal")):
             found.append(f"{where}/{told['signal']}")

@@ -38,6 +38,7 @@ _LARGEST_ATTRIBUTE = 2**20  # bytes
 _LARGEST_VALUES = 4096  # elements of an array that counts as metadata
 _MOST_PACKED = 5000  # to one; deflate reaches 1032
 _MOST_LINKS, _MOST_OBJECTS, _DEEPEST = 16, 5000, 32
+_MOST_LOOKED_AT = 500  # to tell the format
 _NUMBERS = "biufc"
 _TOO_FAR = "links to a file outside its folder, which n2sr does not follow"
 
@@ -62,7 +63,7 @@ def _kind(opened: Hdf5File) -> str:
         return "hspy"
     if "version_major" in root or opened.at("Data/Image") is not None:
         return "emd"
-    for _, node in opened.walk(deepest=4):
+    for _, node in opened.walk(deepest=4, most=_MOST_LOOKED_AT):
         if is_group(node) and "emd_group_type" in node.attrs:
             return "emd"
         if is_group(node) and {"data", "axis-0"} <= set(node):
@@ -119,7 +120,9 @@ class Hdf5File:
             if is_group(node) or is_dataset(node):
                 yield name, node
 
-    def walk(self, *, deepest: int = _DEEPEST) -> Iterator[tuple[str, Any]]:
+    def walk(
+        self, *, deepest: int = _DEEPEST, most: int | None = None
+    ) -> Iterator[tuple[str, Any]]:
         """Each group and dataset once, the least deep first, with its path."""
         seen = {_identity(self.root)}
         level = [("", self.root)]
@@ -131,7 +134,7 @@ class Hdf5File:
                     if identity in seen:
                         continue
                     seen.add(identity)
-                    if len(seen) > _MOST_OBJECTS:
+                    if len(seen) > (most or _MOST_OBJECTS):
                         return
                     yield f"{path}/{name}", node
                     if is_group(node):

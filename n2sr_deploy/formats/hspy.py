@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -113,11 +114,10 @@ def _open_zarr(path: Path, signal: str | None) -> FrameFile:
 
 
 def _zarr_members(group: Any) -> Iterator[tuple[str, Any]]:
-    for name in sorted(group.keys()):
-        try:
-            yield name, group[name]
-        except DAMAGE:
-            continue
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # files that are no part of the store are common
+        found = group.members()
+    return iter(sorted(found, key=lambda member: str(member[0])))
 
 
 def _checked_by(path: Path) -> Callable[[Any, str, tuple[int, ...]], None]:
