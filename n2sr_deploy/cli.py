@@ -190,10 +190,8 @@ def info(file: Path, frame: int, second: int | None) -> None:
     """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
-    files.check_input(file)
-    with file.open("rb") as opened:
-        is_checkpoint = looks_like_checkpoint(opened.read(9))
-    if is_checkpoint:
+    files.check_input(file, stores=True)
+    if file.is_file() and looks_like_checkpoint(_beginning(file)):
         click.echo(f"{file}: {_describe_checkpoint(file)}")
     elif formats.is_frame_file(file):
         found = formats.read_frame(file, frame)
@@ -318,6 +316,11 @@ def _model(path: Path | None, frame: Frame, options: LearnOptions) -> ExportedMo
         return ExportedModel.open(path)
     with shown_training() as progress:
         return learn(frame, options, progress)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return opened.read(9)
 
 
 def _describe_checkpoint(path: Path) -> str:

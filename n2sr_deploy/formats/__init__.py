@@ -15,7 +15,7 @@ import numpy as np
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
-from n2sr_deploy.formats import dm, em, mib, mrc, npy, ser, tiff
+from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, ser, tiff
 from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ FORMATS: tuple[Format, ...] = (
     mrc.FORMAT,
     dm.FORMAT,
     ser.FORMAT,
+    emd.FORMAT,
+    hspy.FORMAT,
+    hdf5.FORMAT,
     mib.FORMAT,
     npy.FORMAT,
     em.FORMAT,
@@ -58,7 +61,7 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
         When the library that reads it is not installed.
     """
     path = Path(path)
-    files.check_input(path)
+    files.check_input(path, stores=True)
     found = _of_file(path)
     if found is None:
         raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")
@@ -214,8 +217,10 @@ def _held(dtype: np.dtype[Any], types: tuple[str, ...]) -> np.dtype[Any]:
 
 
 def _of_file(path: Path) -> Format | None:
-    with path.open("rb") as file:
-        head = file.read(512)
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(512)
     for candidate in FORMATS:
         if candidate.recognises(path, head):
             return candidate

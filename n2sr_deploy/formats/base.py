@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**30
 """Of one frame, 32768 x 32768; a larger one is a lying header."""
 
+# What libraries raise where a part of a file cannot be read that may as well be missing.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 # One of each in nanometres, by the spellings found in files.
 _NANOMETRES = {
     "pm": 1e-3,
