@@ -103,12 +103,10 @@ def comes_back(opened: FrameFile, frame: Frame, model: ExportedModel, folder: Pa
         result, told = frame, f"not denoised ({str(error).split(':')[0]}), as it is: "
     whole, wrong = [], []
     for known in FORMATS:
-        suffix = known.extensions[0]
-        if known.write is None or suffix not in READERS:
-            continue
-        path = folder / f"{opened.path.stem}{suffix}"
-        write_frame(path, result)
-        (whole if same(path, result, READERS[suffix]) else wrong).append(suffix)
+        for suffix in READERS.keys() & known.extensions if known.write else ():
+            path = folder / f"{opened.path.stem}{suffix}"
+            write_frame(path, result)
+            (whole if same(path, result, READERS[suffix]) else wrong).append(suffix)
     told += ", ".join(whole)
     return f"{told}; NOT {', '.join(wrong)}" if wrong else told
 
@@ -122,7 +120,7 @@ def same(path: Path, frame: Frame, reader: str) -> bool:
         return False
     if frame.pixel_size is None:
         return True
-    axes = sorted(found["axes"], key=lambda axis: str(axis["name"]) != "y")
+    axes = found["axes"]
     return all(
         _same_scale(axis, side, frame.unit)
         for axis, side in zip(axes, frame.pixel_size, strict=True)

@@ -17,6 +17,7 @@ _MICROSCOPE = {
     "Voltage": 300000.0,
     "Indicated Magnification": 1e6,
     "STEM Camera Length": 91.0,
+    "Emission Current (µA)": 5.5,
     "Illumination Mode": "STEM",
     "Stage Position": {"Stage X": 785.0, "Stage Alpha": 1.5},
 }
@@ -181,14 +182,16 @@ def test_what_rosettasciio_reads_comes_in_by_it(tmp_path):
     assert frame.unit == "nm"
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "float32"])
 @pytest.mark.parametrize("suffix", [".tif", ".mrc"])
-def test_what_a_microscope_told_survives(tmp_path, suffix):
+def test_what_a_microscope_told_survives(tmp_path, suffix, dtype):
     path = tmp_path / "a.dm4"
-    path.write_bytes(fake_formats.dm([dm_image(random_pixels((20, 30), "uint16"))]))
+    path.write_bytes(fake_formats.dm([dm_image(random_pixels((20, 30), dtype) // 2)]))
     frame = read_frame(path)
     write_frame(tmp_path / f"b{suffix}", frame)
     back = read_frame(tmp_path / f"b{suffix}")
-    assert np.array_equal(back.pixels, frame.pixels)
-    assert back.pixels.dtype == frame.pixels.dtype
+    is_held = suffix == ".tif" or dtype != "uint32"  # MRC has no such pixels
+    assert back.pixels.dtype == (frame.pixels.dtype if is_held else np.float32)
+    assert np.array_equal(back.pixels, frame.pixels.astype(back.pixels.dtype))
     for known in ("pixel_size", "unit", "origin", "intensity", "acquisition", "metadata"):
         assert getattr(back, known) == getattr(frame, known), known

@@ -339,7 +339,7 @@ def _velox_time(info: FrameInfo, n_frames: int) -> Axis:
 
 
 def _write(path: Path, output: Output) -> None:
-    """NCEM's EMD 0.2, as ncempy and HyperSpy open it calibrated."""
+    """NCEM's EMD 0.2, x first, as NCEM's own microscopes do and HyperSpy takes for granted."""
     h5py = required("h5py", "writing EMD files", "h5py", "formats")
     info = output.info
     with h5py.File(path, "w") as file:
@@ -352,10 +352,10 @@ def _write(path: Path, output: Output) -> None:
         _tell(file["comments"], {f"n2sr {i}": line for i, line in enumerate(info.history, 1)})
         group = file.create_group("data/frames" if output.axes else "data/frame")
         group.attrs["emd_group_type"] = 1
-        dataset = frame_dataset(group, output)
+        dataset = frame_dataset(group, output, is_reversed=True)
         for index, pixels in enumerate(output.pixels):
-            dataset[place(output, index)] = pixels
-        for i, axis in enumerate((*output.axes, *image_axes(output)), 1):
+            dataset[(..., *place(output, index)[::-1])] = pixels.T
+        for i, axis in enumerate((*output.axes, *image_axes(output))[::-1], 1):
             n = max(axis.size, 2)  # one place alone would tell no scale
             dim = group.create_dataset(f"dim{i}", data=axis.offset + axis.scale * np.arange(n))
             dim.attrs["name"] = axis.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from n2sr_deploy.formats.base import (
     MAX_PIXELS,
     Axis,
     damaged,
+    distinct,
     one_unit,
     plain_values,
     required,
@@ -413,9 +415,18 @@ def frame_reader(
 
 
 def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
-    """Pixel size, unit and origin of a `FrameInfo`; none where neither scale nor unit is told."""
+    """Pixel size, unit and origin of a `FrameInfo`; none where neither scale nor unit is told.
+
+    Metres, as Velox has them, in nanometres.
+    """
     if any(axis.unit is None and axis.scale == 1 for axis in (row, column)):
         return {}
+    row, column = (
+        replace(axis, scale=axis.scale * 1e9, offset=axis.offset * 1e9, unit="nm")
+        if axis.unit == "m"
+        else axis
+        for axis in (row, column)
+    )
     size, unit = one_unit((abs(row.scale), row.unit), (abs(column.scale), column.unit))
     if size is None:
         return {}
@@ -440,24 +451,20 @@ def _same(one: Axis, other: Axis) -> bool:
 
 
 def named(signals: Iterable[tuple[str, Signal]]) -> dict[str, Signal]:
-    """By names, of which the second of two that are the same gets a number."""
-    found: dict[str, Signal] = {}
-    for name, what in signals:
-        own, i = name, 1
-        while own in found:
-            i += 1
-            own = f"{name} {i}"
-        found[own] = what
-    return found
+    """By their names, made distinct."""
+    pairs = list(signals)
+    names = distinct([name for name, _ in pairs])
+    return dict(zip(names, (what for _, what in pairs), strict=True))
 
 
-def frame_dataset(group: Any, output: Output) -> Any:
-    """An empty HDF5 dataset ``data`` for all frames, each a chunk."""
+def frame_dataset(group: Any, output: Output, *, is_reversed: bool = False) -> Any:
+    """An empty HDF5 dataset ``data`` for all frames, each a chunk; the axes may be reversed."""
     n_bytes = output.shape[0] * output.shape[1] * output.dtype.itemsize
+    order = slice(None, None, -1 if is_reversed else 1)
     chunks = None
     if output.axes and n_bytes <= LARGEST_CHUNK:
-        chunks = (*(1 for _ in output.axes), *output.shape)
-    return group.create_dataset("data", output.whole_shape, output.dtype, chunks=chunks)
+        chunks = (*(1 for _ in output.axes), *output.shape)[order]
+    return group.create_dataset("data", output.whole_shape[order], output.dtype, chunks=chunks)
 
 
 def place(output: Output, index: int) -> tuple[int, ...]:
