@@ -20,7 +20,6 @@ from n2sr_deploy.errors import (
     FrameError,
     InputFileError,
     MissingExtraError,
-    N2SRError,
     OutputError,
 )
 from n2sr_deploy.formats import open_frames, write_frame, write_frames
@@ -622,7 +621,7 @@ from n2sr_deploy import read_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError
 warnings.simplefilter("ignore")
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-for name in sys.stdin.read().split():
+for name in sys.argv[1:]:
     print(name, flush=True)
     try:
         read_frame(name, 0)
@@ -633,29 +632,35 @@ print("whole")
 
 
 def read_in_a_process(paths):
-    """Names of files at which the process ended without being asked to."""
+    """Names of files at which the process ended without being asked to, or did not end."""
     left, fatal = [str(path) for path in paths], []
     while left:
-        done = subprocess.run(
-            [sys.executable, "-c", READER],
-            input="\n".join(left),
-            capture_output=True,
+        with subprocess.Popen(
+            [sys.executable, "-c", READER, *left],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=120,
-        )
-        seen = done.stdout.split()
-        if done.returncode == 0 and seen[-1] == "whole":
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                stdout, stderr = process.communicate()
+        *seen, last = stdout.split()
+        if last == "whole":
             break
-        if done.returncode > 0:  # an exception that is none of n2sr's
-            pytest.fail(f"{seen[-1]}: {done.stderr[-2000:]}")
-        fatal.append(seen[-1])
-        left = left[len(seen) :]
+        if process.returncode > 0:  # an exception that is none of n2sr's
+            pytest.fail(f"{last}: {stderr[-2000:]}")
+        fatal.append(last)
+        left = left[len(seen) + 1 :]
     return fatal
 
 
 def test_damaged_files_are_refused_or_read(tmp_path):
-    """Cut or with some bytes changed: a sentence or an image, no crash."""
+    """Cut or with some bytes changed: a sentence or an image, no crash and no hang.
+
+    Of thousands more, single ones crash or hang libhdf5 itself, in texts of variable length.
+    """
     rng = np.random.default_rng(0)
     frames = stack_of(3)
     for suffix in (".emd", ".hspy"):
@@ -689,7 +694,7 @@ def test_damaged_folder_stores_are_refused_or_read(tmp_path):
         with contextlib.suppress(FileFormatError, FrameError, InputFileError):
             read_frame(tmp_path / "a.zspy", 0)
         part.write_bytes(whole)
-    same_info(read_frame(tmp_path / "a.zspy", 0))
+    assert same_info(read_frame(tmp_path / "a.zspy", 0))
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the measuring data are not here")
@@ -709,7 +714,3 @@ def test_real_files():
     velox_frame = read_frame(edge / "debhyperspy_fei_emd_image.emd")
     assert velox_frame.pixel_size == pytest.approx((5.3024, 5.3024), rel=1e-4)
     assert velox_frame.acquisition["microscope"] == "Talos"
-
-
-def test_errors_are_n2srs():
-    assert issubclass(FileFormatError, N2SRError)

@@ -341,8 +341,14 @@ def attributes(node: Any) -> dict[str, Any]:
 def _fits(attrs: Any, name: str) -> bool:
     if not hasattr(attrs, "get_id"):  # zarr's are JSON
         return True
-    size: int = attrs.get_id(name).get_storage_size()
-    return size <= _LARGEST_ATTRIBUTE
+    attribute = attrs.get_id(name)
+    return attribute.get_storage_size() <= _LARGEST_ATTRIBUTE and _is_plain(attribute.dtype)
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Numbers or texts: libhdf5 crashes on damaged references and lists of lists."""
+    h5py = import_module("h5py")
+    return not dtype.hasobject or h5py.check_string_dtype(dtype) is not None
 
 
 def small(dataset: Any) -> Any:
@@ -351,6 +357,8 @@ def small(dataset: Any) -> Any:
         if getattr(dataset, "is_virtual", False) or getattr(dataset, "external", None):
             return None
         sizes = n_bytes(dataset.shape, dataset.dtype), n_bytes(dataset.chunks or (), dataset.dtype)
+        if hasattr(dataset, "id") and not _is_plain(dataset.dtype):
+            return None
         if math.prod(dataset.shape) > _LARGEST_VALUES or max(sizes) > _LARGEST_ATTRIBUTE:
             return None
         return plain_values(unwrapped(dataset[()]))
