@@ -103,7 +103,9 @@ def comes_back(opened: FrameFile, frame: Frame, model: ExportedModel, folder: Pa
         result, told = frame, f"not denoised ({str(error).split(':')[0]}), as it is: "
     whole, wrong = [], []
     for known in FORMATS:
-        for suffix in READERS.keys() & known.extensions if known.write else ():
+        for suffix in known.extensions if known.write else ():
+            if suffix not in READERS:
+                continue
             path = folder / f"{opened.path.stem}{suffix}"
             write_frame(path, result)
             (whole if same(path, result, READERS[suffix]) else wrong).append(suffix)
