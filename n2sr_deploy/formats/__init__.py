@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
+from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
 from n2sr_deploy.formats import mrc, npy, tiff
 from n2sr_deploy.formats.base import DAMAGE, Axis, FrameFile, Output, damaged
 
@@ -86,6 +86,13 @@ def read_frame(path: str | Path, index: int | None = None, signal: str | None = 
 def is_frame_file(path: Path) -> bool:
     """Tell whether the file's content or extension is that of a format n2sr reads."""
     return _of_file(path) is not None
+
+
+def is_written(path: Path) -> bool:
+    """Tell whether the extension is that of a format n2sr writes."""
+    return any(
+        known.write is not None and path.suffix.lower() in known.extensions for known in FORMATS
+    )
 
 
 def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -167,7 +174,7 @@ def write_frames(
         try:
             written_by.write(temporary, output)
         except (ValueError, struct.error) as error:  # the format cannot hold it
-            if isinstance(error, FrameError):
+            if isinstance(error, N2SRError):  # of a frame that was still to be read or denoised
                 raise
             raise OutputError(
                 f"{path} cannot hold this frame as {written_by.name}: {error}"
