@@ -71,7 +71,8 @@ def denoise_command(
     overwrite: bool,
 ) -> None:
     """Denoise the frame NOISY, or with --stack all its frames. The raw file is only read."""
-    from n2sr_deploy.denoise_file import DenoiseOptions, Denoisers, denoise_file
+    from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+    from n2sr_deploy.opening import Denoisers
     from n2sr_deploy.progress import shown_frames, shown_training
 
     check_denoising(model, samples, backend, options, std=std is not None)

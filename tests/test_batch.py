@@ -16,15 +16,18 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy import read_frame, write_frame
-from n2sr_deploy.batch import local
+from n2sr_deploy.batch import BatchOptions, local, run_batch
 from n2sr_deploy.batch.manifest import NAME, Manifest
 from n2sr_deploy.batch.plan import planned
+from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import InputFileError, OutputError
+from n2sr_deploy.denoise_file import DenoiseOptions
+from n2sr_deploy.errors import InputFileError, OutputError, SettingError
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 
 psutil = pytest.importorskip("psutil")
+OUTCOMES = "done", "started"
 SCRIPT = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from n2sr_deploy.cli import main; main()"
@@ -85,7 +88,8 @@ def test_a_folder_and_what_a_second_run_finds_done(run, raw, tmp_path, model_pat
     assert "3 done before" in second.stdout
     assert results(tmp_path / "out") == made
     assert results(raw) == before
-    assert [entry["outcome"] for entry in entries(tmp_path / "out")] == ["started", "done"] * 3
+    told = [(entry["output"], entry["outcome"]) for entry in entries(tmp_path / "out")]
+    assert sorted(told) == [(n, o) for n in ("a.tif", "b.mrc", "deep/c.tif") for o in OUTCOMES]
 
 
 def test_a_result_is_that_of_denoise(run, raw, model_path):
@@ -181,6 +185,66 @@ def test_a_second_batch_into_the_folder_is_refused(run, raw, tmp_path, model_pat
         result = run("raw", "-o", "out", "-m", model_path, code=2)
     assert "another batch writes into out; wait for it to end" in result.stderr
     run("raw", "-o", "out", "-m", model_path)
+
+
+class Answers:
+    """A runner without processes: it gives each file its outcomes, in turn."""
+
+    def __init__(self, outcomes):
+        self.outcomes, self.waiting, self.is_closed = outcomes, [], False
+
+    def __call__(self, begins, shares):
+        return self
+
+    def describe(self):
+        return "nobody"
+
+    def submit(self, task):
+        self.waiting.append(task)
+
+    def next_result(self):
+        task = self.waiting.pop(0)
+        return task, self.outcomes[task.name].pop(0)
+
+    def close(self):
+        self.is_closed = True
+
+
+class Unwatched:
+    def begin(self, n_files, told):
+        pass
+
+    def share(self, name, share):
+        pass
+
+    def end(self, name, entry):
+        pass
+
+
+def answered(tmp_path, outcomes, **options):
+    how = BatchOptions(denoising=DenoiseOptions(), **options)
+    answers = Answers(outcomes)
+    try:
+        return run_batch([str(tmp_path / "raw")], tmp_path / "out", how, answers, Unwatched())
+    finally:
+        assert answers.is_closed
+
+
+def test_a_wrong_setting_is_told_at_the_first_file(raw, tmp_path):
+    wrong = Outcome(error="preset is 'bst'", is_hopeless=True, is_of_settings=True)
+    with pytest.raises(SettingError, match="preset is 'bst'"):
+        answered(tmp_path, {"a.tif": [wrong], "b.mrc": []})
+    summary = answered(tmp_path, {"a.tif": [Outcome()], "b.mrc": [wrong]})
+    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "preset is 'bst'"})
+
+
+def test_only_what_may_succeed_is_tried_again(raw, tmp_path):
+    fails = Outcome(error="the share is away")
+    hopeless = Outcome(error="constant", is_hopeless=True)
+    summary = answered(
+        tmp_path, {"a.tif": [fails, fails, Outcome()], "b.mrc": [hopeless]}, retries=2
+    )
+    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "constant"})
 
 
 @pytest.mark.parametrize("retries", [0, 2])

@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy import Frame, read_frame
+from n2sr_deploy import denoise_file as module
 from n2sr_deploy.cli import main
-from n2sr_deploy.denoise_file import DenoiseOptions, Denoisers, denoise_file
+from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
-from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.learning import LearnOptions, TrainingStatus
+from n2sr_deploy.opening import Denoisers
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 TIME = Axis(name="time", size=3, scale=0.5, offset=2.0, unit="s")
@@ -84,23 +86,48 @@ def test_the_same_seed_gives_the_same_file(run, stack, tmp_path, model_path):
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
-def test_one_network_is_learned_from_the_middle_frame_or_the_one_named(run, stack):
-    result = run("denoise", stack, "--stack", "-o", "a.npy", *QUICK)
+@pytest.fixture
+def learned(model, monkeypatch):
+    """The frames that were learned from, in a moment."""
+    frames = []
+
+    def learn(frame, options, progress):
+        progress(
+            TrainingStatus(
+                step=2,
+                n_steps=2,
+                elapsed_s=1.0,
+                remaining_s=0.0,
+                loss=0.5,
+                validation_error=0.5,
+                steps_per_s=2.0,
+            )
+        )
+        frames.append(frame.index)
+        return model
+
+    monkeypatch.setattr(module, "learn", learn)
+    return frames
+
+
+def test_one_network_is_learned_from_the_middle_frame_or_the_one_named(run, stack, learned):
+    result = run("denoise", stack, "--stack", "-o", "a.npy")
     assert "learning from frame 1 of 3" in result.stderr
-    assert result.stderr.count("training, step 2 of 2") == 1
-    result = run("denoise", stack, "--stack", "--frame", 2, "-o", "b.tif", *QUICK)
-    assert "learning from frame 2 of 3" in result.stderr
+    assert "training, step 2 of 2" in result.stderr
+    run("denoise", stack, "--stack", "--frame", 2, "-o", "b.tif")
+    assert learned == [1, 2]
     assert read_frame("b.tif", 0).metadata["n2sr"]["learned_from_frame"] == 2
     assert np.load("a.npy").shape == (3, 96, 128)
 
 
-def test_each_frame_may_learn_its_own_network(run, stack):
-    result = run("denoise", stack, "--per-frame", "-o", "out.tif", *QUICK)
+def test_each_frame_may_learn_its_own_network(run, stack, learned):
+    result = run("denoise", stack, "--per-frame", "-o", "out.tif")
     assert result.stderr.count("training, step 2 of 2, done") == 3
+    assert learned == [0, 1, 2]
     frame = read_frame("out.tif", 0)
     assert "each frame's own weights" in frame.history[-1]
     assert frame.metadata["n2sr"]["weights_sha256"] is None
-    run("denoise", stack, "--frame", 2, "-o", "one.tif", *QUICK)
+    run("denoise", stack, "--frame", 2, "-o", "one.tif")
     assert np.array_equal(read_frame("out.tif", 2).pixels, read_frame("one.tif").pixels)
 
 

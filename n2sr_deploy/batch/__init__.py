@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from n2sr_deploy.batch.manifest import Entry, Manifest
 from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
-from n2sr_deploy.errors import OutputError
+from n2sr_deploy.errors import OutputError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,6 +123,8 @@ def run_batch(
     InputFileError, OutputError
         When there is nothing to do, or results cannot be written; or another batch writes into
         this folder.
+    SettingError
+        When a setting is wrong.
     """
     _make(folder)
     with Manifest(folder) as manifest:
@@ -220,6 +222,7 @@ class _Run:
             n_open = len(self._jobs)
             while n_open:
                 task, outcome = runner.next_result()
+                self._check_settings(outcome)
                 if self._is_tried_again(task, outcome):
                     runner.submit(task)
                 else:
@@ -227,6 +230,11 @@ class _Run:
                     self._end(self._jobs[task.name], outcome)
         finally:
             runner.close()
+
+    def _check_settings(self, outcome: Outcome) -> None:
+        """A wrong setting would fail every file: it is told at the first."""
+        if outcome.is_of_settings and not self._summary.done and not self._summary.done_before:
+            raise SettingError(outcome.error)
 
     def _begin(self, task: Task) -> None:
         self._manifest.append([self._jobs[task.name].entry])

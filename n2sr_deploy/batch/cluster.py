@@ -11,8 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task, work
-from n2sr_deploy.denoise_file import Denoisers
 from n2sr_deploy.errors import MissingExtraError, SettingError
+from n2sr_deploy.opening import Denoisers
 
 try:
     from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
@@ -112,6 +112,9 @@ class ClusterRunner:
                 self._alone.add(task.name)
                 self.submit(task)
             future = next(self._completed)
+            if future.status in ("pending", "lost"):  # with its worker, and done again
+                self._completed.add(future)
+                continue
             task = self._tasks.pop(future.key)
             del self._futures[future.key]
             outcome = self._outcome(task, future)
@@ -120,11 +123,11 @@ class ClusterRunner:
 
     def _outcome(self, task: Task, future: Future) -> Outcome | None:
         """What became of it; None: it is suspected, and will be tried alone."""
-        if future.status == "finished":
-            return Outcome.from_dict(future.result())
         if future.status == "cancelled":
             return Outcome(error="the Dask scheduler was lost", is_hopeless=True)
         error = future.exception()
+        if error is None:
+            return Outcome.from_dict(future.result())
         if not isinstance(error, KilledWorker):
             return Outcome(error=f"{type(error).__name__}: {error}")
         if task.name not in self._alone:

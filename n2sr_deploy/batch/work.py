@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from n2sr_deploy.batch.plan import Job
-    from n2sr_deploy.denoise_file import Denoisers
     from n2sr_deploy.learning import Progress, TrainingStatus
+    from n2sr_deploy.opening import Denoisers
 
 _HOPELESS = FrameError, MissingExtraError, ModelError, SettingError
 _TELL_EVERY_S = 0.5
@@ -66,6 +66,8 @@ class Outcome:
     """Why it failed; None: it is done."""
     is_hopeless: bool = False
     """Whether another try would fail too."""
+    is_of_settings: bool = False
+    """Whether a setting is wrong, rather than the file."""
     seconds: float = 0.0
     sizes: tuple[int, ...] = ()
     """Bytes of each output. Asked where they were written: elsewhere a network's file system may
@@ -119,6 +121,7 @@ def work(task: Task, denoisers: Denoisers, on_share: Callable[[float], None]) ->
             return Outcome(
                 error=" ".join(str(error).split()) or type(error).__name__,
                 is_hopeless=isinstance(error, _HOPELESS),
+                is_of_settings=isinstance(error, SettingError),
                 seconds=time.monotonic() - began,
                 warnings=tuple(warnings),
             )

@@ -14,7 +14,7 @@ import sys
 import threading
 
 from n2sr_deploy.batch.work import Task, work
-from n2sr_deploy.denoise_file import Denoisers
+from n2sr_deploy.opening import Denoisers
 
 
 def main() -> None:
