@@ -15,12 +15,11 @@ import click
 from n2sr_deploy import files, formats, sampling
 from n2sr_deploy.cli_options import (
     PATH,
-    backend_option,
-    frame_option,
+    check_outputs,
     output_option,
     overwrite_option,
     seed_option,
-    training_options,
+    signal_option,
 )
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
 from n2sr_deploy.version import VERSION
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.learning import LearnOptions
-    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import Shape
 
 
@@ -43,7 +40,17 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         joined = {entry_point.name for entry_point in entry_points(group="n2sr.commands")}
-        order = ["train", "export", "denoise", "stream", "bench", "info", "simulate", "doctor"]
+        order = [
+            "train",
+            "export",
+            "denoise",
+            "batch",
+            "stream",
+            "bench",
+            "info",
+            "simulate",
+            "doctor",
+        ]
         names = joined | set(super().list_commands(ctx))
         return sorted(
             names,
@@ -88,93 +95,6 @@ def main() -> None:
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors say it
 
 
-@main.command(short_help="Denoise a frame with a model, or learn one first.")
-@click.argument("noisy", type=PATH)
-@output_option("denoised frame: .tif, .mrc or .npy")
-@click.option(
-    "-m",
-    "--model",
-    type=PATH,
-    metavar="MODEL.onnx",
-    help="An exported model. Without it, a network is trained on NOISY first.",
-)
-@click.option(
-    "--std",
-    type=PATH,
-    metavar="FILE",
-    help="Also write the spread: the standard deviation of the draws.",
-)
-@click.option(
-    "-M",
-    "--samples",
-    type=int,
-    metavar="M",
-    help="Draws to average; by default the model's own number.",
-)
-@backend_option
-@frame_option
-@training_options
-@seed_option
-@overwrite_option
-def denoise(
-    noisy: Path,
-    output: Path,
-    model: Path | None,
-    std: Path | None,
-    samples: int | None,
-    backend: str,
-    frame: int | None,
-    options: LearnOptions,
-    overwrite: bool,
-) -> None:
-    """Denoise the frame NOISY. The raw file is only read."""
-    from n2sr_deploy.backends import check_backend
-    from n2sr_deploy.defects import repair, untouched
-    from n2sr_deploy.opening import open_denoiser
-
-    if model is not None:
-        _refuse_training_options(options)
-    _check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
-    if samples is not None and not 1 <= samples <= sampling.MAX_SAMPLES:
-        raise click.UsageError(
-            f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
-        )
-    check_backend(backend)
-    if model is None and backend.startswith("tensorrt"):
-        raise click.UsageError(
-            f"--backend {backend} needs an engine, and that a model: n2sr train, then n2sr export "
-            f"with --engine {backend}; or leave out --backend"
-        )
-    noisy_frame = formats.read_frame(noisy, frame)
-    repaired = repair(noisy_frame) if options.repair else untouched(noisy_frame)
-    if model is not None and repaired.describe():
-        click.echo(f"mended: {repaired.describe()}", err=True)
-    seed = options.seed or 0
-    if std is not None and samples == 1:
-        raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
-    exported = _model(model, noisy_frame, options)
-    shape = noisy_frame.shape
-    with open_denoiser(exported, backend, shape=shape, n_samples=samples) as denoiser:
-        denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
-        meta, runs_on = denoiser.model.metadata, denoiser.name
-    done = (
-        f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
-        f"frame {noisy_frame.index} of {noisy_frame.n_frames}, preset {meta.preset}, "
-        f"pattern {meta.pattern}, weights {meta.weights_sha256[:12]}, {runs_on}"
-    )
-    formats.write_frame(
-        output, repaired.frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite
-    )
-    click.echo(f"{output}: denoised, mean of {samples or meta.n_samples} draws")
-    if std is not None:
-        formats.write_frame(
-            std,
-            repaired.frame.with_pixels(denoised.std, done.format("standard deviation")),
-            overwrite=overwrite,
-        )
-        click.echo(f"{std}: standard deviation of the draws")
-
-
 @main.command(short_help="Tell what a frame, checkpoint or model is.")
 @click.argument("file", type=PATH)
 @click.option(
@@ -186,7 +106,8 @@ def denoise(
     metavar="N",
     help="Another frame of the same area: the noise is then measured from the difference.",
 )
-def info(file: Path, frame: int, second: int | None) -> None:
+@signal_option
+def info(file: Path, frame: int, second: int | None, signal: str | None) -> None:
     """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
@@ -194,14 +115,14 @@ def info(file: Path, frame: int, second: int | None) -> None:
     if file.is_file() and looks_like_checkpoint(_beginning(file)):
         click.echo(f"{file}: {_describe_checkpoint(file)}")
     elif formats.is_frame_file(file):
-        found = formats.read_frame(file, frame)
+        found = formats.read_frame(file, frame, signal)
         click.echo(f"{file}: {found.describe()}")
         for key, value in found.metadata.items():
             click.echo(f"  {key}: {value}")
         for line in found.history:
             click.echo(f"  history: {line}")
         for line in _noise_lines(
-            found, None if second is None else formats.read_frame(file, second)
+            found, None if second is None else formats.read_frame(file, second, signal)
         ):
             click.echo(f"  {line}")
     else:
@@ -265,7 +186,7 @@ def simulate(
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.phantom import clean_phantom, noisy_draw
 
-    _check_outputs([output] if clean is None else [output, clean], None, overwrite=overwrite)
+    check_outputs([output] if clean is None else [output, clean], None, overwrite=overwrite)
     phantom = clean_phantom(shape, spacing=spacing, seed=seed)
     noisy = noisy_draw(phantom, gain=gain, read_noise=read_noise, seed=seed)
     done = f"n2sr {VERSION}: phantom, spacing {spacing:g}, seed {seed}"
@@ -286,36 +207,6 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
         return []
     noise = measure_noise(frame, second)
     return [f"found: {noise.describe()}", choose_pattern(noise)[2]]
-
-
-def _refuse_training_options(options: LearnOptions) -> None:
-    for name in ("preset", "pattern", "stride", "seconds", "steps", "init", "device"):
-        if getattr(options, name) is not None:
-            raise click.UsageError(
-                f"--{name} is about training, but --model gives a trained network; leave one out"
-            )
-
-
-def _check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> None:
-    """Refuse, before any work, what could not be written afterwards, and the raw file itself."""
-    for output in outputs:
-        formats.check_writable(output, overwrite=overwrite, inputs=[raw] if raw else [])
-    if len({output.resolve() for output in outputs}) < len(outputs):
-        raise click.UsageError(
-            f"{outputs[0]} is named for two outputs; give each a file of its own"
-        )
-
-
-def _model(path: Path | None, frame: Frame, options: LearnOptions) -> ExportedModel:
-    """The model that is given, or one learned from the frame."""
-    from n2sr_deploy.learning import learn
-    from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.progress import shown_training
-
-    if path is not None:
-        return ExportedModel.open(path)
-    with shown_training() as progress:
-        return learn(frame, options, progress)
 
 
 def _beginning(path: Path) -> bytes:

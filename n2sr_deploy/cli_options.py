@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy.backends import BACKENDS
+from n2sr_deploy import formats
+from n2sr_deploy.backends import BACKENDS, check_backend
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.sampling import MAX_STRIDE, PATTERN_NAMES
+from n2sr_deploy.sampling import MAX_SAMPLES, MAX_STRIDE, PATTERN_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,32 @@ def output_option(metavar: str, *, required: bool = True) -> Callable[[Command],
 
 frame_option = click.option(
     "--frame", type=int, metavar="N", help="Which frame of a stack, counted from 0."
+)
+signal_option = click.option(
+    "--signal",
+    metavar="NAME",
+    help="Which signal of a file that holds several; in HDF5, the path of a dataset.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "same"]),
+    default="float32",
+    show_default=True,
+    help="Of the result; same: the integer type of the input, by rounding and clipping.",
+)
+model_option = click.option(
+    "-m",
+    "--model",
+    type=PATH,
+    metavar="MODEL.onnx",
+    help="An exported model. Without it, a network is learned first.",
+)
+samples_option = click.option(
+    "-M",
+    "--samples",
+    type=int,
+    metavar="M",
+    help="Draws to average; by default the model's own number.",
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists."
@@ -144,3 +171,36 @@ def training_options(command: Command) -> Command:
         command(*args, options=options, **kwargs)
 
     return with_options
+
+
+def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> None:
+    """Refuse, before any work, what could not be written afterwards, and the raw file itself."""
+    for output in outputs:
+        formats.check_writable(output, overwrite=overwrite, inputs=[raw] if raw else [])
+    if len({output.resolve() for output in outputs}) < len(outputs):
+        raise click.UsageError(
+            f"{outputs[0]} is named for two outputs; give each a file of its own"
+        )
+
+
+def check_denoising(
+    model: Path | None, samples: int | None, backend: str, options: LearnOptions, *, std: bool
+) -> None:
+    """Refuse, before any work, options that are out of range or contradict each other."""
+    if model is not None:
+        for name in ("preset", "pattern", "stride", "seconds", "steps", "init", "device"):
+            if getattr(options, name) is not None:
+                raise click.UsageError(
+                    f"--{name} is about training, but --model gives a trained network; "
+                    "leave one out"
+                )
+    if samples is not None and not 1 <= samples <= MAX_SAMPLES:
+        raise click.UsageError(f"--samples is {samples}, but must be 1 to {MAX_SAMPLES} draws")
+    if std and samples == 1:
+        raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
+    check_backend(backend)
+    if model is None and backend.startswith("tensorrt"):
+        raise click.UsageError(
+            f"--backend {backend} needs an engine, and that a model: n2sr train, then n2sr export "
+            f"with --engine {backend}; or leave out --backend"
+        )

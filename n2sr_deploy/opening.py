@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -15,11 +15,13 @@ from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser
 from n2sr_deploy.errors import DeviceError, MissingExtraError, N2SRError
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pipeline import FramePipeline, Program
 
 if TYPE_CHECKING:
-    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import Shape
+
+    Opened = Denoiser | FramePipeline
 
 _log = logging.getLogger("n2sr")
 
@@ -112,3 +114,51 @@ def _pipeline_that_works(
             _log.info("backend: %s, %s", program.network.name, why)
             return FramePipeline(program)
     return None
+
+
+class Denoisers:
+    """Opens denoisers, and keeps the last one for the files that follow. A context manager.
+
+    Not to be shared between threads.
+
+    Parameters
+    ----------
+    n_threads
+        For the kernels and the network on a CPU; 0: one for each core.
+    """
+
+    def __init__(self, n_threads: int = 0) -> None:
+        self._n_threads = n_threads
+        self._kept: tuple[str, str, Shape, Opened] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the denoiser that is open, if one is."""
+        if self._kept is not None:
+            self._kept[-1].close()
+        self._kept = None
+
+    def of_file(self, path: str, backend: str, shape: Shape, n_samples: int | None) -> Opened:
+        """The model in a file, on a backend, for frames of a shape: see `open_denoiser`."""
+        if self._kept is not None:
+            was_path, was_backend, was_shape, denoiser = self._kept
+            fits = isinstance(denoiser, Denoiser) or was_shape == shape
+            if (was_path, was_backend) == (path, backend) and fits:
+                return denoiser
+        self.close()
+        denoiser = self.of_model(ExportedModel.open(path), backend, shape, n_samples)
+        self._kept = path, backend, shape, denoiser
+        return denoiser
+
+    def of_model(
+        self, model: ExportedModel, backend: str, shape: Shape, n_samples: int | None
+    ) -> Opened:
+        """A model in memory; whoever asks closes it."""
+        return open_denoiser(
+            model, backend, shape=shape, n_samples=n_samples, n_threads=self._n_threads
+        )

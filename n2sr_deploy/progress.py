@@ -1,17 +1,19 @@
-"""Shows a training on the terminal: a bar, or a line now and then where there is none."""
+"""Shows trainings and frames on the terminal: a bar, or a line now and then where there is none."""
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from n2sr_deploy.batch.manifest import Entry
     from n2sr_deploy.learning import TrainingStatus
 
 _LINE_EVERY_S = 10.0
@@ -42,6 +44,46 @@ def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
         lines = _Lines(console)
         yield lines
         lines.end()
+
+
+@contextmanager
+def shown_frames(what: str, *, alone: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Give what is called with the frames done and their number; shows them on stderr.
+
+    One frame is not worth showing. With `alone` false there are only lines: a terminal shows one
+    bar at a time, and each frame's training has one.
+    """
+    console = Console(stderr=True)
+    if alone and console.is_terminal:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as progress:
+            task = progress.add_task(what, total=None, visible=False)
+
+            def show(done: int, total: int) -> None:
+                progress.update(
+                    task,
+                    description=f"{what}, frame {done} of {total}",
+                    completed=done,
+                    total=total,
+                    visible=total > 1,
+                )
+
+            yield show
+    else:
+        due = time.monotonic() + _LINE_EVERY_S
+
+        def tell(done: int, total: int) -> None:
+            nonlocal due
+            if total > 1 and (done == total or time.monotonic() >= due):
+                due = time.monotonic() + _LINE_EVERY_S
+                console.print(f"{what}, frame {done} of {total}", soft_wrap=True)
+
+        yield tell
 
 
 @contextmanager
@@ -100,3 +142,70 @@ def _figures(status: TrainingStatus) -> str:
         f"loss {status.loss:.4f}, validation {status.validation_error:.4f}, "
         f"{status.steps_per_s:.1f} steps/s"
     )
+
+
+@contextmanager
+def shown_batch() -> Iterator[ShownBatch]:
+    """Give what watches a batch: a bar over all files, or a line now and then; each failure."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield ShownBatch(console)
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console
+    ) as bar:
+        yield ShownBatch(console, bar)
+
+
+class ShownBatch:
+    """Where a batch stands, over all its files; see `n2sr_deploy.batch.Watcher`."""
+
+    def __init__(self, console: Console, bar: Progress | None = None) -> None:
+        self._console, self._bar = console, bar
+        self._lock = threading.Lock()
+        self._began = self._next = time.monotonic()
+        self._n_files = self._n_ended = self._n_failed = 0
+        self._shares: dict[str, float] = {}
+        self._warnings: set[str] = set()
+        self._task = None if bar is None else bar.add_task("denoising", total=None)
+
+    def begin(self, n_files: int, told: str) -> None:
+        """So many files, done by whom."""
+        self._n_files = n_files
+        self._console.print(
+            f"{n_files} file{'s' if n_files > 1 else ''} to denoise, {told}", soft_wrap=True
+        )
+
+    def share(self, name: str, share: float) -> None:
+        """A share of a file is done."""
+        with self._lock:
+            self._shares[name] = share
+            self._show()
+
+    def end(self, name: str, entry: Entry) -> None:
+        """A file is done or has failed."""
+        with self._lock:
+            self._shares.pop(name, None)
+            self._n_ended += 1
+            if entry.outcome == "failed":
+                self._n_failed += 1
+                self._console.print(f"{name} failed: {entry.error}", soft_wrap=True, markup=False)
+            for warning in entry.warnings:
+                if warning not in self._warnings:  # once, not for each of thousands of files
+                    self._warnings.add(warning)
+                    self._console.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+            self._show()
+
+    def _show(self) -> None:
+        done = self._n_ended + sum(self._shares.values())
+        failed = f", {self._n_failed} failed" if self._n_failed else ""
+        told = f"{self._n_ended} of {self._n_files} files{failed}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=told, completed=done, total=self._n_files)
+            return
+        now = time.monotonic()
+        if now >= self._next or self._n_ended == self._n_files:
+            self._next = now + _LINE_EVERY_S
+            left = (now - self._began) / done * (self._n_files - done) if done else 0.0
+            told += f", about {left:.0f} s left" if done and left >= 1 else ""
+            self._console.print(told, soft_wrap=True)

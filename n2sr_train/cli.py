@@ -16,6 +16,7 @@ from n2sr_deploy.cli_options import (
     output_option,
     overwrite_option,
     seed_option,
+    signal_option,
     training_options,
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
@@ -35,18 +36,24 @@ if TYPE_CHECKING:
 @click.argument("noisy", type=PATH)
 @output_option("CHECKPOINT, .safetensors")
 @frame_option
+@signal_option
 @training_options
 @seed_option
 @overwrite_option
 def train_command(
-    noisy: Path, output: Path, frame: int | None, options: LearnOptions, overwrite: bool
+    noisy: Path,
+    output: Path,
+    frame: int | None,
+    signal: str | None,
+    options: LearnOptions,
+    overwrite: bool,
 ) -> None:
     """Learn a network from one NOISY frame and write it as a checkpoint.
 
     Ctrl-C ends the training and keeps the best so far.
     """
     files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
-    noisy_frame = read_frame(noisy, frame)
+    noisy_frame = read_frame(noisy, frame, signal)
     with shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     checkpoint.save(output, overwrite=overwrite)

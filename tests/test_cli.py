@@ -105,7 +105,13 @@ def test_version_tells_the_kernels(run):
 
 @pytest.mark.parametrize(
     "command",
-    [[], *([c] for c in ("train", "export", "denoise", "bench", "info", "simulate", "doctor"))],
+    [
+        [],
+        *(
+            [c]
+            for c in ("train", "export", "denoise", "batch", "bench", "info", "simulate", "doctor")
+        ),
+    ],
 )
 def test_help_imports_nothing_heavy(command):
     script = (
@@ -352,9 +358,9 @@ import importlib, json, pkgutil, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         extras = {
-            "bitshuffle", "filelock", "h5py", "hdf5plugin", "onnx", "onnxscript", "openvino", "p4p",
-            "prometheus_client", "pymmcore_plus", "safetensors", "tensorrt", "tensorrt_rtx",
-            "torch", "zarr", "zmq",
+            "bitshuffle", "dask", "distributed", "filelock", "h5py", "hdf5plugin", "onnx",
+            "onnxscript", "openvino", "p4p", "prometheus_client", "pymmcore_plus", "safetensors",
+            "tensorrt", "tensorrt_rtx", "torch", "zarr", "zmq",
         }
         if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name, name=name)
@@ -379,6 +385,8 @@ print(json.dumps(missing))
     missing = json.loads(done.stdout)
     expected = {
         "n2sr_deploy.backends.openvino": "openvino",
+        "n2sr_deploy.batch.cluster": "dask",
+        "n2sr_deploy.dask": "dask",
         "n2sr_deploy.stream.metrics": "live",
         "n2sr_deploy.stream.micromanager": "micromanager",
         "n2sr_deploy.stream.pva": "live",

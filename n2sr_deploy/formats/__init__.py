@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import FileFormatError, FrameError, OutputError
+from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
 from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, ser, tiff
 from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
 
@@ -99,6 +99,13 @@ def is_frame_file(path: Path) -> bool:
     return _of_file(path) is not None
 
 
+def is_written(path: Path) -> bool:
+    """Tell whether the extension is that of a format n2sr writes."""
+    return any(
+        known.write is not None and path.suffix.lower() in known.extensions for known in FORMATS
+    )
+
+
 def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raise what `write_frame` would raise about the path itself, before there is a frame.
 
@@ -178,7 +185,7 @@ def write_frames(
         try:
             written_by.write(temporary, output)
         except (ValueError, struct.error) as error:  # the format cannot hold it
-            if isinstance(error, FrameError):
+            if isinstance(error, N2SRError):  # of a frame that was still to be read or denoised
                 raise
             raise OutputError(
                 f"{path} cannot hold this frame as {written_by.name}: {error}"

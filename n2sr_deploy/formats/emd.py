@@ -339,7 +339,7 @@ def _velox_time(info: FrameInfo, n_frames: int) -> Axis:
 
 
 def _write(path: Path, output: Output) -> None:
-    """NCEM's EMD 0.2, x first, as NCEM's own microscopes do and HyperSpy takes for granted."""
+    """NCEM's EMD 0.2, x first: HyperSpy takes every such file for that, whatever its axes say."""
     h5py = required("h5py", "writing EMD files", "h5py", "formats")
     info = output.info
     with h5py.File(path, "w") as file:

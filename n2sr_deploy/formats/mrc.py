@@ -155,8 +155,10 @@ def _write(path: Path, output: Output) -> None:
         exttyp=_OURS.decode(),
     ) as file:
         stack = file.data if output.axes else file.data[None]
+        seen = _Statistics()
         for index, pixels in enumerate(output.pixels):
             stack[index] = pixels
+            seen.add(pixels)
         if output.axes:
             file.set_image_stack()
         nm = nanometres(info.unit)
@@ -171,10 +173,38 @@ def _write(path: Path, output: Output) -> None:
                 info.unit,
             )
         labels = [*info.metadata.get("labels", ()), *_wrapped(info.history)][-_LABELS:]
-        for i, label in enumerate(labels):
+        for i in range(_LABELS):  # mrcfile puts one of its own, with the time
+            label = labels[i] if i < len(labels) else ""
             file.header.label[i] = label.encode("ascii", "replace")[:_LABEL_LENGTH]
         file.header.nlabl = len(labels)
-        file.update_header_stats()
+        seen.put_into(file.header)
+
+
+class _Statistics:
+    """Of all pixels, a frame at a time: mrcfile's own would copy a whole stack."""
+
+    def __init__(self) -> None:
+        self._least, self._most = np.inf, -np.inf
+        self._n, self._sum, self._squares = 0, 0.0, 0.0
+        self._about = 0.0  # the first frame's mean, so that squares do not cancel
+
+    def add(self, pixels: AnyArray) -> None:
+        """One more frame."""
+        if not self._n:
+            self._about = float(pixels.mean(dtype=np.float64))
+        away = pixels - np.float64(self._about)
+        self._n += pixels.size
+        self._sum += float(away.sum())
+        self._squares += float(np.square(away).sum())
+        self._least = min(self._least, float(pixels.min()))
+        self._most = max(self._most, float(pixels.max()))
+
+    def put_into(self, header: Any) -> None:
+        """As the standard names them."""
+        mean = self._sum / self._n
+        header.dmin, header.dmax = self._least, self._most
+        header.dmean = self._about + mean
+        header.rms = max(self._squares / self._n - mean**2, 0.0) ** 0.5
 
 
 def _wrapped(history: tuple[str, ...]) -> list[str]:

@@ -107,6 +107,11 @@ def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
         )
     if len(shape) < 2 or axes[-2:] != "YX":
         raise FrameError(f"{path} has axes {axes}, but n2sr takes rows and columns (YX)")
+    said = (file.imagej_metadata or {}).get("images", 1)
+    if "S" not in str(series.axes) and said > np.prod(shape[:-2], dtype=np.int64):
+        raise FileFormatError(
+            f"{path} is truncated: it says it holds {said} frames, but not all are there"
+        )
     info = _info(file)
     leading = _leading(file, axes, shape)
     kept = record.from_json(_own(file), info)

@@ -1,0 +1,173 @@
+"""What a batch has done so far: one line of JSON for each thing that happened, on the disk at once.
+
+    {"output": "a.tif", "outcome": "started", "input": "/data/a.tif", "size": 8388, ...}
+    {"output": "a.tif", "outcome": "done", ..., "seconds": 1.2, "sizes": {"a.tif": 4194}}
+
+The last line of an output counts. A line torn by a kill is cut off at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from n2sr_deploy.errors import OutputError
+from n2sr_deploy.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_log = logging.getLogger("n2sr")
+NAME = "n2sr-batch.jsonl"
+_TEMPORARY = re.compile(r"\.n2sr-[0-9a-f]{32}(\..*)?")  # as `n2sr_deploy.files` names them
+_LOCKED_BYTE = 2**40  # beyond any line: Windows locks what others then cannot read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line."""
+
+    output: str
+    """Of the denoised frames, within the batch's folder, with ``/``."""
+    outcome: Literal["started", "done", "failed"]
+    input: str
+    """The path as it was."""
+    size: int
+    """Bytes of the input."""
+    mtime_ns: int
+    """When the input was last changed; with `size`, by this an input is known again."""
+    settings: Mapping[str, Any]
+    """All that decides what comes out."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each file that was written, by its path within the folder."""
+    error: str | None = None
+    seconds: float | None = None
+    attempts: int = 0
+    warnings: tuple[str, ...] = ()
+    n2sr_version: str = VERSION
+
+    def is_of(self, other: Entry) -> bool:
+        """Whether both are of the same input and settings."""
+        mine, others = (
+            (entry.size, entry.mtime_ns, json.dumps(entry.settings, sort_keys=True))
+            for entry in (self, other)
+        )
+        return mine == others
+
+
+class Manifest:
+    """The manifest of a folder, locked while it is open. A context manager, for any thread.
+
+    The system gives up the lock when the process ends, however it ends.
+
+    Parameters
+    ----------
+    folder
+        Of the results; there must be one.
+
+    Raises
+    ------
+    OutputError
+        When another batch writes into this folder, or the file cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writing = threading.Lock()
+        self.path = folder / NAME
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self.path}: {error.strerror}; choose another folder"
+            ) from error
+        try:
+            _lock(self._file.fileno(), folder)
+            self.entries = self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; another batch may then begin."""
+        self._file.close()
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Add lines; they are on the disk when this returns."""
+        text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+        with self._writing:
+            self._file.write(text.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.entries.update((entry.output, entry) for entry in entries)
+
+    def are_there(self, entry: Entry) -> bool:
+        """Whether all that an entry says was written is there, as large as it was."""
+        return bool(entry.sizes) and all(
+            _size(self._folder / name) == size for name, size in entry.sizes.items()
+        )
+
+    def remove_leftovers(self) -> int:
+        """Remove temporary files of killed runs; tell how many there were."""
+        left = [path for path in self._folder.rglob(".n2sr-*") if _TEMPORARY.fullmatch(path.name)]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
+    def _read(self) -> dict[str, Entry]:
+        self._file.seek(0)
+        whole = self._file.read()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            self._file.truncate(end)
+        entries: dict[str, Entry] = {}
+        n_damaged = 0
+        for line in whole[:end].splitlines():
+            try:
+                values = json.loads(line)
+                entry = Entry(**{**values, "warnings": tuple(values["warnings"])})
+            except (ValueError, TypeError, LookupError):
+                n_damaged += 1
+                continue
+            entries[entry.output] = entry
+        if n_damaged:
+            _log.warning("%s has %d lines that cannot be read; left out", self.path, n_damaged)
+        return entries
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Take the lock of an open file, or say who has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(
+            f"another batch writes into {folder}; wait for it to end, or choose another folder"
+        ) from error

@@ -1,0 +1,411 @@
+"""Many files: what is done is not done again, what fails stops nothing, kills leave no trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import read_frame, write_frame
+from n2sr_deploy.batch import BatchOptions, local, run_batch
+from n2sr_deploy.batch.manifest import NAME, Manifest
+from n2sr_deploy.batch.plan import planned
+from n2sr_deploy.batch.work import Outcome
+from n2sr_deploy.cli import main
+from n2sr_deploy.denoise_file import DenoiseOptions
+from n2sr_deploy.errors import InputFileError, OutputError, SettingError
+from n2sr_deploy.formats import open_frames, write_frames
+from n2sr_deploy.formats.base import Axis
+
+psutil = pytest.importorskip("psutil")
+OUTCOMES = "done", "started"
+SCRIPT = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from n2sr_deploy.cli import main; main()"
+)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run `n2sr batch` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, ["batch", *(str(a) for a in arguments)])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def make(folder, names, noisy):
+    rng = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.poisson(noisy.pixels * 400).astype(np.uint16)
+        write_frame(folder / name, replace(noisy, pixels=pixels))
+
+
+@pytest.fixture
+def raw(tmp_path, noisy):
+    """A folder of three frames, one of them in a folder of its own."""
+    make(tmp_path / "raw", ["a.tif", "b.mrc", "deep/c.tif"], noisy)
+    return tmp_path / "raw"
+
+
+def results(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != NAME
+    }
+
+
+def entries(folder):
+    return [json.loads(line) for line in (folder / NAME).read_text().splitlines()]
+
+
+def test_a_folder_and_what_a_second_run_finds_done(run, raw, tmp_path, model_path):
+    before = results(raw)
+    first = run("raw", "-o", "out", "-m", model_path, "--recursive", "--std")
+    assert "3 denoised" in first.stdout
+    assert "3 of 3 files" in first.stderr
+    made = results(tmp_path / "out")
+    assert sorted(made) == [
+        *("a.std.tif", "a.tif", "b.mrc", "b.std.mrc", "deep/c.std.tif", "deep/c.tif")
+    ]
+    assert read_frame("out/b.mrc").pixel_size == pytest.approx((0.02, 0.03))
+    second = run("raw", "-o", "out", "-m", model_path, "--recursive", "--std")
+    assert "3 done before" in second.stdout
+    assert results(tmp_path / "out") == made
+    assert results(raw) == before
+    told = [(entry["output"], entry["outcome"]) for entry in entries(tmp_path / "out")]
+    assert sorted(told) == [(n, o) for n in ("a.tif", "b.mrc", "deep/c.tif") for o in OUTCOMES]
+
+
+def test_a_result_is_that_of_denoise(run, raw, model_path):
+    run("raw", "-o", "out", "-m", model_path, "--seed", 3)
+    arguments = ["denoise", "raw/a.tif", "-m", str(model_path), "-o", "one.tif", "--seed", "3"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert np.array_equal(read_frame("out/a.tif").pixels, read_frame("one.tif").pixels)
+
+
+def test_each_file_learns_its_own_network_without_a_model(run, raw, tmp_path):
+    run("raw/*.tif", "-o", "out", "--steps", 2, "--device", "cpu", "--dtype", "same")
+    frame = read_frame("out/a.tif")
+    assert frame.pixels.dtype == np.uint16
+    assert frame.metadata["n2sr"]["learned_from_frame"] == 0
+    assert sorted(results(tmp_path / "out")) == ["a.tif"]
+
+
+def test_stacks_are_done_as_stacks(run, noisy, tmp_path, model_path):
+    (tmp_path / "raw").mkdir()
+    axis = Axis(name="time", size=2, scale=0.1, unit="s")
+    write_frames("raw/s.tif", [noisy, replace(noisy, pixels=noisy.pixels * 2)], (axis,))
+    run("raw", "-o", "out", "-m", model_path)
+    with open_frames("out/s.tif") as opened:
+        assert opened.axes == (axis,)
+
+
+def test_one_file_that_fails_stops_no_other(run, raw, tmp_path, model_path):
+    (raw / "aa.tif").write_bytes((raw / "a.tif").read_bytes()[:3000])
+    np.save(raw / "constant.npy", np.ones((64, 64)))
+    result = run("raw", "-o", "out", "-m", model_path, code=1)
+    assert "2 denoised" in result.stdout
+    assert "2 failed" in result.stdout
+    assert "constant.npy: frame is constant" in result.stdout
+    assert "aa.tif: " in result.stdout
+    attempts = {e["output"]: e["attempts"] for e in entries(tmp_path / "out")}
+    assert attempts["aa.tif"] == 2  # it may have been a network's whim
+    assert attempts["constant.npy"] == 1  # it will stay constant
+    assert sorted(results(tmp_path / "out")) == ["a.tif", "b.mrc"]
+
+
+def test_other_settings_are_told_and_done_only_with_overwrite(run, raw, tmp_path, model_path):
+    run("raw", "-o", "out", "-m", model_path)
+    made = results(tmp_path / "out")
+    result = run("raw", "-o", "out", "-m", model_path, "--seed", 1)
+    assert "2 left: of other settings" in result.stdout
+    assert "--overwrite does them again" in result.stdout
+    assert results(tmp_path / "out") == made
+    run("raw", "-o", "out", "-m", model_path, "--seed", 1, "--overwrite")
+    assert results(tmp_path / "out")["a.tif"] != made["a.tif"]
+    run("raw", "-o", "out", "-m", model_path, "--overwrite")
+    assert results(tmp_path / "out") == made
+
+
+def test_another_input_of_the_same_name_is_told(run, raw, noisy, model_path):
+    run("raw", "-o", "out", "-m", model_path)
+    write_frame(raw / "a.tif", replace(noisy, pixels=noisy.pixels * 2), overwrite=True)
+    result = run("raw", "-o", "out", "-m", model_path)
+    assert "1 done before" in result.stdout
+    assert "1 left: of other settings or another input" in result.stdout
+
+
+def test_what_was_removed_is_made_again(run, raw, tmp_path, model_path):
+    run("raw", "-o", "out", "-m", model_path, "--std")
+    made = results(tmp_path / "out")
+    (tmp_path / "out" / "a.std.tif").unlink()
+    (tmp_path / "out" / "b.mrc").write_bytes(b"cut")
+    assert "2 denoised" in run("raw", "-o", "out", "-m", model_path, "--std").stdout
+    assert results(tmp_path / "out") == made
+
+
+def test_files_of_others_are_not_replaced(run, raw, tmp_path, model_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.tif").write_bytes(b"precious")
+    result = run("raw", "-o", "out", "-m", model_path, code=1)
+    assert "1 denoised" in result.stdout
+    assert "a file already that this batch did not write" in result.stdout
+    assert (tmp_path / "out" / "a.tif").read_bytes() == b"precious"
+
+
+def test_a_torn_line_and_a_damaged_one_are_survived(run, raw, tmp_path, model_path):
+    run("raw", "-o", "out", "-m", model_path)
+    manifest = tmp_path / "out" / NAME
+    manifest.write_bytes(b"\x00\xff\n" + manifest.read_bytes() + b'{"output": "a.t')
+    result = run("raw", "-o", "out", "-m", model_path)
+    assert "2 done before" in result.stdout
+    assert "1 lines that cannot be read" in result.stderr
+    assert manifest.read_bytes().endswith(b"}\n")
+
+
+def test_a_second_batch_into_the_folder_is_refused(run, raw, tmp_path, model_path):
+    (tmp_path / "out").mkdir()
+    with Manifest(tmp_path / "out"):
+        result = run("raw", "-o", "out", "-m", model_path, code=2)
+    assert "another batch writes into out; wait for it to end" in result.stderr
+    run("raw", "-o", "out", "-m", model_path)
+
+
+class Answers:
+    """A runner without processes: it gives each file its outcomes, in turn."""
+
+    def __init__(self, outcomes):
+        self.outcomes, self.waiting, self.is_closed = outcomes, [], False
+
+    def __call__(self, begins, shares):
+        return self
+
+    def describe(self):
+        return "nobody"
+
+    def submit(self, task):
+        self.waiting.append(task)
+
+    def next_result(self):
+        task = self.waiting.pop(0)
+        return task, self.outcomes[task.name].pop(0)
+
+    def close(self):
+        self.is_closed = True
+
+
+class Unwatched:
+    def begin(self, n_files, told):
+        pass
+
+    def share(self, name, share):
+        pass
+
+    def end(self, name, entry):
+        pass
+
+
+def answered(tmp_path, outcomes, **options):
+    how = BatchOptions(denoising=DenoiseOptions(), **options)
+    answers = Answers(outcomes)
+    try:
+        return run_batch([str(tmp_path / "raw")], tmp_path / "out", how, answers, Unwatched())
+    finally:
+        assert answers.is_closed
+
+
+def test_a_wrong_setting_is_told_at_the_first_file(raw, tmp_path):
+    wrong = Outcome(error="preset is 'bst'", is_hopeless=True, is_of_settings=True)
+    with pytest.raises(SettingError, match="preset is 'bst'"):
+        answered(tmp_path, {"a.tif": [wrong], "b.mrc": []})
+    summary = answered(tmp_path, {"a.tif": [Outcome()], "b.mrc": [wrong]})
+    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "preset is 'bst'"})
+
+
+def test_only_what_may_succeed_is_tried_again(raw, tmp_path):
+    fails = Outcome(error="the share is away")
+    hopeless = Outcome(error="constant", is_hopeless=True)
+    summary = answered(
+        tmp_path, {"a.tif": [fails, fails, Outcome()], "b.mrc": [hopeless]}, retries=2
+    )
+    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "constant"})
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_worker_that_is_killed_fails_its_file_only(
+    run, raw, tmp_path, model_path, monkeypatch, retries
+):
+    class Mortal(local._Worker):
+        def do(self, task, on_share):
+            if task.name == "a.tif":
+                self.kill()
+            return super().do(task, on_share)
+
+    monkeypatch.setattr(local, "_Worker", Mortal)
+    result = run("raw", "-o", "out", "-m", model_path, "--retries", retries, code=1)
+    assert "a.tif: the process that did it was killed by signal 9; did memory" in result.stdout
+    last = {entry["output"]: entry for entry in entries(tmp_path / "out")}
+    assert last["a.tif"]["attempts"] == retries + 1
+    assert last["b.mrc"]["outcome"] == "done"
+    assert not psutil.Process().children(recursive=True)
+
+
+def started(arguments, folder):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "batch", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def workers_of(process):
+    if process.poll() is not None:
+        return []
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def n_lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_killed_at_any_moment_it_ends_with_the_same_files(run, noisy, tmp_path, model_path):
+    names = [f"{folder}{i}.tif" for folder in ("", "deep/") for i in range(5)]
+    make(tmp_path / "raw", names, noisy)
+    arguments = ["raw", "-m", model_path, "--recursive", "--std", "-M", 8]
+    run(*arguments, "-o", "whole", "--jobs", 2)
+    moments = random.Random(0)
+    manifest = tmp_path / "out" / NAME
+    for attempt in range(5):
+        process = started([*arguments, "-o", "out", "--jobs", 1 + attempt % 2], tmp_path)
+        wanted = n_lines(manifest) + moments.randint(1, 4)
+        while n_lines(manifest) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.15))
+        workers = workers_of(process)
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(workers, timeout=20)[1], "a worker outlived its batch"
+    (tmp_path / "out" / f".n2sr-{'0' * 32}.tif").write_bytes(b"left by a killed run")
+    (tmp_path / "out" / ".n2sr-notes.txt").write_bytes(b"somebody's")
+    result = run(*arguments, "-o", "out")
+    assert "removed" in result.stderr
+    assert " failed" not in result.stdout
+    (tmp_path / "out" / ".n2sr-notes.txt").unlink()
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
+    make(tmp_path / "raw", [f"{i}.tif" for i in range(20)], noisy)
+    process = started(["raw", "-m", model_path, "-o", "out", "-M", 64], tmp_path)
+    while n_lines(tmp_path / "out" / NAME) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 1
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    done = [entry for entry in entries(tmp_path / "out") if entry["outcome"] == "done"]
+    assert 1 <= len(done) < 20
+
+
+# ---- which files, and where results go ------------------------------------------------------
+
+
+def plan(inputs, folder="out", **options):
+    from pathlib import Path
+
+    jobs = planned(inputs, Path(folder), {"std": False}, **options)
+    return {job.noisy.as_posix(): job.name for job in jobs}
+
+
+def test_names_of_results(run, raw, noisy, monkeypatch):
+    write_frame(raw / "a.mrc", noisy)  # the stem of a.tif
+    (raw / "notes.txt").write_text("no frame")
+    (raw / ".hidden.tif").write_bytes((raw / "a.tif").read_bytes())
+    flat = {"raw/a.mrc": "a.mrc", "raw/a.tif": "a.tif", "raw/b.mrc": "b.mrc"}
+    assert plan(["raw"]) == flat
+    assert plan(["raw"], recursive=True) == {**flat, "raw/deep/c.tif": "deep/c.tif"}
+    assert plan(["raw/**/*.tif"]) == {"raw/a.tif": "a.tif", "raw/deep/c.tif": "deep/c.tif"}
+    assert plan(["raw/deep/c.tif"]) == {"raw/deep/c.tif": "c.tif"}
+    assert plan(["raw/a.tif", "raw/deep"]) == {
+        "raw/a.tif": "a.tif",
+        "raw/deep/c.tif": "deep/c.tif",
+    }
+    assert plan(["raw"], extension=".npy")["raw/a.mrc"] == "a.mrc.npy"
+    assert plan(["raw"], leave_out={"../raw/a.mrc"}) == {
+        key: value for key, value in flat.items() if key != "raw/a.mrc"
+    }
+    monkeypatch.setattr("n2sr_deploy.formats.is_written", lambda path: path.suffix != ".mrc")
+    assert plan(["raw"])["raw/a.mrc"] == "a.mrc.tif"
+
+
+def test_names_that_cannot_be(run, raw, noisy, tmp_path):
+    with pytest.raises(OutputError, match="is an input, which is never changed"):
+        plan(["raw"], "raw")
+    with pytest.raises(InputFileError, match="does not exist; name a folder, a file or a glob"):
+        plan(["rw"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputFileError, match="there is no frame file in empty"):
+        plan(["empty"])
+    write_frame(raw / "a.tif.npy", noisy)
+    with pytest.raises(OutputError, match="2 inputs would be written to"):
+        plan(["raw"], extension=".npy")
+
+
+def test_a_link_keeps_its_name(run, raw, tmp_path, noisy):
+    write_frame(tmp_path / "elsewhere.tif", noisy)
+    (raw / "link.tif").symlink_to(tmp_path / "elsewhere.tif")
+    assert plan(["raw"])["raw/link.tif"] == "link.tif"
+
+
+def test_results_in_a_folder_of_the_inputs_are_no_inputs(run, raw, tmp_path, model_path):
+    arguments = ["raw", "-o", "raw/out", "-m", model_path, "--recursive", "--std"]
+    run(*arguments)
+    assert "3 done before" in run(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per-frame", "-m", "MODEL"], "leave one out"),
+        (["--steps", "3", "-m", "MODEL"], "leave one out"),
+        (["--jobs", "2", "--scheduler", "x"], "leave one out"),
+        (["-m", "no.onnx"], "does not exist"),
+        (["--std", "-M", "1"], "at least 2 draws"),
+        (["-M", "0"], "must be 1 to 1024"),
+        (["--jobs", "0"], "--jobs"),
+    ],
+)
+def test_bad_usage(run, raw, model_path, tmp_path, arguments, message):
+    filled = [str(model_path) if word == "MODEL" else word for word in arguments]
+    assert message in run("raw", "-o", "out", *filled, code=2).stderr
+    assert not results(tmp_path / "out")
+
+
+def test_threads_are_shared_fairly(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [local.threads_each(n) for n in (1, 3, 16, 40)] == [16, 5, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert local.threads_each(1) == 2

@@ -1,0 +1,229 @@
+"""A stack is denoised frame by frame: the same frames as alone, in flat memory, axes kept."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy import Frame, read_frame
+from n2sr_deploy import denoise_file as module
+from n2sr_deploy.cli import main
+from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+from n2sr_deploy.formats import open_frames, write_frames
+from n2sr_deploy.formats.base import Axis
+from n2sr_deploy.learning import LearnOptions, TrainingStatus
+from n2sr_deploy.opening import Denoisers
+
+QUICK = ["--steps", "2", "--device", "cpu"]
+TIME = Axis(name="time", size=3, scale=0.5, offset=2.0, unit="s")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def series(noisy, n_frames=3, dtype=np.uint16):
+    """Frames of one area, brighter each time, the second with a hot pixel."""
+    rng = np.random.default_rng(0)
+    for index in range(n_frames):
+        pixels = rng.poisson(noisy.pixels * 400 * (index + 1)).astype(dtype)
+        if index == 1:
+            pixels[20, 30] = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1e5
+        yield replace(noisy, pixels=pixels)
+
+
+@pytest.fixture
+def stack(noisy, tmp_path):
+    write_frames(tmp_path / "stack.tif", series(noisy), (TIME,))
+    return tmp_path / "stack.tif"
+
+
+@pytest.mark.parametrize("extension", ["tif", "mrc"])
+def test_axes_calibration_and_history_are_kept(run, stack, model_path, extension):
+    out, std = f"out.{extension}", f"std.{extension}"
+    result = run("denoise", stack, "-m", model_path, "--stack", "-o", out, "--std", std)
+    assert "3 frames denoised, mean of 4 draws" in result.stdout
+    assert "mended: hot pixels or offsets of lines in 1 of 3 frames" in result.stderr
+    for name, what in ((out, "mean"), (std, "standard deviation")):
+        with open_frames(name) as opened:
+            assert opened.axes == (TIME,)
+            frames = list(opened)
+        assert frames[0].pixels.dtype == np.float32
+        assert frames[0].pixel_size == pytest.approx((0.02, 0.03))
+        assert f": {what} of 4 draws, seed 0, frames 0 to 2" in frames[0].history[-1]
+        assert "hot pixels replaced" in frames[0].history[-2]
+    assert all((frame.pixels > 0).all() for frame in frames)
+
+
+def test_a_frame_is_the_same_alone_and_in_its_stack(run, stack, model_path):
+    run("denoise", stack, "-m", model_path, "--stack", "-o", "out.tif", "--std", "std.tif")
+    for index in range(3):
+        run(
+            *("denoise", stack, "-m", model_path, "--frame", index, "--overwrite"),
+            *("-o", "one.tif", "--std", "one-std.tif"),
+        )
+        for whole, one in (("out.tif", "one.tif"), ("std.tif", "one-std.tif")):
+            assert np.array_equal(read_frame(whole, index).pixels, read_frame(one).pixels)
+
+
+def test_the_same_seed_gives_the_same_file(run, stack, tmp_path, model_path):
+    for name in ("a.tif", "b.tif"):
+        run("denoise", stack, "-m", model_path, "--stack", "--seed", 3, "-o", name)
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
+@pytest.fixture
+def learned(model, monkeypatch):
+    """The frames that were learned from, in a moment."""
+    frames = []
+
+    def learn(frame, options, progress):
+        progress(
+            TrainingStatus(
+                step=2,
+                n_steps=2,
+                elapsed_s=1.0,
+                remaining_s=0.0,
+                loss=0.5,
+                validation_error=0.5,
+                steps_per_s=2.0,
+            )
+        )
+        frames.append(frame.index)
+        return model
+
+    monkeypatch.setattr(module, "learn", learn)
+    return frames
+
+
+def test_one_network_is_learned_from_the_middle_frame_or_the_one_named(run, stack, learned):
+    result = run("denoise", stack, "--stack", "-o", "a.npy")
+    assert "learning from frame 1 of 3" in result.stderr
+    assert "training, step 2 of 2" in result.stderr
+    run("denoise", stack, "--stack", "--frame", 2, "-o", "b.tif")
+    assert learned == [1, 2]
+    assert read_frame("b.tif", 0).metadata["n2sr"]["learned_from_frame"] == 2
+    assert np.load("a.npy").shape == (3, 96, 128)
+
+
+def test_each_frame_may_learn_its_own_network(run, stack, learned):
+    result = run("denoise", stack, "--per-frame", "-o", "out.tif")
+    assert result.stderr.count("training, step 2 of 2, done") == 3
+    assert learned == [0, 1, 2]
+    frame = read_frame("out.tif", 0)
+    assert "each frame's own weights" in frame.history[-1]
+    assert frame.metadata["n2sr"]["weights_sha256"] is None
+    run("denoise", stack, "--frame", 2, "-o", "one.tif")
+    assert np.array_equal(read_frame("out.tif", 2).pixels, read_frame("one.tif").pixels)
+
+
+def test_integers_stay_integers_where_that_is_asked_for(run, stack, model_path):
+    run(
+        *("denoise", stack, "-m", model_path, "--stack", "--dtype", "same"),
+        *("-o", "same.tif", "--std", "std.tif"),
+    )
+    run("denoise", stack, "-m", model_path, "--stack", "-o", "float.tif")
+    same, exact = read_frame("same.tif", 2).pixels, read_frame("float.tif", 2).pixels
+    assert same.dtype == np.uint16
+    assert np.array_equal(same, np.clip(np.rint(exact), 0, 65535).astype(np.uint16))
+    assert read_frame("std.tif", 2).pixels.dtype == np.float32
+
+
+def test_the_record_tells_what_was_done(run, stack, model, model_path):
+    run("denoise", stack, "-m", model_path, "--frame", 1, "-o", "out.tif", "--seed", 5, "-M", 8)
+    record = read_frame("out.tif").metadata["n2sr"]
+    assert record["weights_sha256"] == model.metadata.weights_sha256
+    assert record["noise"] == model.metadata.noise
+    assert (record["seed"], record["n_samples"], record["preset"]) == (5, 8, "balanced")
+    assert record["backend"] in read_frame("out.tif").history[-1]
+    assert re.fullmatch(r"\d+\.\d+.*", record["version"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stack", "--frame", "1", "-m", "MODEL"], "leave one of the three out"),
+        (["--per-frame", "-m", "MODEL"], "leave one out"),
+        (["--per-frame", "--frame", "1"], "leave out --frame"),
+        (["--stack", "--frame", "9", *QUICK], "has no frame 9"),
+        (["--stack", "--signal", "x", "-m", "MODEL"], "no signals to choose from"),
+        (["-m", "MODEL"], "Choose it with --frame 0 to --frame 2, or denoise all with --stack"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, stack, model_path, tmp_path, arguments, message):
+    filled = [str(model_path) if word == "MODEL" else word for word in arguments]
+    assert message in run("denoise", stack, "-o", "out.tif", *filled, code=2).stderr
+    assert list(tmp_path.iterdir()) == [stack]
+
+
+def test_a_bad_frame_in_a_stack_is_named_and_nothing_is_left(run, noisy, tmp_path, model_path):
+    good = noisy.pixels
+    np.save("bad.npy", np.stack([good, np.full_like(good, 7), good]))
+    result = run("denoise", "bad.npy", "-m", model_path, "--stack", "-o", "out.tif", code=2)
+    assert "bad.npy, frame 1 of 3: frame is constant" in result.stderr
+    assert list(tmp_path.iterdir()) == [tmp_path / "bad.npy"]
+
+
+def test_a_damaged_file_is_told_as_such_in_the_middle_of_a_stack(run, stack, model_path):
+    """Its error was once taken for one of the output's format."""
+    whole = stack.read_bytes()
+    with open_frames(stack) as opened:
+        assert len(opened) == 3
+    stack.write_bytes(whole[: len(whole) * 2 // 3])
+    result = run("denoise", stack, "-m", model_path, "--stack", "-o", "out.tif", code=2)
+    assert "stack.tif" in result.stderr
+    assert "cannot hold" not in result.stderr
+
+
+@pytest.mark.parametrize("extension", ["tif", "mrc", "npy"])
+def test_memory_does_not_grow_with_the_frames(noisy, tmp_path, model_path, extension):
+    peaks = []
+    for n_frames in (4, 40):
+        path = tmp_path / f"{n_frames}.{extension}"
+        write_frames(path, series(noisy, n_frames, np.float32), (replace(TIME, size=n_frames),))
+        options = DenoiseOptions(
+            model=str(model_path), n_samples=4, stack=True, learn=LearnOptions(repair=False)
+        )
+        with Denoisers() as denoisers:
+            out = tmp_path / f"out-{n_frames}.{extension}"
+            denoise_file(path, out, options, denoisers, std=out.with_stem(f"std-{n_frames}"))
+            tracemalloc.start()  # the second time: imports and caches are none of the frames'
+            denoise_file(
+                path,
+                out,
+                options,
+                denoisers,
+                std=out.with_stem(f"std-{n_frames}"),
+                overwrite=True,
+            )
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    frame_bytes = 4 * noisy.pixels.size
+    assert peaks[1] < peaks[0] + 4 * frame_bytes
+
+
+def test_a_kept_denoiser_serves_frames_of_any_size(noisy, tmp_path, model_path):
+    options = DenoiseOptions(model=str(model_path))
+    other = Frame(pixels=noisy.pixels[:64, :72])
+    write_frames(tmp_path / "a.tif", [noisy])
+    write_frames(tmp_path / "b.tif", [other])
+    with Denoisers() as denoisers:
+        for name in "ab":
+            denoise_file(tmp_path / f"{name}.tif", tmp_path / f"{name}.npy", options, denoisers)
+        again = denoisers.of_file(str(model_path), "auto", (96, 128), None)
+        assert denoisers.of_file(str(model_path), "auto", (64, 72), None) is again
+    assert np.load(tmp_path / "b.npy").shape == (64, 72)
