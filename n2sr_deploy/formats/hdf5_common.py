@@ -41,6 +41,8 @@ _MOST_LINKS, _MOST_OBJECTS, _DEEPEST = 16, 5000, 32
 _MOST_OPENED = 64  # files of a virtual dataset, to be looked into
 _MOST_GAPS = 4  # pixels of an image to each that is stored; detectors of many chips have gaps
 _MOST_LOOKED_AT = 500  # to tell the format
+_HEAP = b"GCOL\x01\0\0\0"
+_LOOKED_INTO = 2**19  # bytes; heaps of texts lie at the beginning as a rule
 _NUMBERS = "biufc"
 _TOO_FAR = "links to a file outside its folder, which n2sr does not follow"
 
@@ -109,6 +111,7 @@ class Hdf5File:
             import_module("hdf5plugin")  # registers bitshuffle, blosc, zstd and others
         self._stack = ExitStack()
         try:
+            _check_heaps(path)
             self.root = self._opened(path)
         except DAMAGE as error:
             self.close()
@@ -296,6 +299,24 @@ class Hdf5File:
             is_whole = stored >= n_bytes(dataset.shape, dataset.dtype)
         if not is_whole or stored > Path(dataset.file.filename).stat().st_size:
             raise too_little(self.path, dataset, name, stored)
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse heaps of texts whose free space has no size: libhdf5 2.0 walks them for ever."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_INTO)
+    at = head.find(_HEAP)
+    while at >= 0:
+        size = int.from_bytes(head[at + 8 : at + 16], "little")
+        place, end = at + 16, min(at + size, len(head))
+        while place + 16 <= end:
+            n = int.from_bytes(head[place + 8 : place + 16], "little")
+            if head[place : place + 2] != b"\0\0":  # not free: a header, and whole words
+                n = 16 + (n + 7) // 8 * 8
+            if n == 0:
+                raise FileFormatError(f"{path} is damaged: its texts cannot be found")
+            place += n
+        at = head.find(_HEAP, at + 1)
 
 
 def n_bytes(shape: Sequence[int], dtype: Any) -> int:
