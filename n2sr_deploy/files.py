@@ -85,7 +85,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir() or path.is_dir():
-            _replace_store(temporary, path)
+            _replace_store(temporary, path, overwrite=overwrite)
         elif overwrite:
             temporary.replace(path)
         else:
@@ -100,8 +100,10 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove(temporary)
 
 
-def _replace_store(temporary: Path, path: Path) -> None:
+def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """A folder cannot be renamed over another, so the old one is put aside first."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name")
     aside = temporary.with_name(f"{temporary.name}-old")
     if path.exists():
         path.rename(aside)

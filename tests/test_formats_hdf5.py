@@ -367,6 +367,32 @@ def test_a_folder_store_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_store_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "a.zspy"
+
+    def frames():
+        yield stack_of(1)[0]
+        write_frame(path, Frame(pixels=random_pixels(SHAPE, "uint8")))
+
+    with pytest.raises(OutputError, match="exists already"):
+        write_frames(path, frames(), (Axis(name="time", size=1),))
+    assert read_frame(path).pixels.dtype == np.uint8
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_a_full_disk_leaves_nothing(tmp_path, suffix):
+    resource = pytest.importorskip("resource", reason="only POSIX limits the size of files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OutputError):
+            write_frame(tmp_path / f"a{suffix}", Frame(pixels=random_pixels((300, 300), "int32")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_of_the_user_is_never_replaced(tmp_path):
     folder = tmp_path / "a.zspy"
     folder.mkdir()
@@ -560,7 +586,12 @@ def test_virtual_datasets(tmp_path):
             for i, source in enumerate(("0.h5", second)):
                 layout[i] = h5py.VirtualSource(source, "x", SHAPE)
             file.create_virtual_dataset(name, layout)
+        layout = h5py.VirtualLayout((30000, 30000), np.uint8)
+        layout[:20, :30] = h5py.VirtualSource("0.h5", "x", SHAPE)
+        file.create_virtual_dataset("large", layout)
     assert np.array_equal(read_frame(path, 1, "good").pixels, pixels[1])
+    with pytest.raises(FileFormatError, match="600 bytes are stored for it"):
+        open_frames(path, "large")
     with pytest.raises(FileFormatError, match=r"2.h5, which is not beside it"):
         open_frames(path, "lost")
     with pytest.raises(FileFormatError, match="outside its folder"):

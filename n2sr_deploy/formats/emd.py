@@ -20,13 +20,13 @@ from n2sr_deploy.formats.base import (
     acquired,
     choose_signal,
     plain_values,
-    required,
     sought,
 )
 from n2sr_deploy.formats.hdf5_common import (
     Hdf5File,
     attributes,
     calibrated,
+    created,
     frame_dataset,
     frame_reader,
     image_axes,
@@ -35,6 +35,7 @@ from n2sr_deploy.formats.hdf5_common import (
     is_numeric,
     kept_axes,
     kind,
+    n_bytes,
     named,
     number,
     place,
@@ -181,9 +182,12 @@ def _order(dims: list[Axis], *, is_reversed: bool) -> tuple[int, int, tuple[int,
 
 
 def _ncem_info(opened: Hdf5File, where: str, group: Any, row: Axis, column: Axis) -> FrameInfo:
-    metadata: dict[str, Any] = {}
+    metadata = attributes(opened.root)
+    metadata.pop(_OURS, None)
     for name, node in opened.members(opened.root):
-        if is_group(node) and not where.startswith(f"/{name}/"):
+        if is_group(node) and where.startswith(f"/{name}/"):
+            metadata[name] = attributes(node)
+        elif is_group(node):
             metadata[name] = opened.values(node)
     own = attributes(group)
     own |= {
@@ -192,7 +196,7 @@ def _ncem_info(opened: Hdf5File, where: str, group: Any, row: Axis, column: Axis
         if is_dataset(node) and name != "data" and not name.startswith("dim")
     }
     own.pop("emd_group_type", None)
-    metadata = {name: value for name, value in metadata.items() if value}
+    metadata = {name: value for name, value in metadata.items() if value not in ({}, None)}
     if own:
         metadata[where.split("/")[-2]] = own
     acquisition = acquired(metadata, _NCEM)
@@ -268,7 +272,8 @@ def _json_of(told: Any, index: int) -> dict[str, Any]:
     if not is_numeric(told) or len(told.shape) != 2 or 0 in told.shape:
         return {}
     try:
-        if told.dtype != np.uint8 or told.shape[0] > _LARGEST_JSON:
+        sizes = told.shape[0], n_bytes(told.chunks or (), told.dtype)
+        if told.dtype != np.uint8 or max(sizes) > _LARGEST_JSON:
             return {}
         column = told[:, min(index, told.shape[1] - 1)]
     except DAMAGE:
@@ -340,9 +345,8 @@ def _velox_time(info: FrameInfo, n_frames: int) -> Axis:
 
 def _write(path: Path, output: Output) -> None:
     """NCEM's EMD 0.2, x first: HyperSpy takes every such file for that, whatever its axes say."""
-    h5py = required("h5py", "writing EMD files", "h5py", "formats")
     info = output.info
-    with h5py.File(path, "w") as file:
+    with created(path, "writing EMD files") as file:
         file.attrs["version_major"], file.attrs["version_minor"] = 0, 2
         file.attrs[_OURS] = record.to_json(info, output.axes).replace("\0", "")
         for name in _GROUPS:

@@ -30,6 +30,7 @@ from n2sr_deploy.formats.hdf5_common import (
     attributes,
     calibrated,
     could_hold,
+    created,
     frame_dataset,
     frame_reader,
     image_axes,
@@ -311,8 +312,7 @@ def _write(path: Path, output: Output) -> None:
     if path.suffix.lower() == ".zspy":
         _write_zarr(path, output)
         return
-    h5py = required("h5py", "writing HyperSpy files", "h5py", "formats")
-    with h5py.File(path, "w") as file:
+    with created(path, "writing HyperSpy files") as file:
         file.attrs["file_format"], file.attrs["file_format_version"] = "HyperSpy", _VERSION
         group = file.create_group(f"Experiments/{_title(output.info)}")
         _describe(group, output)
