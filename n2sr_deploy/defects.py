@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray
 
 # Of the surroundings' level; fine at both ends, as dead pixels are sought in the frame's negative.
 _BINS = (0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)
 _STRIP = 256  # rows
+_ENOUGH = 2**20  # pixels to learn the noise's tail from
 _FEWEST = 300  # pixels a bin's tail is read from
 _OUTLIERS = 20  # times the median of a bin's excesses: hot themselves, and no part of the tail
 _ISOLATED = 0.6  # of the height above the surroundings: narrower than any lens makes a point
@@ -110,64 +113,101 @@ def hot_pixels(pixels: AnyArray) -> BoolArray:
     -------
     (H, W) bool.
     """
-    values = np.asarray(pixels, np.float32)
-    return _spikes(values) | _spikes(-values)
+    return _spikes(pixels, 1) | _spikes(pixels, -1)
 
 
-def _spikes(values: FloatArray) -> BoolArray:
-    excess, level = _against_neighbours(values)
-    threshold = np.maximum(_thresholds(values, level, excess), _VISIBLE * _spread(values))
-    spikes = np.zeros(values.shape, np.bool_)
-    for y, x in np.argwhere(excess > threshold):
-        window = values[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4]
-        spikes[y, x] = excess[y, x] > _ISOLATED * (values[y, x] - np.median(window))
+def _spikes(pixels: AnyArray, sign: int) -> BoolArray:
+    """Where pixels stand out upwards (sign 1) or downwards (-1); some rows at a time."""
+    sample = _sampled(pixels) * sign
+    limit = _limits(pixels, sign, _smallest_step(sample))
+    visible = _VISIBLE * _spread(sample)
+    spikes = np.zeros(pixels.shape, np.bool_)
+    for top in range(0, len(pixels), _STRIP):
+        values, excess, level = _against_neighbours(pixels, top, _STRIP, sign)
+        seen = np.argwhere(excess > visible)
+        is_beyond = excess[tuple(seen.T)] > limit(level[tuple(seen.T)])
+        for y, x in seen[is_beyond]:
+            window = pixels[max(top + y - 3, 0) : top + y + 4, max(x - 3, 0) : x + 4]
+            height = values[y, x] - np.median(np.asarray(window, np.float32) * sign)
+            spikes[top + y, x] = excess[y, x] > _ISOLATED * height
     return spikes
 
 
-def _against_neighbours(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """How far each pixel exceeds all but the highest of its neighbours, and their level.
+def _against_neighbours(
+    pixels: AnyArray, top: int, n_rows: int, sign: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Some rows; how far each pixel exceeds all but the highest of its neighbours; their level."""
+    height, width = pixels.shape
+    rows = np.arange(top - 1, min(top + n_rows, height) + 1).clip(0, height - 1)
+    signed: FloatArray = np.asarray(pixels[rows], np.float32) * np.float32(sign)
+    padded = np.pad(signed, ((0, 0), (1, 1)), mode="edge")
+    values = padded[1:-1, 1:-1]
+    around = [
+        padded[dy : dy + len(values), dx : dx + width]
+        for dy, dx in np.ndindex(3, 3)
+        if (dy, dx) != (1, 1)
+    ]
+    highest = [np.full_like(values, -np.inf) for _ in range(_COMPANIONS + 1)]
+    total = np.zeros_like(values)
+    for neighbour in around:
+        total += neighbour
+        rest = neighbour
+        for place in highest:  # each keeps the higher of the two and hands on the lower
+            lower = np.minimum(place, rest)
+            np.maximum(place, rest, out=place)
+            rest = lower
+    total -= np.sum(highest[:-1], axis=0)
+    total /= 8 - _COMPANIONS  # no spike beside it raises the level
+    return values, values - highest[-1], total
 
-    In strips of rows: the neighbours take eight times the memory.
-    """
-    padded = np.pad(values, 1, mode="symmetric")
-    excess, level = np.empty_like(values), np.empty_like(values)
-    height, width = values.shape
-    for top in range(0, height, _STRIP):
-        rows = slice(top, min(top + _STRIP, height))
-        around = np.stack(
-            [
-                padded[rows.start + dy : rows.stop + dy, dx : dx + width]
-                for dy, dx in np.ndindex(3, 3)
-                if (dy, dx) != (1, 1)
-            ]
-        )
-        around.partition(7 - _COMPANIONS, axis=0)
-        excess[rows] = values[rows] - around[7 - _COMPANIONS]
-        level[rows] = around[: 8 - _COMPANIONS].mean(axis=0)  # no spike beside it raises it
-    return excess, level
 
-
-def _thresholds(values: FloatArray, level: FloatArray, excess: FloatArray) -> FloatArray:
-    """(H, W): what `excess` does not reach by noise, from its own tail at the pixel's level.
+def _limits(pixels: AnyArray, sign: int, step: float) -> Callable[[FloatArray], FloatArray]:
+    """What the excess of a pixel at a level does not reach by noise, from the excesses' own tail.
 
     The tail is taken as exponential, which no detector's noise exceeds, and followed to where
     one pixel in a hundred thousand would lie; levels with too short a tail lie between their
     neighbours.
     """
-    step = _smallest_step(values)
+    parts = [
+        _against_neighbours(pixels, top, n_rows, sign)[1:]
+        for top, n_rows in _some_strips(pixels.shape)
+    ]
+    excess, level = (np.concatenate(found) for found in zip(*parts, strict=True))
     edges = np.quantile(level, _BINS)
-    bins = np.clip(np.searchsorted(edges, level, side="right") - 1, 0, len(_BINS) - 2)
-    limits = {}
+
+    def bin_of(level: FloatArray) -> AnyArray:
+        return np.clip(np.searchsorted(edges, level, side="right") - 1, 0, len(_BINS) - 2)
+
+    bins, found = bin_of(level), {}
     for index in range(len(_BINS) - 1):
         above = excess[(bins == index) & (excess > 0)]
         if above.size >= _FEWEST:
             above = above[above <= _OUTLIERS * np.median(above)]
             q90, q97 = np.quantile(above, (0.9, 0.97))
-            limits[index] = q97 + 6.6 * max(q97 - q90, 0.25 * q97, step)
-    if not limits:
-        return np.full(values.shape, np.inf, np.float32)
-    every = np.interp(range(len(_BINS) - 1), list(limits), list(limits.values()))
-    return np.asarray(every[bins], np.float32)
+            found[index] = q97 + 6.6 * max(q97 - q90, 0.25 * q97, step)
+    if not found:
+        return lambda level: np.full(level.shape, np.inf, np.float32)
+    every = np.interp(range(len(_BINS) - 1), list(found), list(found.values()))
+    return lambda level: np.asarray(every[bin_of(level)], np.float32)
+
+
+def _some_strips(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """First row and rows of strips over the whole frame: all of it, or as much as is enough."""
+    height, width = shape
+    if height * width <= _ENOUGH:
+        return [(0, height)]
+    n_strips = 16
+    n_rows = max(_ENOUGH // width // n_strips, 1)
+    tops = np.linspace(0, height - n_rows, n_strips).astype(int)
+    return [(int(top), n_rows) for top in tops]
+
+
+def _sampled(pixels: AnyArray) -> FloatArray:
+    """All pixels, or as many as are enough."""
+    if pixels.size <= _ENOUGH:
+        return np.asarray(pixels, np.float32).ravel()
+    places = np.random.default_rng(0).integers(pixels.size, size=_ENOUGH)
+    return np.asarray(pixels.ravel()[places], np.float32)
 
 
 def _spread(values: FloatArray) -> float:
@@ -178,7 +218,7 @@ def _spread(values: FloatArray) -> float:
 
 def _smallest_step(values: FloatArray) -> float:
     """Between neighbouring values where these are few, as of counts at a low dose; else 0."""
-    distinct = np.unique(values.ravel()[:: max(values.size // 20_000, 1)])
+    distinct = np.unique(values[:: max(values.size // 20_000, 1)])
     return float(np.diff(distinct).min()) if 1 < distinct.size < 200 else 0.0
 
 
@@ -204,43 +244,52 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
     -------
     (H,) or (W,) float32 of zero mean.
     """
-    lines = np.asarray(pixels, np.float64) if axis == 0 else np.asarray(pixels, np.float64).T
+    lines = pixels if axis == 0 else pixels.T
     n_lines, n_along = lines.shape
-    lines = lines - lines.mean()
     if min(n_lines, n_along) < 32:
         return np.zeros(n_lines, np.float32)
-    means = lines.mean(axis=1)
-    others = _beside_the_means(lines)
+    quarters, others, total_variance = _of_lines(lines)
+    means = quarters @ [len(part) / n_along for part in np.array_split(range(n_along), 4)]
     power, expected = _fast_power(means), np.median(_fast_power(others))
-    noiseless = not expected * n_along > NOISELESS**2 * lines.var()
+    noiseless = not expected * n_along > NOISELESS**2 * total_variance
     if noiseless or not power > _LINE_RATIO * expected:
         return np.zeros(n_lines, np.float32)
     offsets = _aperiodic(means)
     variance, expected = _variance(offsets), np.median(_variance(_aperiodic(others)))
-    if not variance > _LINE_RATIO * expected or not _is_shared(lines, variance - expected):
+    if not variance > _LINE_RATIO * expected or not _is_shared(quarters, variance - expected):
         return np.zeros(n_lines, np.float32)
     offsets[np.abs(offsets) > 5 * math.sqrt(variance)] = 0  # a line of the specimen's own
     offsets *= 1 - expected / variance  # the rest is noise that remains in a line's mean
     return np.asarray(offsets - offsets.mean(), np.float32)
 
 
-def _is_shared(lines: AnyArray, variance: float) -> bool:
-    """Whether offsets of this variance go along the whole lines; a specimen's edges do not."""
-    quarters = [_aperiodic(part.mean(axis=1)) for part in np.array_split(lines, 4, axis=1)]
-    covariance = np.cov(quarters)
-    return bool(covariance[~np.eye(4, dtype=np.bool_)].min() > _SHARED * variance)
+def _of_lines(lines: AnyArray) -> tuple[AnyArray, AnyArray, float]:
+    """Means of each line's four quarters, waves along the lines, and the variance of all pixels.
 
-
-def _beside_the_means(lines: AnyArray) -> AnyArray:
-    """(n_lines, 10): like the lines' means, but at low frequencies along the lines instead of zero.
-
-    They carry as much noise, no offsets, and little of a specimen that changes from line to line.
+    The waves (n_lines, 10) are like the lines' means, but at low frequencies along the lines
+    instead of zero: they carry as much noise, no offsets, and little of a specimen that changes
+    from line to line. Some lines at a time, in float64.
     """
     n_along = lines.shape[1]
     window = np.hanning(n_along + 2)[1:-1]
     window /= math.sqrt(np.square(window).sum() * n_along / 2)
-    waves = 2 * np.pi * np.outer(np.arange(n_along), np.fft.fftfreq(n_along)[3:8])
-    return np.asarray(lines @ (np.hstack([np.cos(waves), np.sin(waves)]) * window[:, None]))
+    phases = 2 * np.pi * np.outer(np.arange(n_along), np.fft.fftfreq(n_along)[3:8])
+    waves = np.hstack([np.cos(phases), np.sin(phases)]) * window[:, None]
+    mean = lines.mean(dtype=np.float64)
+    quarters, others, squares = [], [], 0.0
+    for first in range(0, len(lines), _STRIP):
+        some = lines[first : first + _STRIP] - mean
+        parts = np.array_split(some, 4, axis=1)
+        quarters.append(np.stack([part.mean(axis=1) for part in parts], axis=1))
+        others.append(some @ waves)
+        squares += float(np.square(some).sum())
+    return np.concatenate(quarters), np.concatenate(others), squares / lines.size
+
+
+def _is_shared(quarters: AnyArray, variance: float) -> bool:
+    """Whether offsets of this variance go along the whole lines; a specimen's edges do not."""
+    covariance = np.cov(_aperiodic(quarters).T)
+    return bool(covariance[~np.eye(4, dtype=np.bool_)].min() > _SHARED * variance)
 
 
 def _fast_power(values: AnyArray) -> AnyArray:
