@@ -52,6 +52,12 @@ if TYPE_CHECKING:
     help="Files at once, each in a process of its own; they share the cores.",
 )
 @click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Of each process; by default its share of the cores.",
+)
+@click.option(
     "--scheduler",
     metavar="ADDRESS",
     help="Of a Dask scheduler, like tcp://127.0.0.1:8786: its workers do the files.",
@@ -84,6 +90,7 @@ def batch_command(
     recursive: bool,
     extension: str | None,
     jobs: int,
+    threads: int | None,
     scheduler: str | None,
     retries: int,
     samples: int | None,
@@ -109,9 +116,10 @@ def batch_command(
         raise click.UsageError(
             "--per-frame learns a network for each frame, but --model gives one; leave one out"
         )
-    if scheduler is not None and jobs != 1:
+    if scheduler is not None and (jobs != 1 or threads is not None):
         raise click.UsageError(
-            "--jobs is about processes of this machine, but --scheduler has workers; leave one out"
+            "--jobs and --threads are about processes of this machine, but --scheduler has "
+            "workers; leave one out"
         )
     how = BatchOptions(
         denoising=DenoiseOptions(
@@ -128,6 +136,7 @@ def batch_command(
         recursive=recursive,
         extension=None if extension is None else f".{extension}",
         retries=retries,
+        n_threads=threads or 0,
         overwrite=overwrite,
     )
     with shown_batch() as watcher:
@@ -143,10 +152,10 @@ def _runner(scheduler: str | None, jobs: int) -> OpensRunner:
     if scheduler is not None:
         from n2sr_deploy.batch.cluster import ClusterRunner
 
-        return lambda begins, shares: ClusterRunner(scheduler, begins, shares)
+        return lambda begins, shares, _: ClusterRunner(scheduler, begins, shares)
     from n2sr_deploy.batch.local import LocalRunner
 
-    return lambda begins, shares: LocalRunner(jobs, begins, shares)
+    return lambda begins, shares, n_threads: LocalRunner(jobs, begins, shares, n_threads=n_threads)
 
 
 def _table(summary: Summary, folder: Path) -> list[str]:

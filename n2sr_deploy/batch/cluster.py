@@ -70,6 +70,8 @@ class ClusterRunner:
         When no scheduler answers there.
     """
 
+    n_threads = 0  # each worker has its own
+
     def __init__(
         self, address: str, begins: Callable[[Task], None], shares: Callable[[Task, float], None]
     ) -> None:

@@ -50,6 +50,9 @@ class Entry:
     error: str | None = None
     seconds: float | None = None
     attempts: int = 0
+    n_threads: int = 0
+    """Of the process that did it, where a network was learned: with others it is the same only to
+    rounding. 0: not told."""
     warnings: tuple[str, ...] = ()
     n2sr_version: str = VERSION
 
