@@ -13,7 +13,7 @@ KERNELS := $(wildcard csrc/*) setup.py
 export N2SR_REQUIRE_KERNELS = 1
 
 .PHONY: setup demo test lint bench bench-kernels bench-noise bench-quality bench-optimisers
-.PHONY: bench-live bench-trust setup-careamics setup-peers starting-weights sanitize clean
+.PHONY: bench-formats bench-hard bench-live bench-trust setup-careamics setup-peers starting-weights sanitize clean
 
 setup: .venv/.installed
 
@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-kernels bench-noise bench-trust bench-quality bench-optimisers bench-live
+bench: bench-kernels bench-noise bench-trust bench-hard bench-quality bench-optimisers bench-live
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
@@ -73,6 +73,13 @@ setup-peers: .venv-peers/.installed
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check pvapy==5.6.0
 	touch $@
+
+bench-hard: .venv/.bench
+	$(BIN)/python -m benchmarks.hard_frames
+
+# The real files n2sr is measured on lie beside the project.
+bench-formats: setup
+	$(BIN)/python -m benchmarks.formats ../shared/data --write
 
 bench-trust: .venv/.bench
 	$(BIN)/python -m benchmarks.trust

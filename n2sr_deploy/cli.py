@@ -6,6 +6,7 @@ Other packages join commands through the entry-point group ``n2sr.commands``.
 
 from __future__ import annotations
 
+import json
 import logging
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,19 @@ from n2sr_deploy.cli_options import (
     signal_option,
 )
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
+from n2sr_deploy.formats.base import plain_values
+from n2sr_deploy.frame import Intensity
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import Shape
+
+
+_UNITS = {"kev": "keV", "na": "nA", "mrad": "mrad", "mm": "mm", "s": "s", "deg": "°"}
 
 
 class _InputError(click.ClickException):
@@ -107,26 +114,24 @@ def main() -> None:
     help="Another frame of the same area: the noise is then measured from the difference.",
 )
 @signal_option
-def info(file: Path, frame: int, second: int | None, signal: str | None) -> None:
+@click.option("--metadata", is_flag=True, help="Print all the file's own metadata, as JSON.")
+def info(file: Path, frame: int, second: int | None, signal: str | None, metadata: bool) -> None:
     """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
-    files.check_input(file)
-    with file.open("rb") as opened:
-        is_checkpoint = looks_like_checkpoint(opened.read(9))
-    if is_checkpoint:
+    files.check_input(file, stores=True)
+    if file.is_file() and looks_like_checkpoint(_beginning(file)):
         click.echo(f"{file}: {_describe_checkpoint(file)}")
     elif formats.is_frame_file(file):
-        found = formats.read_frame(file, frame, signal)
-        click.echo(f"{file}: {found.describe()}")
-        for key, value in found.metadata.items():
-            click.echo(f"  {key}: {value}")
-        for line in found.history:
-            click.echo(f"  history: {line}")
-        for line in _noise_lines(
-            found, None if second is None else formats.read_frame(file, second, signal)
-        ):
-            click.echo(f"  {line}")
+        with formats.open_frames(file, signal) as opened:
+            found = opened.read(frame)
+            other = None if second is None else opened.read(second)
+            if metadata:
+                click.echo(json.dumps(plain_values(dict(found.metadata)), indent=1))
+                return
+            click.echo(f"{file}: {found.describe()}")
+            for line in (*_file_lines(opened, found), *_noise_lines(found, other)):
+                click.echo(f"  {line}")
     else:
         try:
             click.echo(f"{file}: {ExportedModel.open(file).describe()}")
@@ -201,14 +206,60 @@ def simulate(
         click.echo(f"{clean}: the clean phantom")
 
 
+def _file_lines(opened: FrameFile, frame: Frame) -> list[str]:
+    """What the file tells beside the pixels, a line each."""
+    axes = [
+        f"axis of the frames: {axis.name}, {axis.size} from {axis.offset:g} by {axis.scale:g} "
+        f"{axis.unit or ''}".rstrip()
+        for axis in opened.axes
+    ]
+    signals = [f"signals: {', '.join(opened.signals)}"] if len(opened.signals) > 1 else []
+    told = ", ".join(_in_words(name, value) for name, value in frame.acquisition.items())
+    known = frame.intensity
+    means = known is not None and known != Intensity()
+    return [
+        *signals,
+        *axes,
+        *(
+            [f"a count means: (count - {known.offset:g}) * {known.scale:g} {known.unit or ''}"]
+            if known is not None and means
+            else []
+        ),
+        *([f"microscope: {told}"] if told else []),
+        *(
+            [f"metadata (--metadata prints it): {', '.join(frame.metadata)}"]
+            if frame.metadata
+            else []
+        ),
+        *(f"history: {line}" for line in frame.history),
+    ]
+
+
+def _in_words(name: str, value: float | str) -> str:
+    """``beam_energy_kev``, 300.0 as beam energy 300 keV."""
+    if not isinstance(value, float):
+        return f"{name.replace('_', ' ')} {value}"
+    what, _, unit = name.rpartition("_")
+    if unit not in _UNITS:
+        return f"{name.replace('_', ' ')} {value:g}"
+    return f"{what.replace('_', ' ')} {value:g} {_UNITS[unit]}"
+
+
 def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
     """What the noise is, and the pattern it asks for."""
     from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
+    if "n2sr" in frame.metadata:
+        return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
     if min(frame.shape) < SMALLEST or (second is None and frame.pixels.min() == frame.pixels.max()):
         return []
     noise = measure_noise(frame, second)
     return [f"found: {noise.describe()}", choose_pattern(noise)[2]]
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return opened.read(9)
 
 
 def _describe_checkpoint(path: Path) -> str:

@@ -27,6 +27,7 @@ _COMPANIONS = 2  # neighbours that a spike may spread over
 _SLOW = 25  # lines; what changes over more belongs to the specimen
 NOISELESS = 0.003  # of the frame's standard deviation; below, a spectrum shows its rounding
 _PEAK = 20.0  # times the power around it: a lattice's
+_SHARED = 0.5  # of the offsets' variance that any two quarters of the lines must share
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 
 
@@ -197,7 +198,7 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
 
     The mean of a line is specimen, offset and what remains of the noise. Slow changes from line to
     line, sharp peaks of their spectrum and single steps belong to the specimen and stay; the rest
-    is offsets where it exceeds what the noise leaves.
+    is offsets where it exceeds what the noise leaves and goes along the whole lines.
 
     Returns
     -------
@@ -216,11 +217,18 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
         return np.zeros(n_lines, np.float32)
     offsets = _aperiodic(means)
     variance, expected = _variance(offsets), np.median(_variance(_aperiodic(others)))
-    if not variance > _LINE_RATIO * expected:
+    if not variance > _LINE_RATIO * expected or not _is_shared(lines, variance - expected):
         return np.zeros(n_lines, np.float32)
     offsets[np.abs(offsets) > 5 * math.sqrt(variance)] = 0  # a line of the specimen's own
     offsets *= 1 - expected / variance  # the rest is noise that remains in a line's mean
     return np.asarray(offsets - offsets.mean(), np.float32)
+
+
+def _is_shared(lines: AnyArray, variance: float) -> bool:
+    """Whether offsets of this variance go along the whole lines; a specimen's edges do not."""
+    quarters = [_aperiodic(part.mean(axis=1)) for part in np.array_split(lines, 4, axis=1)]
+    covariance = np.cov(quarters)
+    return bool(covariance[~np.eye(4, dtype=np.bool_)].min() > _SHARED * variance)
 
 
 def _beside_the_means(lines: AnyArray) -> AnyArray:

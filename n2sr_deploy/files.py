@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
+_STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
+
+
 def cache_folder() -> Path:
     """Of this user: what n2sr can make again. N2SR_CACHE_DIR moves it."""
     return Path(os.environ.get("N2SR_CACHE_DIR") or platformdirs.user_cache_path("n2sr"))
 
 
-def check_input(path: Path) -> None:
-    """Raise InputFileError when there is no readable file at `path`."""
+def is_folder_store(path: Path) -> bool:
+    """Whether this is a folder that zarr keeps arrays in, which counts as one file."""
+    return path.is_dir() and any((path / name).is_file() for name in _STORES)
+
+
+def check_input(path: Path, *, stores: bool = False) -> None:
+    """Raise InputFileError when there is no readable file at `path`, nor, if allowed, a store."""
     if not path.exists():
         raise InputFileError(f"{path} does not exist; check the path")
-    if path.is_dir():
+    if path.is_dir() and not (stores and is_folder_store(path)):
         raise InputFileError(f"{path} is a folder; name a file in it")
     if not os.access(path, os.R_OK):
         raise InputFileError(f"{path} cannot be read; check its permissions")
@@ -42,7 +51,7 @@ def check_output(
     for given in inputs:
         if path.resolve() == given.resolve():
             raise OutputError(f"{path} is the input itself, which is never changed; name another")
-    if path.is_dir():
+    if path.is_dir() and not _may_be_a_store(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already; choose another name or pass --overwrite")
@@ -54,12 +63,17 @@ def check_output(
         raise OutputError(f"{path} must end in {suffix}, or nobody will know what it is")
 
 
+def _may_be_a_store(path: Path) -> bool:
+    """Only what looks like one, inside and by name, is ever replaced."""
+    return path.suffix.lower() == ".zspy" and is_folder_store(path)
+
+
 @contextmanager
 def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
     Whatever happens in the block, a file at `path` is either the old one or the whole new one,
-    and no temporary file stays behind.
+    and no temporary file stays behind. The block may make a folder store instead of a file.
 
     Raises
     ------
@@ -70,7 +84,9 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary = path.with_name(f".n2sr-{uuid.uuid4().hex}{path.suffix}")
     try:
         yield temporary
-        if overwrite:
+        if temporary.is_dir() or path.is_dir():
+            _replace_store(temporary, path, overwrite=overwrite)
+        elif overwrite:
             temporary.replace(path)
         else:
             _rename_to_new(temporary, path)
@@ -81,7 +97,30 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; nothing was kept of it"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """A folder cannot be renamed over another, so the old one is put aside first."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another name")
+    aside = temporary.with_name(f"{temporary.name}-old")
+    if path.exists():
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if aside.exists():
+            aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _rename_to_new(temporary: Path, path: Path) -> None:

@@ -358,9 +358,9 @@ import importlib, json, pkgutil, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         extras = {
-            "bitshuffle", "dask", "distributed", "filelock", "onnx", "onnxscript", "openvino",
-            "p4p", "prometheus_client", "pymmcore_plus", "safetensors", "tensorrt", "tensorrt_rtx",
-            "torch", "zmq",
+            "bitshuffle", "dask", "distributed", "filelock", "h5py", "hdf5plugin", "onnx",
+            "onnxscript", "openvino", "p4p", "prometheus_client", "pymmcore_plus", "safetensors",
+            "tensorrt", "tensorrt_rtx", "torch", "zarr", "zmq",
         }
         if name.split(".")[0] in extras:
             raise ModuleNotFoundError(name, name=name)

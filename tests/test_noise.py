@@ -316,3 +316,14 @@ def test_white_noise_on_a_small_frame_is_not_taken_as_correlated():
         noise = measure_noise(Frame(pixels=noisy))
         assert choose_pattern(noise)[0].name == "cell", noise.describe()
         assert noise.correlation_error == pytest.approx(4.5 / 64)
+
+
+def test_a_specimen_in_a_part_of_the_frame_is_no_offset_of_rows():
+    """A needle in vacuum, almost without noise, was taken for offsets; stripes came of it."""
+    y, x = np.mgrid[:64, :64].astype(float)
+    needle = 20000 * np.exp(-(((y - 32 - 0.1 * x) / (9 - 0.1 * x)) ** 4)) * (x > 15) * (x < 60)
+    noise = np.random.default_rng(0).normal(size=(64, 64)) * 20
+    for pixels in (500 + needle + noise, (500 + needle + noise).T):
+        repaired = repair(Frame(pixels=pixels.astype(np.float32)))
+        assert not repaired.row_offsets.any()
+        assert not repaired.column_offsets.any()

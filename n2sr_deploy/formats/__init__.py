@@ -15,8 +15,8 @@ import numpy as np
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
-from n2sr_deploy.formats import mrc, npy, tiff
-from n2sr_deploy.formats.base import DAMAGE, Axis, FrameFile, Output, damaged
+from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, ser, tiff
+from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray
 
-FORMATS: tuple[Format, ...] = (tiff.FORMAT, mrc.FORMAT, npy.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    tiff.FORMAT,
+    mrc.FORMAT,
+    dm.FORMAT,
+    ser.FORMAT,
+    emd.FORMAT,
+    hspy.FORMAT,
+    hdf5.FORMAT,
+    mib.FORMAT,
+    npy.FORMAT,
+    em.FORMAT,
+)
 
 
 def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
@@ -50,13 +61,13 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
         When the library that reads it is not installed.
     """
     path = Path(path)
-    files.check_input(path)
+    files.check_input(path, stores=True)
     found = _of_file(path)
     if found is None:
         raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")
     try:
         return found.open(path, signal)
-    except DAMAGE as error:
+    except Exception as error:  # libraries raise whatever on damaged files
         raise damaged(path, error) from error
 
 
@@ -213,8 +224,10 @@ def _held(dtype: np.dtype[Any], types: tuple[str, ...]) -> np.dtype[Any]:
 
 
 def _of_file(path: Path) -> Format | None:
-    with path.open("rb") as file:
-        head = file.read(512)
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(512)
     for candidate in FORMATS:
         if candidate.recognises(path, head):
             return candidate

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
-from xml.etree.ElementTree import ParseError
 
 import numpy as np
 
@@ -26,22 +23,16 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**30
 """Of one frame, 32768 x 32768; a larger one is a lying header."""
 
-# What libraries raise on files that are not what they should be.
+# What libraries raise where a part of a file cannot be read that may as well be missing.
 DAMAGE = (
     ArithmeticError,
-    AssertionError,
     AttributeError,
-    BufferError,
-    EOFError,
     LookupError,
     MemoryError,
     OSError,
-    ParseError,
     RuntimeError,
     TypeError,
     ValueError,
-    struct.error,
-    zlib.error,
 )
 
 # One of each in nanometres, by the spellings found in files.
@@ -175,7 +166,7 @@ class FrameFile:
         try:
             pixels = self._pixels(index)
             info = self.info if self._info_of is None else self._info_of(index)
-        except DAMAGE as error:
+        except Exception as error:  # libraries raise whatever on damaged files
             raise damaged(self.path, error) from error
         return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
 
@@ -247,7 +238,7 @@ def required(module: str, purpose: str, package: str, extra: str) -> Any:
         raise MissingExtraError(purpose, package, extra) from error
 
 
-def damaged(path: Path, error: BaseException) -> N2SRError:
+def damaged(path: Path, error: Exception) -> N2SRError:
     """What a library's error about a file becomes; n2sr's own stay as they are."""
     if isinstance(error, N2SRError):
         return error
@@ -304,6 +295,18 @@ def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str
     if signal not in signals:
         raise FileFormatError(f"{path} has no signal {signal!r}; it holds {listed}")
     return signal
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, the second of a kind as ``name (2)``."""
+    found: list[str] = []
+    for name in names:
+        number, unused = 1, name
+        while unused in found:
+            number += 1
+            unused = f"{name} ({number})"
+        found.append(unused)
+    return found
 
 
 def only_signal(path: Path, signal: str | None) -> None:

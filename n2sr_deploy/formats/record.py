@@ -27,7 +27,7 @@ def to_json(info: FrameInfo, axes: tuple[Axis, ...] = ()) -> str:
         "history": info.history,
         "metadata": info.metadata,
     }
-    return json.dumps({_KEY: plain_values(values)}, ensure_ascii=False)
+    return json.dumps({_KEY: plain_values(values)})  # ASCII: TIFF has no other texts
 
 
 def from_json(text: str, fallback: FrameInfo) -> tuple[FrameInfo, tuple[Axis, ...]] | None:

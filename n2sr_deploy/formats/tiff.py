@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import xml.etree.ElementTree as ElementTree
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from n2sr_deploy.formats.base import (
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from n2sr_deploy.sampling import AnyArray
@@ -61,12 +64,32 @@ PixelSize = tuple[tuple[float, float] | None, str | None]
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     only_signal(path, signal)
-    file = tifffile.TiffFile(path)
+    with ExitStack() as opened, _cut_off() as cut:
+        file = opened.enter_context(tifffile.TiffFile(path))
+        frames = _opened(path, file)
+        if cut:
+            raise FileFormatError(f"{path} is truncated: {cut[0]}")
+        opened.pop_all()
+    return frames
+
+
+@contextmanager
+def _cut_off() -> Iterator[list[str]]:
+    """Pages and descriptions that tifffile misses and only logs, as it comes upon them."""
+    cut: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, logged: logging.LogRecord) -> None:
+            message = logged.getMessage()
+            if "invalid page offset" in message or "TiffTag 270 " in message:  # ImageDescription
+                cut.append(message)
+
+    listener, logger = Listener(logging.ERROR), logging.getLogger("tifffile")
+    logger.addHandler(listener)
     try:
-        return _opened(path, file)
-    except BaseException:
-        file.close()
-        raise
+        yield cut
+    finally:
+        logger.removeHandler(listener)
 
 
 def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
@@ -209,7 +232,7 @@ def _pixel_size(file: tifffile.TiffFile, fei: dict[str, Any]) -> PixelSize:
         return one_unit((float(height), units[1]), (float(width), units[0]))
     scan = fei.get("Scan", {})
     if "PixelWidth" in scan and "PixelHeight" in scan:
-        return (float(scan["PixelHeight"]), float(scan["PixelWidth"])), "m"
+        return (float(scan["PixelHeight"]) * 1e9, float(scan["PixelWidth"]) * 1e9), "nm"
     tags = file.pages.first.tags
     per_unit = [_ratio(tags.get(name)) for name in ("YResolution", "XResolution")]
     if per_unit[0] is None or per_unit[1] is None:

@@ -1,0 +1,397 @@
+"""EMD, both kinds: NCEM's (Berkeley), read and written, and Velox's, read; by h5py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from n2sr_deploy.formats import record
+from n2sr_deploy.formats.base import (
+    DAMAGE,
+    Axis,
+    Format,
+    FrameFile,
+    Output,
+    acquired,
+    choose_signal,
+    plain_values,
+    sought,
+)
+from n2sr_deploy.formats.hdf5_common import (
+    Hdf5File,
+    attributes,
+    calibrated,
+    created,
+    frame_dataset,
+    frame_reader,
+    image_axes,
+    is_dataset,
+    is_group,
+    is_numeric,
+    kept_axes,
+    kind,
+    n_bytes,
+    named,
+    number,
+    place,
+    small,
+    steps,
+    text,
+)
+from n2sr_deploy.frame import FrameInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_OURS = "n2sr"  # the root's attribute that holds a record
+_LARGEST_JSON = 2**24  # bytes
+_FRAME_AXES = {"frame", "frames", "n", "t", "time", "tilt", "tilt_angle", "angle", "slice", "z"}
+_NO_UNIT = {"", "px", "pixel", "pixels", "none", "[]", "[px]", "[pixels]"}
+_UNITS = {"pm": "[p_m]", "nm": "[n_m]", "µm": "[u_m]", "mm": "[m_m]", "m": "[m]", "s": "[s]"}
+_GROUPS = ("microscope", "user", "sample", "comments")
+
+_NCEM: dict[str, tuple[str, float] | str] = {
+    "microscope": "microscope/name",
+    "detector": "microscope/detector",
+    "mode": "microscope/mode",
+    "date_time": "microscope/date time",
+    "beam_energy_kev": ("microscope/high tension", 1e-3),
+    "beam_current_na": ("microscope/beam current", 1e9),
+    "convergence_mrad": ("microscope/convergence angle", 1e3),
+    "magnification": ("microscope/magnification", 1.0),
+    "camera_length_mm": ("microscope/camera length", 1e3),
+    "exposure_s": ("microscope/exposure time", 1.0),
+    "dwell_time_s": ("microscope/dwell time", 1.0),
+    "stage_x_mm": ("microscope/stage x", 1e3),
+    "stage_y_mm": ("microscope/stage y", 1e3),
+    "stage_z_mm": ("microscope/stage z", 1e3),
+    "stage_tilt_alpha_deg": ("microscope/stage alpha", 180 / np.pi),
+    "stage_tilt_beta_deg": ("microscope/stage beta", 180 / np.pi),
+}
+_VELOX: dict[str, tuple[str, float] | str] = {
+    "microscope": "Instrument/InstrumentClass",
+    "detector": "BinaryResult/Detector",
+    "beam_energy_kev": ("Optics/AccelerationVoltage", 1e-3),
+    "beam_current_na": ("Optics/LastMeasuredScreenCurrent", 1e9),
+    "convergence_mrad": ("Optics/BeamConvergence", 1e3),
+    "magnification": ("CustomProperties/StemMagnification/value", 1.0),
+    "camera_length_mm": ("Optics/CameraLength", 1e3),
+    "dwell_time_s": ("Scan/DwellTime", 1.0),
+    "stage_x_mm": ("Stage/Position/x", 1e3),
+    "stage_y_mm": ("Stage/Position/y", 1e3),
+    "stage_z_mm": ("Stage/Position/z", 1e3),
+    "stage_tilt_alpha_deg": ("Stage/AlphaTilt", 180 / np.pi),
+    "stage_tilt_beta_deg": ("Stage/BetaTilt", 180 / np.pi),
+}
+
+
+def _open(path: Path, signal: str | None) -> FrameFile:
+    opened = Hdf5File(path)
+    try:
+        velox = opened.at("Data/Image")
+        if is_group(velox):
+            return _open_velox(opened, velox, signal)
+        return _open_ncem(opened, signal)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _open_ncem(opened: Hdf5File, signal: str | None) -> FrameFile:
+    found = named(_ncem_signals(opened))
+    name = choose_signal(opened.path, tuple(found), signal)
+    where, group, dataset = found[name]
+    dims = _dims(opened, group, dataset)
+    rows, columns, leading = _order(dims, is_reversed=where.startswith("/signals/"))
+    shape = dims[rows].size, dims[columns].size
+    opened.check(dataset, where, shape)
+    axes = tuple(replace(dims[i], name=dims[i].name or f"axis {i}") for i in leading)
+    info = _ncem_info(opened, where, group, dims[rows], dims[columns])
+    kept = record.from_json(text(attributes(opened.root).get(_OURS)), info)
+    if kept is not None:
+        info, axes = kept[0], kept_axes(axes, kept[1])
+    return FrameFile(
+        opened.path,
+        shape=shape,
+        dtype=dataset.dtype,
+        pixels=frame_reader(dataset, rows, columns, leading),
+        axes=axes,
+        info=info,
+        signal=name,
+        signals=tuple(found),
+        closing=opened.close,
+    )
+
+
+def _ncem_signals(opened: Hdf5File) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
+    """A name, the path of the pixels, their group and the dataset, of each image."""
+    for where, group in opened.walk():
+        if not is_group(group) or "emd_group_type" not in group.attrs:
+            continue
+        dataset: Any = dict(opened.members(group)).get("data")
+        if is_numeric(dataset) and len(dataset.shape) >= 2 and dataset.dtype.kind != "c":
+            yield where.rsplit("/", 1)[-1], (f"{where}/data", group, dataset)
+
+
+def _dims(opened: Hdf5File, group: Any, dataset: Any) -> list[Axis]:
+    members = dict(opened.members(group))
+    first = 0 if "dim0" in members else 1
+    dims = []
+    for axis, size in enumerate(dataset.shape):
+        dim = members.get(f"dim{axis + first}")
+        offset, scale = steps(dim)
+        told = attributes(dim) if is_dataset(dim) else {}
+        unit = _unit(text(told.get("units")))
+        name = text(told.get("name"))
+        dims.append(Axis(name=name, size=int(size), scale=scale, offset=offset, unit=unit))
+    return dims
+
+
+def _unit(spelled: str) -> str | None:
+    """``[n_m]`` as nm."""
+    if spelled.lower() in _NO_UNIT:
+        return None
+    plain = spelled.replace("[", "").replace("]", "").replace("_", "")
+    return "µ" + plain[1:] if plain.startswith("u") and len(plain) <= 2 else plain
+
+
+def _order(dims: list[Axis], *, is_reversed: bool) -> tuple[int, int, tuple[int, ...]]:
+    """Which axes are the rows, the columns and the frames.
+
+    The names tell; without names the last two are rows and columns, but in the files of
+    HyperSpy, whose axes are reversed, the first two are columns and rows.
+    """
+    names = [dim.name.lower() for dim in dims]
+    n = len(dims)
+    if names.count("x") == 1 and names.count("y") == 1:
+        rows, columns = names.index("y"), names.index("x")
+    elif is_reversed:
+        rows, columns = 1, 0
+    elif n == 3 and names[2] in _FRAME_AXES and names[0] not in _FRAME_AXES:
+        rows, columns = 0, 1
+    else:
+        rows, columns = n - 2, n - 1
+    leading = tuple(axis for axis in range(n) if axis not in (rows, columns))
+    return rows, columns, leading[::-1] if columns < rows else leading
+
+
+def _ncem_info(opened: Hdf5File, where: str, group: Any, row: Axis, column: Axis) -> FrameInfo:
+    metadata = attributes(opened.root)
+    metadata.pop(_OURS, None)
+    for name, node in opened.members(opened.root):
+        if is_group(node) and where.startswith(f"/{name}/"):
+            metadata[name] = attributes(node)
+        elif is_group(node):
+            metadata[name] = opened.values(node)
+    own = attributes(group)
+    own |= {
+        name: small(node)
+        for name, node in opened.members(group)
+        if is_dataset(node) and name != "data" and not name.startswith("dim")
+    }
+    own.pop("emd_group_type", None)
+    metadata = {name: value for name, value in metadata.items() if value not in ({}, None)}
+    if own:
+        metadata[where.split("/")[-2]] = own
+    acquisition = acquired(metadata, _NCEM)
+    began = own.get("acquisition times")
+    if "date_time" not in acquisition and isinstance(began, float):
+        acquisition |= _date_time(began)
+    return FrameInfo(acquisition=acquisition, metadata=metadata, **calibrated(row, column))
+
+
+def _date_time(seconds: float) -> dict[str, float | str]:
+    """Of seconds since 1970, where there are any."""
+    try:
+        began = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return {}
+    return {"date_time": began.isoformat(timespec="seconds")} if seconds > 0 else {}
+
+
+def _open_velox(opened: Hdf5File, images: Any, signal: str | None) -> FrameFile:
+    found = named(_velox_signals(opened, images))
+    name = choose_signal(opened.path, tuple(found), signal)
+    where, dataset, told = found[name]
+    shape, n_frames = dataset.shape[:2], int(dataset.shape[2])
+    opened.check(dataset, where, shape)
+    info = _velox_info(_json_of(told, 0))
+
+    def info_of(index: int) -> FrameInfo:
+        return info if index == 0 else _velox_info(_json_of(told, index))
+
+    return FrameFile(
+        opened.path,
+        shape=shape,
+        dtype=dataset.dtype,
+        pixels=frame_reader(dataset, 0, 1, (2,)),
+        axes=(_velox_time(info, n_frames),) if n_frames > 1 else (),
+        info=info,
+        info_of=info_of,
+        signal=name,
+        signals=tuple(found),
+        closing=opened.close,
+    )
+
+
+def _velox_signals(opened: Hdf5File, images: Any) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
+    """A name, path, pixels (H, W, N) and metadata of each image; not of spectra or transforms."""
+    labels = _labels(opened)
+    for uuid, group in opened.members(images):
+        parts = dict(opened.members(group)) if is_group(group) else {}
+        dataset, told = parts.get("Data"), parts.get("Metadata")
+        if dataset is None or not is_numeric(dataset) or dataset.dtype.kind == "c":
+            continue
+        if len(dataset.shape) != 3:
+            continue
+        where = f"/Data/Image/{uuid}"
+        detector = text(sought(_json_of(told, 0), "BinaryResult/Detector"))
+        yield labels.get(where) or detector or uuid, (f"{where}/Data", dataset, told)
+
+
+def _labels(opened: Hdf5File) -> dict[str, str]:
+    """What Velox shows above each image, by the path of its data."""
+    labels: dict[str, str] = {}
+    displays = opened.at("Presentation/Displays/ImageDisplay")
+    for _, display in opened.members(displays) if is_group(displays) else ():
+        told = _parsed(small(display))
+        label, where = text(sought(told, "display/label")), text(sought(told, "dataPath"))
+        if label and where:
+            labels.setdefault(where, unquote(label))
+    return labels
+
+
+def _json_of(told: Any, index: int) -> dict[str, Any]:
+    """Velox's metadata of one frame: JSON, its bytes in a column."""
+    if not is_numeric(told) or len(told.shape) != 2 or 0 in told.shape:
+        return {}
+    try:
+        sizes = told.shape[0], n_bytes(told.chunks or (), told.dtype)
+        if told.dtype != np.uint8 or max(sizes) > _LARGEST_JSON:
+            return {}
+        column = told[:, min(index, told.shape[1] - 1)]
+    except DAMAGE:
+        return {}
+    return _parsed(bytes(column).split(b"\0", 1)[0].decode("utf-8", "replace"))
+
+
+def _parsed(found: Any) -> dict[str, Any]:
+    try:
+        values = json.loads(found) if isinstance(found, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _velox_info(told: dict[str, Any]) -> FrameInfo:
+    row, column = (
+        Axis(
+            name=axis,
+            size=1,
+            scale=_number_in(told, f"BinaryResult/PixelSize/{side}") or 1.0,
+            offset=_number_in(told, f"BinaryResult/Offset/{axis}"),
+            unit=_unit(text(sought(told, f"BinaryResult/PixelUnit{axis.upper()}"))),
+        )
+        for side, axis in (("height", "y"), ("width", "x"))
+    )
+    is_told = isinstance(sought(told, "BinaryResult/PixelSize"), dict)
+    return FrameInfo(
+        acquisition=_velox_acquisition(told),
+        metadata=plain_values(told),
+        **(calibrated(row, column) if is_told else {}),
+    )
+
+
+def _number_in(told: dict[str, Any], path: str) -> float:
+    """Velox writes numbers as texts; 0 where there is none."""
+    found = sought(told, path)
+    try:
+        return number(float(found), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _velox_acquisition(told: dict[str, Any]) -> dict[str, float | str]:
+    acquisition = acquired(told, _VELOX)
+    detector = f"Detectors/Detector-{sought(told, 'BinaryResult/DetectorIndex')}"
+    is_scanned = sought(told, f"{detector}/DetectorType") == "ScanningDetector"
+    if sought(told, f"{detector}/DetectorType"):
+        acquisition["mode"] = "STEM" if is_scanned else "TEM"
+    if not is_scanned:
+        acquisition.pop("dwell_time_s", None)
+    table: dict[str, tuple[str, float] | str] = {
+        "exposure_s": (f"{detector}/ExposureTime", 1.0),
+        "magnification": ("Optics/NominalMagnification", 1.0),
+    }
+    acquisition = acquired(told, table) | acquisition
+    began = _number_in(told, "Acquisition/AcquisitionStartDatetime/DateTime")
+    return acquisition | _date_time(began)
+
+
+def _velox_time(info: FrameInfo, n_frames: int) -> Axis:
+    """From frame to frame, as far as it is told."""
+    is_scanned = info.acquisition.get("mode") == "STEM"
+    seconds = _number_in(dict(info.metadata), "Scan/FrameTime") if is_scanned else 0.0
+    if seconds > 0:
+        return Axis(name="time", size=n_frames, scale=seconds, unit="s")
+    return Axis(name="frame", size=n_frames)
+
+
+def _write(path: Path, output: Output) -> None:
+    """NCEM's EMD 0.2, x first: HyperSpy takes every such file for that, whatever its axes say."""
+    info = output.info
+    with created(path, "writing EMD files") as file:
+        file.attrs["version_major"], file.attrs["version_minor"] = 0, 2
+        file.attrs[_OURS] = record.to_json(info, output.axes).replace("\0", "")
+        for name in _GROUPS:
+            told = info.metadata.get(name)
+            _tell(file.create_group(name), told if isinstance(told, dict) else {})
+        _tell(file["microscope"], _as_ncem(info))
+        _tell(file["comments"], {f"n2sr {i}": line for i, line in enumerate(info.history, 1)})
+        group = file.create_group("data/frames" if output.axes else "data/frame")
+        group.attrs["emd_group_type"] = 1
+        dataset = frame_dataset(group, output, is_reversed=True)
+        for index, pixels in enumerate(output.pixels):
+            dataset[(..., *place(output, index)[::-1])] = pixels.T
+        for i, axis in enumerate((*output.axes, *image_axes(output))[::-1], 1):
+            n = max(axis.size, 2)  # one place alone would tell no scale
+            dim = group.create_dataset(f"dim{i}", data=axis.offset + axis.scale * np.arange(n))
+            dim.attrs["name"] = axis.name
+            dim.attrs["units"] = _UNITS.get(axis.unit or "", axis.unit or "")
+
+
+def _as_ncem(info: FrameInfo) -> dict[str, Any]:
+    """Of the microscope, by NCEM's names."""
+    told: dict[str, Any] = {}
+    for name, value in info.acquisition.items():
+        where = _NCEM.get(name)
+        if isinstance(where, tuple) and not isinstance(value, str):
+            told[where[0].split("/")[-1]] = value / where[1]
+        elif isinstance(where, str):
+            told[where.split("/")[-1]] = str(value)
+    return told
+
+
+def _tell(group: Any, values: dict[str, Any]) -> None:
+    """Write attributes; what is no number or text as JSON."""
+    for name, value in values.items():
+        if isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 2**63):
+            group.attrs[name] = value
+        else:
+            told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            group.attrs[name] = told.replace("\0", "")
+
+
+FORMAT = Format(
+    name="EMD",
+    extensions=(".emd",),
+    recognises=lambda path, head: kind(path, head) == "emd",
+    open=_open,
+    write=_write,
+)

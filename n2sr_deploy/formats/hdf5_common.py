@@ -1,0 +1,544 @@
+"""What the formats that lie in HDF5 files share: opening, links, attributes and pixels."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from n2sr_deploy.errors import FileFormatError, FrameError
+from n2sr_deploy.formats.base import (
+    DAMAGE,
+    MAX_PIXELS,
+    Axis,
+    damaged,
+    distinct,
+    one_unit,
+    plain_values,
+    required,
+    whole_image,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from n2sr_deploy.formats.base import Output
+    from n2sr_deploy.sampling import AnyArray
+
+    Signal = tuple[str, Any, Any]
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+LARGEST_CHUNK = 2**32 - 1  # bytes, HDF5's own limit
+_CACHE = 2**26  # bytes of unpacked chunks that are kept, so that frames of one chunk unpack it once
+_LARGEST_ATTRIBUTE = 2**20  # bytes
+_LARGEST_VALUES = 4096  # elements of an array that counts as metadata
+_MOST_PACKED = 5000  # to one; deflate reaches 1032
+_MOST_LINKS, _MOST_OBJECTS, _DEEPEST = 16, 5000, 32
+_MOST_OPENED = 64  # files of a virtual dataset, to be looked into
+_MOST_GAPS = 4  # pixels of an image to each that is stored; detectors of many chips have gaps
+_MOST_LOOKED_AT = 500  # to tell the format
+_HEAP = b"GCOL\x01\0\0\0"
+_LOOKED_INTO = 2**19  # bytes; heaps of texts lie at the beginning as a rule
+_NUMBERS = "biufc"
+_TOO_FAR = "links to a file outside its folder, which n2sr does not follow"
+
+
+def kind(path: Path, head: bytes) -> str | None:
+    """Which format of an HDF5 file: ``emd``, ``hspy`` or ``hdf5``; None when it is no HDF5.
+
+    The structure tells; the extension where it cannot be looked at.
+    """
+    if not head.startswith(MAGIC):
+        return None
+    try:
+        with Hdf5File(path) as opened:
+            return _kind(opened)
+    except (*DAMAGE, FileFormatError, ImportError):
+        return {".emd": "emd", ".hspy": "hspy"}.get(path.suffix.lower(), "hdf5")
+
+
+def _kind(opened: Hdf5File) -> str:
+    root = attributes(opened.root)
+    if root.get("file_format") == "HyperSpy":
+        return "hspy"
+    if "version_major" in root or opened.at("Data/Image") is not None:
+        return "emd"
+    for _, node in opened.walk(deepest=4, most=_MOST_LOOKED_AT):
+        if is_group(node) and "emd_group_type" in node.attrs:
+            return "emd"
+        if is_group(node) and {"data", "axis-0"} <= set(node):
+            return "hspy"  # of a version that did not say so
+    return "hdf5"
+
+
+@contextlib.contextmanager
+def created(path: Path, purpose: str) -> Iterator[Any]:
+    """Give a new HDF5 file; a full disk is an OSError also where h5py tells it otherwise."""
+    file = required("h5py", purpose, "h5py", "formats").File(path, "w")
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(RuntimeError, OSError):
+            file.close()
+        raise
+    try:
+        file.close()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+class Hdf5File:
+    """An HDF5 file opened to be read: its nodes by paths and one after another.
+
+    Links are followed by hand, so that none leads out of the file's folder, and none in circles.
+
+    Raises
+    ------
+    FileFormatError
+        When it is truncated, damaged or no HDF5 file.
+    MissingExtraError
+        When h5py is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._h5py = required("h5py", "reading HDF5 files", "h5py", "formats")
+        with contextlib.suppress(ImportError):
+            import_module("hdf5plugin")  # registers bitshuffle, blosc, zstd and others
+        self._stack = ExitStack()
+        try:
+            _check_heaps(path)
+            self.root = self._opened(path)
+        except DAMAGE as error:
+            self.close()
+            raise damaged(path, error) from error
+
+    def __enter__(self) -> Hdf5File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, and the files it linked to."""
+        self._stack.close()
+
+    def at(self, path: str) -> Any:
+        """The group or dataset there, or None."""
+        return self._at(self.root, path, 0)
+
+    def members(self, group: Any) -> Iterator[tuple[str, Any]]:
+        """Of a group, all that can be opened."""
+        for name in sorted(group):
+            try:
+                node = self._member(group, name, 0)
+            except (*DAMAGE, FileFormatError):
+                continue
+            if is_group(node) or is_dataset(node):
+                yield name, node
+
+    def walk(
+        self, *, deepest: int = _DEEPEST, most: int | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Each group and dataset once, the least deep first, with its path."""
+        seen = {_identity(self.root)}
+        level = [("", self.root)]
+        for _ in range(deepest):
+            below: list[tuple[str, Any]] = []
+            for path, group in level:
+                for name, node in self.members(group):
+                    identity = _identity(node)
+                    if identity in seen:
+                        continue
+                    seen.add(identity)
+                    if len(seen) > (most or _MOST_OBJECTS):
+                        return
+                    yield f"{path}/{name}", node
+                    if is_group(node):
+                        below.append((f"{path}/{name}", node))
+            level = below
+
+    def values(self, group: Any, deepest: int = _DEEPEST) -> dict[str, Any]:
+        """Attributes and small datasets of a group and those in it, as JSON can keep them."""
+        return self._values(group, {_identity(group)}, deepest)
+
+    def _values(self, group: Any, seen: set[Any], deepest: int) -> dict[str, Any]:
+        found = attributes(group)
+        for name, node in self.members(group):
+            identity = _identity(node)
+            if identity in seen or len(seen) > _MOST_OBJECTS:
+                continue
+            seen.add(identity)
+            if is_dataset(node):
+                value = small(node)
+                if value is not None:
+                    found[name] = value
+            elif deepest:
+                inner = self._values(node, seen, deepest - 1)
+                if inner:
+                    found[name] = inner
+        return found
+
+    def _opened(self, path: Path) -> Any:
+        file = self._stack.enter_context(self._h5py.File(path, "r", rdcc_nbytes=_CACHE))
+        return file["/"]
+
+    def _at(self, start: Any, path: str, n_links: int) -> Any:
+        node = start.file["/"] if path.startswith("/") else start
+        for name in filter(None, path.split("/")):
+            if not is_group(node) or node.get(name, getlink=True) is None:
+                return None
+            node = self._member(node, name, n_links)
+        return node
+
+    def _member(self, group: Any, name: str, n_links: int) -> Any:
+        if name == ".":
+            return group
+        link = group.get(name, getlink=True)
+        if isinstance(link, self._h5py.HardLink):
+            return group[name]
+        if n_links == _MOST_LINKS:
+            raise FileFormatError(f"{self.path} has links that lead in circles, at {name!r}")
+        if isinstance(link, self._h5py.SoftLink):
+            return self._at(group, link.path, n_links + 1)
+        other = self._linked(Path(group.file.filename), link.filename)
+        try:
+            root = self._opened(other)
+        except OSError as error:
+            raise FileFormatError(
+                f"{self.path} links to {other}, which cannot be opened: {error}"
+            ) from error
+        return self._at(root, link.path, n_links + 1)
+
+    def _linked(self, source: Path, name: str) -> Path:
+        """A file that another names; it must lie in the folder of the opened file."""
+        other = (source.parent / name).resolve()
+        if not other.is_relative_to(self.path.parent.resolve()):
+            raise FileFormatError(f"{self.path} {_TOO_FAR}: {name}")
+        if not other.is_file():
+            raise FileFormatError(
+                f"{self.path} keeps its pixels in {name}, which is not beside it; put it there"
+            )
+        return other
+
+    def check(self, dataset: Any, name: str, shape: Sequence[int]) -> None:
+        """Raise unless the dataset holds frames of this shape, and their pixels are there.
+
+        Raises
+        ------
+        FileFormatError
+            When they are in files that are missing, compressed by what is not installed, or
+            fewer than the shape says.
+        FrameError
+            When it is no image.
+        """
+        if not is_numeric(dataset):
+            raise FrameError(f"{self.path} holds no numbers at {name}, but {dataset.dtype}")
+        whole_image(self.path, dataset.shape)
+        if dataset.is_virtual:
+            self._check_virtual(dataset, name, 0)
+            return
+        if dataset.external:
+            raise FileFormatError(
+                f"{self.path} keeps the pixels of {name} in raw files, which n2sr does not read; "
+                "save it as one HDF5 file"
+            )
+        self._check_filters(dataset, name)
+        if int(shape[0]) * int(shape[1]) <= MAX_PIXELS:  # else told by FrameFile
+            self._check_size(dataset, name, shape)
+
+    def _check_filters(self, dataset: Any, name: str) -> None:
+        plist = dataset.id.get_create_plist()
+        for i in range(plist.get_nfilters()):
+            code, _, _, described = plist.get_filter(i)
+            if not self._h5py.h5z.filter_avail(code):
+                raise FileFormatError(
+                    f"{self.path} is compressed at {name} by filter {code} "
+                    f"({described.decode('ascii', 'replace').strip() or 'unnamed'}), which needs "
+                    "another package; pip install 'n2sr[formats]', or save it uncompressed"
+                )
+
+    def _check_virtual(self, dataset: Any, name: str, n_links: int) -> None:
+        """All that a virtual dataset is made of lies here."""
+        if n_links == _MOST_LINKS:
+            raise FileFormatError(f"{self.path} has links that lead in circles, at {name}")
+        n_pixels = 0
+        for i, source in enumerate(dataset.virtual_sources()):
+            root = dataset.file["/"]
+            if source.file_name != ".":
+                file_name = source.file_name.replace("%b", "0")
+                other = self._linked(Path(dataset.file.filename), file_name)
+                if i >= _MOST_OPENED:
+                    continue
+                root = self._opened(other)
+            part = self._at(root, source.dset_name.replace("%b", "0"), 0)
+            if not is_numeric(part):
+                raise FileFormatError(
+                    f"{self.path} keeps the pixels of {name} in {source.file_name} at "
+                    f"{source.dset_name}, which is not there"
+                )
+            n_pixels += math.prod(part.shape)
+            if part.is_virtual:
+                self._check_virtual(part, name, n_links + 1)
+            else:
+                self._check_filters(part, name)
+                self._check_size(part, name, part.shape[-2:])
+        if n_pixels * _MOST_GAPS < math.prod(dataset.shape[-2:]):
+            raise too_little(self.path, dataset, name, n_pixels * dataset.dtype.itemsize)
+
+    def _check_size(self, dataset: Any, name: str, shape: Sequence[int]) -> None:
+        stored = dataset.id.get_storage_size()
+        if dataset.chunks is not None:
+            n_chunks = dataset.id.get_num_chunks()
+            is_whole = could_hold(shape, dataset, stored, n_chunks)
+        else:
+            is_whole = stored >= n_bytes(dataset.shape, dataset.dtype)
+        if not is_whole or stored > Path(dataset.file.filename).stat().st_size:
+            raise too_little(self.path, dataset, name, stored)
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse heaps of texts whose free space has no size: libhdf5 2.0 walks them for ever."""
+    with path.open("rb") as file:
+        head = file.read(_LOOKED_INTO)
+    at = head.find(_HEAP)
+    while at >= 0:
+        size = int.from_bytes(head[at + 8 : at + 16], "little")
+        place, end = at + 16, min(at + size, len(head))
+        while place + 16 <= end:
+            n = int.from_bytes(head[place + 8 : place + 16], "little")
+            if head[place : place + 2] != b"\0\0":  # not free: a header, and whole words
+                n = 16 + (n + 7) // 8 * 8
+            if n == 0:
+                raise FileFormatError(f"{path} is damaged: its texts cannot be found")
+            place += n
+        at = head.find(_HEAP, at + 1)
+
+
+def n_bytes(shape: Sequence[int], dtype: Any) -> int:
+    """Of an array."""
+    return math.prod(int(n) for n in shape) * int(np.dtype(dtype).itemsize)
+
+
+def could_hold(shape: Sequence[int], dataset: Any, stored: int, n_chunks: int) -> bool:
+    """Whether so many stored bytes, in so many chunks, can be a frame of this shape.
+
+    Told before anything is unpacked: a small file may say that it holds gigabytes.
+    """
+    chunk = n_bytes(dataset.chunks, dataset.dtype)
+    frame = n_bytes(shape, dataset.dtype)
+    return frame <= n_chunks * chunk and max(frame, chunk) <= stored * _MOST_PACKED
+
+
+def too_little(path: Path, dataset: Any, name: str, stored: int) -> FileFormatError:
+    """When fewer bytes are stored than a dataset says."""
+    return FileFormatError(
+        f"{path} is truncated or damaged: {name} has shape {tuple(dataset.shape)} "
+        f"({dataset.dtype}), but {stored} bytes are stored for it"
+    )
+
+
+def is_group(node: Any) -> bool:
+    """Of HDF5 or zarr."""
+    return hasattr(node, "keys") and hasattr(node, "attrs")
+
+
+def is_dataset(node: Any) -> bool:
+    """Of HDF5 or zarr."""
+    return hasattr(node, "shape") and hasattr(node, "attrs")
+
+
+def is_numeric(node: Any) -> bool:
+    """Whether it is a dataset of numbers."""
+    if not is_dataset(node):
+        return False
+    try:
+        return node.shape is not None and np.dtype(node.dtype).kind in _NUMBERS
+    except DAMAGE:
+        return False
+
+
+def _identity(node: Any) -> Any:
+    """Equal for two paths to one object."""
+    info = import_module("h5py").h5o.get_info(node.id)
+    return info.fileno, info.addr
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Of a group or dataset, as JSON can keep them; without those that cannot be read."""
+    found: dict[str, Any] = {}
+    try:
+        names = list(node.attrs)
+    except DAMAGE:
+        return found
+    for name in names:
+        try:
+            if _fits(node.attrs, name):
+                found[str(name)] = plain_values(unwrapped(node.attrs[name]))
+        except DAMAGE:
+            continue
+    return found
+
+
+def _fits(attrs: Any, name: str) -> bool:
+    if not hasattr(attrs, "get_id"):  # zarr's are JSON
+        return True
+    attribute = attrs.get_id(name)
+    return attribute.get_storage_size() <= _LARGEST_ATTRIBUTE and _is_plain(attribute.dtype)
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Numbers or texts: libhdf5 crashes on damaged references and lists of lists."""
+    h5py = import_module("h5py")
+    return not dtype.hasobject or h5py.check_string_dtype(dtype) is not None
+
+
+def small(dataset: Any) -> Any:
+    """A dataset's value where it counts as metadata, as JSON can keep it; else None."""
+    try:
+        if getattr(dataset, "is_virtual", False) or getattr(dataset, "external", None):
+            return None
+        sizes = n_bytes(dataset.shape, dataset.dtype), n_bytes(dataset.chunks or (), dataset.dtype)
+        if hasattr(dataset, "id") and not _is_plain(dataset.dtype):
+            return None
+        if math.prod(dataset.shape) > _LARGEST_VALUES or max(sizes) > _LARGEST_ATTRIBUTE:
+            return None
+        return plain_values(unwrapped(dataset[()]))
+    except DAMAGE:
+        return None
+
+
+def unwrapped(value: Any) -> Any:
+    """The one element of an array of one, which some writers put around each value."""
+    if isinstance(value, np.ndarray) and value.shape == (1,):
+        return value[0]
+    return value
+
+
+def text(value: Any) -> str:
+    """Of an attribute; empty where it is none."""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def number(value: Any, otherwise: float) -> float:
+    """Of an attribute; `otherwise` where it is none, or not finite."""
+    if isinstance(value, (bool, str)):
+        return otherwise
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return found if np.isfinite(found) else otherwise
+
+
+def steps(values: Any) -> tuple[float, float]:
+    """Offset and scale of an axis whose places are all written down; (0, 1) where they are not."""
+    shape = getattr(values, "shape", None)
+    if not is_numeric(values) or shape is None or len(shape) != 1 or shape[0] < 2:
+        return 0.0, 1.0
+    try:
+        if n_bytes(values.chunks or (), values.dtype) > _CACHE:
+            return 0.0, 1.0
+        first, last = float(values[0]), float(values[shape[0] - 1])
+    except DAMAGE:
+        return 0.0, 1.0
+    scale = (last - first) / (shape[0] - 1)
+    return (first, scale) if np.isfinite([first, scale]).all() and scale else (0.0, 1.0)
+
+
+def frame_reader(
+    dataset: Any, rows: int, columns: int, leading: Sequence[int]
+) -> Callable[[int], AnyArray]:
+    """Read frame `index` of a dataset in which these are the axes of its rows, columns and frames.
+
+    The frames' last axis is the fastest.
+    """
+    sizes = tuple(int(dataset.shape[axis]) for axis in leading)
+
+    def read(index: int) -> AnyArray:
+        places = np.unravel_index(index, sizes) if sizes else ()
+        chosen: list[Any] = [slice(None)] * len(dataset.shape)
+        for axis, place in zip(leading, places, strict=True):
+            chosen[axis] = int(place)
+        pixels = np.asarray(dataset[tuple(chosen)])
+        return pixels.T if columns < rows else pixels
+
+    return read
+
+
+def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
+    """Pixel size, unit and origin of a `FrameInfo`; none where neither scale nor unit is told.
+
+    Metres, as Velox has them, in nanometres.
+    """
+    if any(axis.unit is None and axis.scale == 1 for axis in (row, column)):
+        return {}
+    row, column = (
+        replace(axis, scale=axis.scale * 1e9, offset=axis.offset * 1e9, unit="nm")
+        if axis.unit == "m"
+        else axis
+        for axis in (row, column)
+    )
+    size, unit = one_unit((abs(row.scale), row.unit), (abs(column.scale), column.unit))
+    if size is None:
+        return {}
+    factor = 1.0 if size[0] == abs(row.scale) else size[0] / abs(row.scale)
+    return {"pixel_size": size, "unit": unit, "origin": (row.offset * factor, column.offset)}
+
+
+def kept_axes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The recorded axes, whose numbers were not rounded, unless somebody changed them since."""
+    if len(found) != len(recorded):
+        return found
+    return tuple(
+        mine if _same(mine, its) else its for its, mine in zip(found, recorded, strict=True)
+    )
+
+
+def _same(one: Axis, other: Axis) -> bool:
+    numbers = (one.scale, other.scale), (one.offset, other.offset)
+    return one.size == other.size and all(
+        abs(a - b) <= 1e-5 * max(abs(one.scale), abs(a)) for a, b in numbers
+    )
+
+
+def named(signals: Iterable[tuple[str, Signal]]) -> dict[str, Signal]:
+    """By their names, made distinct."""
+    pairs = list(signals)
+    names = distinct([name for name, _ in pairs])
+    return dict(zip(names, (what for _, what in pairs), strict=True))
+
+
+def frame_dataset(group: Any, output: Output, *, is_reversed: bool = False) -> Any:
+    """An empty HDF5 dataset ``data`` for all frames, each a chunk; the axes may be reversed."""
+    n_bytes = output.shape[0] * output.shape[1] * output.dtype.itemsize
+    order = slice(None, None, -1 if is_reversed else 1)
+    chunks = None
+    if output.axes and n_bytes <= LARGEST_CHUNK:
+        chunks = (*(1 for _ in output.axes), *output.shape)[order]
+    return group.create_dataset("data", output.whole_shape[order], output.dtype, chunks=chunks)
+
+
+def place(output: Output, index: int) -> tuple[int, ...]:
+    """Of a frame along the axes."""
+    if not output.axes:
+        return ()
+    sizes = tuple(axis.size for axis in output.axes)
+    return tuple(int(i) for i in np.unravel_index(index, sizes))
+
+
+def image_axes(output: Output) -> tuple[Axis, Axis]:
+    """Of the rows and the columns."""
+    info = output.info
+    size, (top, left) = info.pixel_size or (1.0, 1.0), info.origin
+    height, width = output.shape
+    return (
+        Axis(name="y", size=height, scale=size[0], offset=top, unit=info.unit),
+        Axis(name="x", size=width, scale=size[1], offset=left, unit=info.unit),
+    )

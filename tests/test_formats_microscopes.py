@@ -1,0 +1,197 @@
+"""What microscopes write comes in whole: pixels, the right way round, calibrated, with all told."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from n2sr_deploy import open_frames, read_frame, write_frame
+from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError
+from tests import fake_formats
+from tests.conftest import random_pixels
+
+_MICROSCOPE = {
+    "Name": "Titan",
+    "Voltage": 300000.0,
+    "Indicated Magnification": 1e6,
+    "STEM Camera Length": 91.0,
+    "Emission Current (µA)": 5.5,
+    "Illumination Mode": "STEM",
+    "Stage Position": {"Stage X": 785.0, "Stage Alpha": 1.5},
+}
+_TAGS = {
+    "Microscope Info": _MICROSCOPE,
+    "DataBar": {"Acquisition Date": "1/10/2025", "Acquisition Time": "4:20 PM"},
+    "DigiScan": {"Sample Time": 16.0},
+}
+_THUMBNAIL = {"name": "thumbnail", "pixels": random_pixels((8, 8), "uint32"), "type": 23}
+
+
+def dm_image(pixels, **known):
+    calibrations = [(0.0127, 2.0, "nm"), (0.0254, 0.0, "nm"), (2.0, 45.0, "deg")][: pixels.ndim]
+    return {"name": "HAADF", "pixels": pixels, "calibrations": calibrations, "tags": _TAGS, **known}
+
+
+@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32"])
+def test_digitalmicrograph(tmp_path, version, dtype):
+    pixels = random_pixels((20, 30), dtype)
+    path = tmp_path / f"a.dm{version}"
+    image = dm_image(pixels, brightness=(0.5, 100.0, "e-"))
+    path.write_bytes(fake_formats.dm([_THUMBNAIL, image], version=version))
+    frame = read_frame(path)
+    assert np.array_equal(frame.pixels, pixels)
+    assert frame.pixel_size == pytest.approx((0.0254, 0.0127))
+    assert frame.unit == "nm"
+    assert frame.origin == pytest.approx((0.0, -0.0254))
+    assert frame.intensity is not None
+    assert (frame.intensity.scale, frame.intensity.offset) == (0.5, 100.0)
+    assert frame.intensity.unit == "e-"
+    assert frame.acquisition == pytest.approx(
+        {
+            "microscope": "Titan",
+            "mode": "STEM",
+            "date_time": "1/10/2025 4:20 PM",
+            "beam_energy_kev": 300.0,
+            "magnification": 1e6,
+            "camera_length_mm": 91.0,
+            "dwell_time_s": 16e-6,
+            "stage_x_mm": 0.785,
+            "stage_tilt_alpha_deg": 1.5,
+        }
+    )
+    tags = frame.metadata["DM"]["ImageTags"]
+    assert tags["Microscope Info"]["Stage Position"]["Stage X"] == 785.0
+
+
+def test_a_tilt_series_of_digitalmicrograph(tmp_path):
+    stack = random_pixels((5, 20, 30), "uint16")
+    (tmp_path / "a.dm4").write_bytes(fake_formats.dm([_THUMBNAIL, dm_image(stack)]))
+    with open_frames(tmp_path / "a.dm4") as opened:
+        (axis,) = opened.axes
+        assert (axis.name, axis.size, axis.scale, axis.offset, axis.unit) == (
+            *("tilt", 5, 2.0, -90.0, "deg"),
+        )
+        assert all(np.array_equal(frame.pixels, stack[frame.index]) for frame in opened)
+
+
+def test_a_signal_of_several_is_chosen_by_name(tmp_path):
+    first, second = (random_pixels((20, 30 + i), "uint16") for i in range(2))
+    spectrum = {"name": "EELS", "pixels": random_pixels((1, 64), "float32")[0]}
+    images = [dm_image(first), dm_image(second), spectrum]
+    (tmp_path / "a.dm4").write_bytes(fake_formats.dm(images))
+    with pytest.raises(FileFormatError, match=r"holds 2 signals.*--signal: 'HAADF', 'HAADF \(2\)'"):
+        read_frame(tmp_path / "a.dm4")
+    chosen = read_frame(tmp_path / "a.dm4", signal="HAADF (2)")
+    assert np.array_equal(chosen.pixels, second)
+    with pytest.raises(FileFormatError, match="has no signal 'EELS'"):
+        read_frame(tmp_path / "a.dm4", signal="EELS")
+
+
+def test_a_file_without_signals_refuses_a_signal(tmp_path):
+    np.save(tmp_path / "a.npy", random_pixels((20, 30), "uint16"))
+    with pytest.raises(FileFormatError, match="leave out --signal HAADF"):
+        read_frame(tmp_path / "a.npy", signal="HAADF")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32"])
+def test_tia_series(tmp_path, dtype):
+    stack = random_pixels((4, 20, 30), dtype)
+    (tmp_path / "a_1.ser").write_bytes(fake_formats.ser(stack, offset=-5e-9, step=0.5))
+    with open_frames(tmp_path / "a_1.ser") as opened:
+        (axis,) = opened.axes
+        assert (axis.name, axis.size, axis.scale, axis.unit) == ("time", 4, 0.5, "s")
+        assert all(np.array_equal(frame.pixels, stack[frame.index]) for frame in opened)
+        frame = opened.read(2)
+    assert frame.pixel_size == pytest.approx((0.01, 0.01))
+    assert frame.unit == "nm"
+    assert frame.origin == pytest.approx((-5.0, -5.0))
+
+
+def test_an_emi_file_leads_to_its_series_and_tells_the_microscope(tmp_path):
+    stack = random_pixels((1, 20, 30), "uint16")
+    (tmp_path / "a_1.ser").write_bytes(fake_formats.ser(stack))
+    (tmp_path / "a.emi").write_bytes(
+        b"\0\1binary<ObjectInfo><AcquireDate>Fri Jan 10 2025</AcquireDate>"
+        b"<ExperimentalConditions><MicroscopeConditions><AcceleratingVoltage>200000"
+        b"</AcceleratingVoltage></MicroscopeConditions></ExperimentalConditions>"
+        b"<ExperimentalDescription><Root><Data><Label>High tension</Label><Unit>kV</Unit>"
+        b"<Value>200</Value></Data></Root></ExperimentalDescription>"
+        b"<AcquireInfo><DwellTimePath>1e-05</DwellTimePath></AcquireInfo>"
+        b"<DetectorRange/></ObjectInfo>\0"
+    )
+    frame = read_frame(tmp_path / "a.emi")
+    assert np.array_equal(frame.pixels, stack[0])
+    assert frame.acquisition["beam_energy_kev"] == 200
+    assert frame.acquisition["dwell_time_s"] == 1e-5
+    (tmp_path / "b.emi").write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match=r"b_1.ser is not beside it"):
+        read_frame(tmp_path / "b.emi")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+def test_merlin(tmp_path, dtype):
+    stack = random_pixels((3, 16, 24), dtype)
+    (tmp_path / "a.mib").write_bytes(fake_formats.mib(stack))
+    (tmp_path / "a.hdr").write_text("HDR,\nGain:\tSLGM\nEnd\n")
+    with open_frames(tmp_path / "a.mib") as opened:
+        assert all(np.array_equal(frame.pixels, stack[frame.index]) for frame in opened)
+        assert opened.info.metadata["Merlin"]["hdr"] == {"Gain": "SLGM"}
+        assert opened.info.acquisition["exposure_s"] == 0.001
+
+
+def test_raw_mode_of_merlin_is_refused(tmp_path):
+    data = fake_formats.mib(random_pixels((1, 16, 24), "uint16")).replace(b",U16,", b",R64,")
+    (tmp_path / "a.mib").write_bytes(data)
+    with pytest.raises(FrameError, match=r"type R64.*without raw mode"):
+        read_frame(tmp_path / "a.mib")
+
+
+def test_a_reader_that_is_not_installed_tells_its_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.dm4").write_bytes(fake_formats.dm([dm_image(random_pixels((9, 9), "uint8"))]))
+    (tmp_path / "a.blo").write_bytes(b"IMGBLO")
+    monkeypatch.setitem(sys.modules, "ncempy.io.dm", None)
+    monkeypatch.setitem(sys.modules, "rsciio", None)
+    with pytest.raises(MissingExtraError, match=r"DM4 files needs 'ncempy'.*n2sr\[formats\]"):
+        read_frame(tmp_path / "a.dm4")
+    with pytest.raises(MissingExtraError, match=r".blo files needs 'rosettasciio'.*n2sr\[em\]"):
+        read_frame(tmp_path / "a.blo")
+
+
+def test_what_rosettasciio_reads_comes_in_by_it(tmp_path):
+    ripple = pytest.importorskip("rsciio.ripple")
+    stack = random_pixels((3, 20, 30), "uint16")
+    axes = [
+        {"name": "time", "size": 3, "scale": 0.5, "offset": 1.0, "units": "s", "navigate": True},
+        {"name": "y", "size": 20, "scale": 0.2, "offset": 0.0, "units": "nm", "navigate": False},
+        {"name": "x", "size": 30, "scale": 0.1, "offset": 0.0, "units": "nm", "navigate": False},
+    ]
+    metadata = {
+        "General": {"title": "a"},
+        "Signal": {"signal_type": ""},
+        "Acquisition_instrument": {"TEM": {"beam_energy": 200.0}},
+    }
+    signal = {"data": stack, "axes": axes, "metadata": metadata, "original_metadata": {}}
+    ripple.file_writer(str(tmp_path / "a.rpl"), signal)
+    with open_frames(tmp_path / "a.rpl") as opened:
+        assert all(np.array_equal(frame.pixels, stack[frame.index]) for frame in opened)
+        frame = opened.read(0)
+    assert frame.pixel_size == pytest.approx((0.2, 0.1))
+    assert frame.unit == "nm"
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32", "float32"])
+@pytest.mark.parametrize("suffix", [".tif", ".mrc"])
+def test_what_a_microscope_told_survives(tmp_path, suffix, dtype):
+    path = tmp_path / "a.dm4"
+    path.write_bytes(fake_formats.dm([dm_image(random_pixels((20, 30), dtype) // 2)]))
+    frame = read_frame(path)
+    write_frame(tmp_path / f"b{suffix}", frame)
+    back = read_frame(tmp_path / f"b{suffix}")
+    is_held = suffix == ".tif" or dtype != "uint32"  # MRC has no such pixels
+    assert back.pixels.dtype == (frame.pixels.dtype if is_held else np.float32)
+    assert np.array_equal(back.pixels, frame.pixels.astype(back.pixels.dtype))
+    for known in ("pixel_size", "unit", "origin", "intensity", "acquisition", "metadata"):
+        assert getattr(back, known) == getattr(frame, known), known
