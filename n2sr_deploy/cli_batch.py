@@ -17,6 +17,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
+from n2sr_deploy.formats import FORMATS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "extension",
-    type=click.Choice(["tif", "mrc", "npy"]),
+    type=click.Choice([known.extensions[0][1:] for known in FORMATS if known.write]),
     help="Of all results; by default each input's own, where n2sr writes it.",
 )
 @click.option(

@@ -392,6 +392,19 @@ def test_a_link_keeps_its_name(run, raw, tmp_path, noisy):
     assert plan(["raw"])["raw/link.tif"] == "link.tif"
 
 
+def test_folders_that_zarr_keeps_are_files(run, noisy, tmp_path, model_path):
+    pytest.importorskip("zarr")
+    make(tmp_path / "raw", ["deep/a.zspy", "b.hspy"], noisy)
+    arguments = ["raw", "-o", "out", "-m", model_path, "--recursive"]
+    assert "2 denoised" in run(*arguments).stdout
+    assert read_frame("out/deep/a.zspy").pixels.shape == noisy.shape
+    left = tmp_path / "out" / f".n2sr-{'0' * 32}.zspy"
+    (left / "data").mkdir(parents=True)
+    assert "2 done before" in run(*arguments).stdout
+    assert not left.exists()
+    assert plan(["raw/deep/a.zspy"]) == {"raw/deep/a.zspy": "a.zspy"}
+
+
 def test_results_in_a_folder_of_the_inputs_are_no_inputs(run, raw, tmp_path, model_path):
     arguments = ["raw", "-o", "raw/out", "-m", model_path, "--recursive", "--std"]
     run(*arguments)

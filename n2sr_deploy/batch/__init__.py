@@ -75,8 +75,7 @@ class BatchOptions:
     recursive: bool = False
     """Whether folders in folders are looked into."""
     extension: str | None = None
-    """``.tif``, ``.mrc`` or ``.npy``: the format of all results; None: the input's, where n2sr
-    writes it."""
+    """``.tif``, say: the format of all results; None: the input's, where n2sr writes it."""
     retries: int = 1
     """How often a file that failed is tried again; not where that is hopeless."""
     n_threads: int = 0

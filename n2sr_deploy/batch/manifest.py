@@ -17,6 +17,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from n2sr_deploy import files
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.version import VERSION
 
@@ -127,7 +128,7 @@ class Manifest:
         """Remove temporary files of killed runs; tell how many there were."""
         left = [path for path in self._folder.rglob(".n2sr-*") if _TEMPORARY.fullmatch(path.name)]
         for path in left:
-            path.unlink(missing_ok=True)
+            files.remove(path)
         return len(left)
 
     def _read(self) -> dict[str, Entry]:
@@ -153,7 +154,7 @@ class Manifest:
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        return files.size_and_mtime(path)[0]
     except OSError:
         return None
 
