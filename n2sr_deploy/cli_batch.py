@@ -17,6 +17,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
+from n2sr_deploy.formats import FORMATS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "extension",
-    type=click.Choice(["tif", "mrc", "npy"]),
+    type=click.Choice([known.extensions[0][1:] for known in FORMATS if known.write]),
     help="Of all results; by default each input's own, where n2sr writes it.",
 )
 @click.option(
@@ -50,6 +51,12 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     help="Files at once, each in a process of its own; they share the cores.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Of each process; by default its share of the cores.",
 )
 @click.option(
     "--scheduler",
@@ -84,6 +91,7 @@ def batch_command(
     recursive: bool,
     extension: str | None,
     jobs: int,
+    threads: int | None,
     scheduler: str | None,
     retries: int,
     samples: int | None,
@@ -109,9 +117,10 @@ def batch_command(
         raise click.UsageError(
             "--per-frame learns a network for each frame, but --model gives one; leave one out"
         )
-    if scheduler is not None and jobs != 1:
+    if scheduler is not None and (jobs != 1 or threads is not None):
         raise click.UsageError(
-            "--jobs is about processes of this machine, but --scheduler has workers; leave one out"
+            "--jobs and --threads are about processes of this machine, but --scheduler has "
+            "workers; leave one out"
         )
     how = BatchOptions(
         denoising=DenoiseOptions(
@@ -128,6 +137,7 @@ def batch_command(
         recursive=recursive,
         extension=None if extension is None else f".{extension}",
         retries=retries,
+        n_threads=threads or 0,
         overwrite=overwrite,
     )
     with shown_batch() as watcher:
@@ -143,10 +153,10 @@ def _runner(scheduler: str | None, jobs: int) -> OpensRunner:
     if scheduler is not None:
         from n2sr_deploy.batch.cluster import ClusterRunner
 
-        return lambda begins, shares: ClusterRunner(scheduler, begins, shares)
+        return lambda begins, shares, _: ClusterRunner(scheduler, begins, shares)
     from n2sr_deploy.batch.local import LocalRunner
 
-    return lambda begins, shares: LocalRunner(jobs, begins, shares)
+    return lambda begins, shares, n_threads: LocalRunner(jobs, begins, shares, n_threads=n_threads)
 
 
 def _table(summary: Summary, folder: Path) -> list[str]:

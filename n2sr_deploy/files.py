@@ -30,6 +30,19 @@ def is_folder_store(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in _STORES)
 
 
+def size_and_mtime(path: Path) -> tuple[int, int]:
+    """Bytes, and when it was last changed (ns); of a folder that zarr keeps, of all in it.
+
+    Raises
+    ------
+    OSError
+        When it is not there.
+    """
+    stats = [path.stat(), *(inner.stat() for inner in path.rglob("*") if inner.is_file())]
+    sizes = [stat.st_size for stat in (stats[1:] if path.is_dir() else stats)]
+    return sum(sizes), max(stat.st_mtime_ns for stat in stats)
+
+
 def check_input(path: Path, *, stores: bool = False) -> None:
     """Raise InputFileError when there is no readable file at `path`, nor, if allowed, a store."""
     if not path.exists():
@@ -97,7 +110,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; nothing was kept of it"
         ) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
@@ -113,10 +126,11 @@ def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if aside.exists():
             aside.rename(path)
         raise
-    _remove(aside)
+    remove(aside)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder that zarr keeps."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -29,6 +29,9 @@ _log = logging.getLogger("n2sr")
 class Runner(Protocol):
     """Has tasks done by other processes."""
 
+    n_threads: int
+    """Of each process; 0: that is theirs to say."""
+
     def describe(self) -> str:
         """Who works, in words."""
 
@@ -56,7 +59,9 @@ class Watcher(Protocol):
 
 
 if TYPE_CHECKING:
-    OpensRunner = Callable[[Callable[[Task], None], Callable[[Task, float], None]], Runner]
+    Begins = Callable[[Task], None]
+    Shares = Callable[[Task, float], None]
+    OpensRunner = Callable[[Begins, Shares, int], Runner]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +75,12 @@ class BatchOptions:
     recursive: bool = False
     """Whether folders in folders are looked into."""
     extension: str | None = None
-    """``.tif``, ``.mrc`` or ``.npy``: the format of all results; None: the input's, where n2sr
-    writes it."""
+    """``.tif``, say: the format of all results; None: the input's, where n2sr writes it."""
     retries: int = 1
     """How often a file that failed is tried again; not where that is hopeless."""
+    n_threads: int = 0
+    """Of each process; 0: those of the run that began, where networks are learned, for with others
+    they are the same only to rounding; else its share of the cores."""
     overwrite: bool = False
     """Whether results of other settings or inputs, and files of others, are replaced."""
 
@@ -109,7 +116,7 @@ def run_batch(
         How.
     open_runner
         Gives who does the work, from what is called when a task begins and when a share of it is
-        done.
+        done, and the threads of each process (0: their share of the cores).
     watcher
         Is told how it goes on.
 
@@ -142,7 +149,10 @@ def run_batch(
         summary = Summary()
         to_do = _sorted_out(jobs, manifest, summary, overwrite=options.overwrite)
         if to_do:
-            _Run(to_do, options, manifest, watcher, summary).run(open_runner)
+            try:
+                _Run(to_do, options, manifest, watcher, summary).run(open_runner)
+            finally:
+                manifest.remove_leftovers()  # of workers that were killed
     return summary
 
 
@@ -212,9 +222,11 @@ class _Run:
         self._attempts = dict.fromkeys(self._jobs, 0)
         self._options, self._manifest = options, manifest
         self._watcher, self._summary = watcher, summary
+        self._n_threads = 0
 
     def run(self, open_runner: OpensRunner) -> None:
-        runner = open_runner(self._begin, lambda task, share: self._share(task, share))
+        runner = open_runner(self._begin, self._share, self._threads_to_go_on_with())
+        self._n_threads = runner.n_threads if self._options.denoising.model is None else 0
         try:
             self._watcher.begin(len(self._jobs), runner.describe())
             for job in self._jobs.values():
@@ -236,8 +248,17 @@ class _Run:
         if outcome.is_of_settings and not self._summary.done and not self._summary.done_before:
             raise SettingError(outcome.error)
 
+    def _threads_to_go_on_with(self) -> int:
+        """What was asked for; or, where networks are learned, what an earlier run had."""
+        if self._options.n_threads or self._options.denoising.model is not None:
+            return self._options.n_threads
+        settings = next(iter(self._jobs.values())).entry.settings
+        earlier = self._manifest.entries.values()
+        return next((e.n_threads for e in earlier if e.settings == settings), 0)
+
     def _begin(self, task: Task) -> None:
-        self._manifest.append([self._jobs[task.name].entry])
+        entry = self._jobs[task.name].entry
+        self._manifest.append([replace(entry, n_threads=self._n_threads)])
 
     def _share(self, task: Task, share: float) -> None:
         self._watcher.share(task.name, share)
@@ -263,6 +284,7 @@ class _Run:
             error=error,
             seconds=round(outcome.seconds, 3),
             attempts=self._attempts[job.name],
+            n_threads=self._n_threads,
             warnings=outcome.warnings,
         )
         self._manifest.append([entry])

@@ -37,8 +37,9 @@ class _Opened(WorkerPlugin):  # type: ignore[misc]
 
     def teardown(self, worker: Worker) -> None:
         """Called when the worker ends, or the batch does."""
-        with self.one_at_a_time:
+        if self.one_at_a_time.acquire(blocking=False):  # else a file still needs it
             self.denoisers.close()
+            self.one_at_a_time.release()
 
 
 def _worked(values: dict[str, Any], plugin: str) -> dict[str, Any]:
@@ -70,6 +71,8 @@ class ClusterRunner:
         When no scheduler answers there.
     """
 
+    n_threads = 0  # each worker has its own
+
     def __init__(
         self, address: str, begins: Callable[[Task], None], shares: Callable[[Task, float], None]
     ) -> None:
@@ -91,7 +94,7 @@ class ClusterRunner:
 
     def describe(self) -> str:
         """Who works, in words."""
-        n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        n_workers = len(self._client.nthreads())
         told = f"{n_workers} Dask worker{'' if n_workers == 1 else 's'}"
         return told if n_workers else f"{told} yet: it waits for them"
 

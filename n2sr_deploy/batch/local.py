@@ -48,15 +48,17 @@ class LocalRunner:
     ----------
     n_jobs
         How many processes.
+    n_threads
+        Of each; 0: its share of the cores.
     begins
         Called when a task begins, from any thread.
     shares
         Called with the share of a task that is done, from any thread.
     """
 
-    def __init__(self, n_jobs: int, begins: Begins, shares: Shares) -> None:
+    def __init__(self, n_jobs: int, begins: Begins, shares: Shares, *, n_threads: int = 0) -> None:
         self._begins, self._shares = begins, shares
-        self._n_threads = threads_each(n_jobs)
+        self.n_threads = n_threads or threads_each(n_jobs)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[tuple[Task, Outcome]] = queue.SimpleQueue()
         self._is_closed = False
@@ -69,7 +71,7 @@ class LocalRunner:
 
     def describe(self) -> str:
         """Who works, in words."""
-        n_jobs, n_threads = len(self._threads), self._n_threads
+        n_jobs, n_threads = len(self._threads), self.n_threads
         processes = "1 process" if n_jobs == 1 else f"{n_jobs} processes"
         return f"{processes} of {n_threads} thread{'s' if n_threads > 1 else ''}"
 
@@ -104,7 +106,7 @@ class LocalRunner:
                 self._begins(task)
                 if worker is None or not worker.is_alive():
                     ending.close()
-                    worker = _Worker(self._n_threads)
+                    worker = _Worker(self.n_threads)
                     self._workers.add(worker)
                     ending.callback(self._workers.discard, worker)
                     ending.callback(worker.close)

@@ -17,6 +17,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from n2sr_deploy import files
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.version import VERSION
 
@@ -50,6 +51,9 @@ class Entry:
     error: str | None = None
     seconds: float | None = None
     attempts: int = 0
+    n_threads: int = 0
+    """Of the process that did it, where a network was learned: with others it is the same only to
+    rounding. 0: not told."""
     warnings: tuple[str, ...] = ()
     n2sr_version: str = VERSION
 
@@ -124,7 +128,7 @@ class Manifest:
         """Remove temporary files of killed runs; tell how many there were."""
         left = [path for path in self._folder.rglob(".n2sr-*") if _TEMPORARY.fullmatch(path.name)]
         for path in left:
-            path.unlink(missing_ok=True)
+            files.remove(path)
         return len(left)
 
     def _read(self) -> dict[str, Entry]:
@@ -150,7 +154,7 @@ class Manifest:
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        return files.size_and_mtime(path)[0]
     except OSError:
         return None
 

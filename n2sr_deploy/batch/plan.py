@@ -15,7 +15,7 @@ from n2sr_deploy.batch.manifest import Entry
 from n2sr_deploy.errors import InputFileError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from n2sr_deploy.denoise_file import DenoiseOptions
 
@@ -79,7 +79,7 @@ def planned(
     recursive
         Whether folders in folders are looked into.
     extension
-        ``.tif``, ``.mrc`` or ``.npy``: the format of all results; it is added to other names.
+        ``.tif``, say: the format of all results; it is added to other names.
     leave_out
         Outputs of this batch, that are no inputs.
 
@@ -118,9 +118,8 @@ def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
     found: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
-            inside = sorted(path.rglob("*") if recursive else path.iterdir())
-            found |= {file: path for file in inside if _is_frame_file(file)}
+        if path.is_dir() and not files.is_folder_store(path):
+            found |= dict.fromkeys(_inside(path, recursive=recursive), path)
         elif path.exists():
             found[path] = path.parent
         elif glob.has_magic(given):
@@ -131,6 +130,15 @@ def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
         else:
             raise InputFileError(f"{path} does not exist; name a folder, a file or a glob")
     return found
+
+
+def _inside(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    """Frame files in a folder; those that zarr keeps are folders, but files to us."""
+    for path in sorted(folder.iterdir()):
+        if _is_frame_file(path):
+            yield path
+        elif recursive and path.is_dir() and not path.is_symlink():
+            yield from _inside(path, recursive=True)
 
 
 def _before_magic(path: Path) -> list[str]:
@@ -144,7 +152,7 @@ def _before_magic(path: Path) -> list[str]:
 
 
 def _is_frame_file(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_file():
+    if path.name.startswith(".") or not (path.is_file() or files.is_folder_store(path)):
         return False
     try:
         return formats.is_frame_file(path)
@@ -161,7 +169,7 @@ def _job(
     output = folder / relative
     std = output.with_name(f"{output.stem}.std{output.suffix}") if settings["std"] else None
     try:
-        stat = path.stat()
+        size, mtime_ns = files.size_and_mtime(path)
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror}") from error
     name = relative.as_posix()
@@ -169,8 +177,8 @@ def _job(
         output=name,
         outcome="started",
         input=str(path.absolute()),
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
+        size=size,
+        mtime_ns=mtime_ns,
         settings=settings,
     )
     return Job(noisy=path, output=output, std=std, name=name, entry=entry)

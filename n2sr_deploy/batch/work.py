@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from n2sr_deploy import files
 from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
 from n2sr_deploy.errors import (
     FrameError,
@@ -142,7 +143,7 @@ def _denoised(task: Task, denoisers: Denoisers, share: _Share) -> tuple[int, ...
         training=share.training,
         on_frame=share.frame,
     )
-    return tuple(path.stat().st_size for path in done.outputs)
+    return tuple(files.size_and_mtime(path)[0] for path in done.outputs)
 
 
 @contextmanager
