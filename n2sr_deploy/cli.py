@@ -43,7 +43,8 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         joined = {entry_point.name for entry_point in entry_points(group="n2sr.commands")}
-        order = ["train", "export", "denoise", "stream", "bench", "info", "simulate", "doctor"]
+        order = ["train", "export", "denoise", "report", "stream", "bench"]
+        order += ["info", "simulate", "doctor"]
         names = joined | set(super().list_commands(ctx))
         return sorted(
             names,
@@ -102,7 +103,13 @@ def main() -> None:
     "--std",
     type=PATH,
     metavar="FILE",
-    help="Also write the spread: the standard deviation of the draws.",
+    help="Also write the calibrated standard error of each pixel.",
+)
+@click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.html",
+    help="Also judge the result: a page, and a .png of the same name beside it.",
 )
 @click.option(
     "-M",
@@ -121,6 +128,7 @@ def denoise(
     output: Path,
     model: Path | None,
     std: Path | None,
+    report: Path | None,
     samples: int | None,
     backend: str,
     frame: int | None,
@@ -135,6 +143,10 @@ def denoise(
     if model is not None:
         _refuse_training_options(options)
     _check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
+    if report is not None:
+        from n2sr_deploy.report import check_report
+
+        check_report(report, overwrite=overwrite, inputs=[noisy])
     if samples is not None and not 1 <= samples <= sampling.MAX_SAMPLES:
         raise click.UsageError(
             f"--samples is {samples}, but must be 1 to {sampling.MAX_SAMPLES} draws"
@@ -156,6 +168,13 @@ def denoise(
     shape = noisy_frame.shape
     with open_denoiser(exported, backend, shape=shape, n_samples=samples) as denoiser:
         denoised = denoiser.denoise(repaired.frame, samples, seed=seed)
+        known = None
+        if std is not None or report is not None:
+            from n2sr_deploy.report.reporting import known as known_of
+
+            known = known_of(
+                denoiser, repaired.frame, denoised, samples, seed, with_halves=report is not None
+            )
         meta, runs_on = denoiser.model.metadata, denoiser.name
     done = (
         f"n2sr {VERSION}: {{}} of {samples or meta.n_samples} draws, seed {seed}, "
@@ -166,13 +185,27 @@ def denoise(
         output, repaired.frame.with_pixels(denoised.mean, done.format("mean")), overwrite=overwrite
     )
     click.echo(f"{output}: denoised, mean of {samples or meta.n_samples} draws")
-    if std is not None:
+    if std is not None and known is not None and known.spread is not None:
         formats.write_frame(
             std,
-            repaired.frame.with_pixels(denoised.std, done.format("standard deviation")),
+            repaired.frame.with_pixels(known.spread, done.format("standard error")),
             overwrite=overwrite,
         )
-        click.echo(f"{std}: standard deviation of the draws")
+        click.echo(f"{std}: calibrated standard error; {known.told}")
+    if report is not None:
+        from n2sr_deploy.report import picture_of, report_on
+
+        findings = report_on(
+            report,
+            noisy_frame,
+            denoised.mean,
+            title=f"{output.name}, denoised from {noisy.name}",
+            lines=(noisy_frame.describe(), done.format("mean")),
+            known=known,
+            overwrite=overwrite,
+        )
+        click.echo(findings.describe())
+        click.echo(f"{report}: the report; {picture_of(report)}: the same as one picture")
 
 
 @main.command(short_help="Tell what a frame, checkpoint or model is.")
