@@ -27,6 +27,7 @@ SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
+_DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -61,15 +62,17 @@ class Noise:
     """Whether they count single events: whole numbers, their variance equal to their mean."""
 
     def std_at(self, intensity: AnyArray) -> AnyArray:
-        """The noise's standard deviation at intensities (H, W), in counts, float64.
+        """The noise's standard deviation over a denoised frame (H, W), in counts, float64.
 
-        Where no gain is told it is the same everywhere; below the darkest that the model is good
-        for, a tenth of the frame's.
+        It follows the gain from `std` at the frame's mean, so that a detector's offset does not
+        matter; where no gain is told it is the same everywhere. At least 0.3 of `std`, since the
+        model is not known to hold in the dark.
         """
-        if self.gain is None or self.read_noise is None:
+        if self.gain is None:
             return np.full(intensity.shape, self.std)
-        variance = self.gain * intensity.astype(np.float64) + self.read_noise**2
-        return np.asarray(np.sqrt(np.maximum(variance, (0.1 * self.std) ** 2)))
+        values = intensity.astype(np.float64)
+        variance = self.std**2 + self.gain * (values - values.mean())
+        return np.asarray(np.sqrt(np.maximum(variance, (_DARKEST * self.std) ** 2)))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 
 # Chosen on the development frames of benchmarks/coverage.py; how, in 0011-spread.md.
-_SMOOTH = 3.0  # pixels; a variance of 4 draws, 3 degrees of freedom, is averaged over about 100
-_EVERYWHERE = 0.02  # share of the error's mean square that is the same at every pixel
-_OF_TWIN = 1.6  # the error's mean square over the twin's, and its uncertainty as a share
+_SMOOTH = 4.0  # pixels; a variance of 4 draws, 3 degrees of freedom, is averaged over about 200
+_EVERYWHERE = 0.03  # share of the error's mean square that is the same at every pixel
+_OF_TWIN = 1.8  # the error's mean square over the twin's, and its uncertainty as a share
 _OF_TWIN_ERROR = 0.45
-_OF_RESIDUAL = 1.15  # likewise over what the residual tells
+_OF_RESIDUAL = 1.25  # likewise over what the residual tells
 _OF_RESIDUAL_ERROR = 0.1
 # Cycles per pixel. Errors are at low frequencies, where noise above would only add; a wider band is
 # taken where the residual rises above the noise's scatter there, by so many standard errors.
@@ -121,10 +121,11 @@ def smoothed(values: AnyArray, size: float) -> AnyArray:
         ends[axis] = (reach, reach)
         padded = np.pad(values, ends, mode="symmetric")
         n = values.shape[axis]
-        values = sum(
-            weight * padded.take(range(start, start + n), axis=axis)
-            for start, weight in enumerate(weights)
-        )
+        averaged = np.zeros(values.shape)
+        for start, weight in enumerate(weights):
+            taken = slice(start, start + n)
+            averaged += weight * (padded[taken] if axis == 0 else padded[:, taken])
+        values = averaged
     return np.asarray(values)
 
 
@@ -143,8 +144,11 @@ def _mean_square(
     added = _coloured(floor) * noise.std_at(result)
     twin_error = denoise(Frame(pixels=(result + added).astype(np.float32))).mean - result
     twin = float(np.square(twin_error).mean())
-    prior = _Estimate(_OF_TWIN * twin, _OF_TWIN * _OF_TWIN_ERROR * twin)
     told = _told_by_residual(spectrum, floor, noisy - result, twin_error, added)
+    prior = _Estimate(_OF_TWIN * twin, _OF_TWIN * _OF_TWIN_ERROR * twin)
+    # What is lost in the result is lost in the twin from the start: it may be far too hopeful.
+    doubt = max(told.value - 2 * told.error - prior.value, 0.0)
+    prior = prior._replace(error=math.hypot(prior.error, doubt))
     weights = [1 / max(estimate.error, 1e-30) ** 2 for estimate in (prior, told)]
     value = (prior.value * weights[0] + told.value * weights[1]) / sum(weights)
     return _Estimate(max(value, twin), 1 / math.sqrt(sum(weights)))

@@ -181,7 +181,7 @@ def _draw_header(header: Any, findings: ReportFindings, title: str) -> None:
 
 
 def _shortened(answer: str) -> str:
-    return answer if len(answer) < 150 else answer[:147].rsplit(" ", 1)[0] + " …"
+    return answer if len(answer) < 128 else answer[:125].rsplit(" ", 1)[0] + " …"
 
 
 def _image(axis: Axes, image: AnyArray, findings: ReportFindings, **style: Any) -> Any:
@@ -370,7 +370,7 @@ def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
     curve = findings.variance
     noise = findings.noise
     model = (
-        f"noise model: gain {noise.gain:.3g}, read noise {noise.read_noise:.3g}"
+        f"noise model: gain {noise.gain:.3g}"
         if noise.gain is not None
         else f"noise model: std {noise.std:.3g}, gain not told"
     )

@@ -82,7 +82,7 @@ class RingCorrelation:
     """(N,), cycles per pixel."""
     correlation: AnyArray
     crossing: float | None
-    """Frequency from which it stays below 1/7; None: it never does."""
+    """Frequency from which three rings are below 1/7; None: there is none, or it is the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

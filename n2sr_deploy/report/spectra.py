@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 N_RINGS = 48  # up to 0.5 cycles per pixel
 LAGS = 12  # pixels, to which the autocorrelation is shown
 _PEAK = 8.0  # times the noise's power, in a mean over 3 x 3: surely signal
-_SHARP = 3.0  # times what is around it
+_SHARP = 6.0  # times what is around it
 _CONTRADICTED = 6.0  # standard errors by which the residual denies a peak
 _FLOOR_ERROR = 0.03  # share by which the noise's power may be wrong in a ring, as a standard error
 _SUPPORTED = 0.03  # share of the noise's power above which a floor's own error does not explain it
@@ -171,7 +171,7 @@ def ring_correlation(first: AnyArray, second: AnyArray) -> RingCorrelation:
     power = summed(np.abs(a) ** 2) * summed(np.abs(b) ** 2)
     correlation = summed((a * b.conj()).real) / np.sqrt(np.maximum(power, 1e-300))
     frequency = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
-    above = np.flatnonzero(correlation >= SEVENTH)
-    last = int(above[-1]) if above.size else 0
-    crossing = None if last == N_RINGS - 1 else float((last + 1) / (2 * N_RINGS))
+    below = correlation < SEVENTH
+    falls = below[:-2] & below[1:-1] & below[2:]  # a lattice leaves single rings empty
+    crossing = float(np.argmax(falls) / (2 * N_RINGS)) if falls.any() and not falls[0] else None
     return RingCorrelation(frequency=frequency, correlation=correlation, crossing=crossing)

@@ -20,6 +20,8 @@ the residual (caution, bad): a fifth of the power is 45 % of the amplitude. Only
 by four standard errors counts."""
 LOST_PEAKS = 0.1, 0.3
 """Shares of the Bragg peaks that are weakened below 0.7 or lost."""
+FEW_PEAKS = 4
+"""Of so few peaks the shares alone are no worse than caution: one or two may be noise."""
 NOISE_LEFT = 0.15, 0.3
 """Shares of the noise's standard deviation that stay where no signal is seen. A perfect
 result has up to 0.1, since signal too faint to be seen counts as well."""
@@ -71,6 +73,11 @@ def _level(value: float, limits: tuple[float, float]) -> Level:
     return "bad" if value > limits[1] else "caution" if value > limits[0] else "good"
 
 
+def _peaks_level(damaged: int, n_peaks: int) -> Level:
+    level = _level(damaged / max(n_peaks, 1), LOST_PEAKS)
+    return "caution" if level == "bad" and n_peaks < FEW_PEAKS else level
+
+
 def _worst(*levels: Level) -> Level:
     return max(levels, key=("good", "caution", "bad").index)
 
@@ -82,7 +89,7 @@ def _signal_left(findings: ReportFindings) -> Verdict:
     lacking = [place for place in findings.places if not place.is_invented]
     level = _worst(
         _level(ring.share, SIGNAL_LEFT),
-        _level(damaged / len(real), LOST_PEAKS) if real else "good",
+        _peaks_level(damaged, len(real)),
         _level(len(lacking), PLACES),
     )
     told = []
