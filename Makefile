@@ -13,7 +13,8 @@ KERNELS := $(wildcard csrc/*) setup.py
 export N2SR_REQUIRE_KERNELS = 1
 
 .PHONY: setup demo test lint bench bench-kernels bench-noise bench-quality bench-optimisers
-.PHONY: bench-formats bench-hard bench-live bench-trust setup-careamics setup-peers starting-weights sanitize clean
+.PHONY: bench-coverage bench-formats bench-hard bench-live bench-trust
+.PHONY: setup-careamics setup-peers starting-weights sanitize clean
 
 setup: .venv/.installed
 
@@ -87,6 +88,9 @@ bench-trust: .venv/.bench
 # What n2sr_train/weights holds; an hour on two cores.
 starting-weights: setup
 	$(BIN)/python -m benchmarks.starting_weights
+
+bench-coverage: .venv/.bench
+	$(BIN)/python -m benchmarks.coverage
 
 bench-optimisers: setup
 	$(BIN)/python benchmarks/optimisers.py

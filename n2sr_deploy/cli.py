@@ -47,17 +47,8 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         joined = {entry_point.name for entry_point in entry_points(group="n2sr.commands")}
-        order = [
-            "train",
-            "export",
-            "denoise",
-            "batch",
-            "stream",
-            "bench",
-            "info",
-            "simulate",
-            "doctor",
-        ]
+        order = ["train", "export", "denoise", "batch", "report", "stream", "bench"]
+        order += ["info", "simulate", "doctor"]
         names = joined | set(super().list_commands(ctx))
         return sorted(
             names,

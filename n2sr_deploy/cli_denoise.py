@@ -25,7 +25,9 @@ from n2sr_deploy.cli_options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.denoise_file import FrameResult
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.report import Known
 
 
 @click.command("denoise", short_help="Denoise a frame with a model, or learn one first.")
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
     "--std",
     type=PATH,
     metavar="FILE",
-    help="Also write the spread: the standard deviation of the draws.",
+    help="Also write the calibrated standard error of each pixel.",
+)
+@click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.html",
+    help="Also judge the result: a page, and a .png of the same name beside it.",
 )
 @samples_option
 @backend_option
@@ -60,6 +68,7 @@ def denoise_command(
     output: Path,
     model: Path | None,
     std: Path | None,
+    report: Path | None,
     samples: int | None,
     backend: str,
     frame: int | None,
@@ -78,6 +87,7 @@ def denoise_command(
     check_denoising(model, samples, backend, options, std=std is not None)
     _check_stack(model, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
+    judge = None if report is None else _Judge(report, noisy, stack=stack, overwrite=overwrite)
     how = DenoiseOptions(
         model=None if model is None else str(model),
         n_samples=samples,
@@ -100,11 +110,62 @@ def denoise_command(
             overwrite=overwrite,
             training=shown_training,
             on_frame=on_frame,
+            on_result=judge or (lambda _: None),
         )
     frames = f"{done.n_frames} frames " if done.n_frames > 1 else ""
     click.echo(f"{output}: {frames}denoised, mean of {done.n_samples} draws")
     if std is not None:
-        click.echo(f"{std}: standard deviation of the draws")
+        click.echo(f"{std}: standard error of each pixel")
+    if judge is not None:
+        judge.write(output, noisy)
+
+
+class _Judge:
+    """Keeps what the report of a frame needs while its denoiser is open, and writes it."""
+
+    def __init__(self, path: Path, noisy: Path, *, stack: bool, overwrite: bool) -> None:
+        from n2sr_deploy.report import check_report
+
+        if stack:
+            raise click.UsageError(
+                "--report judges one frame: choose it with --frame and leave out --stack"
+            )
+        check_report(path, overwrite=overwrite, inputs=[noisy])
+        self._path, self._overwrite = path, overwrite
+        self._result: FrameResult | None = None
+        self._known: Known | None = None
+
+    def __call__(self, result: FrameResult) -> None:
+        from n2sr_deploy.report import known
+
+        self._result = result
+        self._known = known(
+            result.denoiser,
+            result.mended,
+            result.denoised,
+            result.n_samples,
+            result.seed,
+            result.uncertainty,
+        )
+
+    def write(self, output: Path, noisy: Path) -> None:
+        """The page and the picture; the verdict goes to stdout."""
+        from n2sr_deploy.formats import read_frame
+        from n2sr_deploy.report import picture_of, report_on
+
+        if self._result is None:
+            raise AssertionError("no frame was denoised")
+        findings = report_on(
+            self._path,
+            self._result.noisy,
+            self._result.denoised.mean,
+            title=f"{output.name}, denoised from {noisy.name}",
+            lines=(self._result.noisy.describe(), *read_frame(output).history),
+            known=self._known,
+            overwrite=self._overwrite,
+        )
+        click.echo(findings.describe())
+        click.echo(f"{self._path}: the report; {picture_of(self._path)}: the same as one picture")
 
 
 def _check_stack(model: Path | None, frame: int | None, *, stack: bool, per_frame: bool) -> None:

@@ -9,7 +9,8 @@ import logging
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from n2sr_deploy.defects import repair, untouched
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats.base import choose
 from n2sr_deploy.learning import LearnOptions, learn
+from n2sr_deploy.uncertainty import standard_error
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -25,13 +27,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from n2sr_deploy.denoiser import Denoised
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.opening import Denoisers, Opened
     from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.uncertainty import Uncertainty
 
     OpensTraining = Callable[[], AbstractContextManager[Progress]]
+    OnResult = Callable[["FrameResult"], None]
 
 _log = logging.getLogger("n2sr")
 _REPAIRED = (
@@ -90,6 +95,19 @@ class DenoisedFile:
     """What ran the network, by its full name."""
 
 
+class FrameResult(NamedTuple):
+    """A frame and what became of it, while the denoiser is open."""
+
+    noisy: Frame
+    mended: Frame
+    denoised: Denoised
+    denoiser: Opened
+    n_samples: int
+    seed: int
+    uncertainty: Uncertainty | None
+    """The calibrated standard error, where it was asked for."""
+
+
 @contextmanager
 def _unseen() -> Iterator[Progress]:
     """A training that nobody watches."""
@@ -106,6 +124,7 @@ def denoise_file(
     overwrite: bool = False,
     training: OpensTraining = _unseen,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
+    on_result: OnResult = lambda result: None,
 ) -> DenoisedFile:
     """Denoise a frame, or all frames of a stack, from file to file.
 
@@ -121,7 +140,7 @@ def denoise_file(
     denoisers
         Opens the model, or has it open.
     std
-        Where the standard deviation of the draws goes, float32; None: nowhere.
+        Where the calibrated standard error of each pixel goes, float32; None: nowhere.
     overwrite
         Whether `output` and `std` may be replaced.
     training
@@ -129,6 +148,8 @@ def denoise_file(
         long as the training.
     on_frame
         Called with the frames done and their number after each.
+    on_result
+        Called with each frame's result before it is written.
 
     Returns
     -------
@@ -141,7 +162,7 @@ def denoise_file(
         frame among several, FrameError names it.
     """
     with formats.open_frames(noisy, options.signal) as opened, ExitStack() as closing:
-        work = _Work(opened, options, denoisers, training, closing)
+        work = _Work(opened, options, denoisers, training, closing, std is not None, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
         results = work.results(spread, on_frame)
@@ -180,7 +201,10 @@ class _Work:
         denoisers: Denoisers,
         training: OpensTraining,
         closing: ExitStack,
+        calibrates: bool,
+        on_result: OnResult,
     ) -> None:
+        self._calibrates, self._on_result = calibrates, on_result
         self._opened, self._options, self._denoisers = opened, options, denoisers
         self._training = training
         self._closing = closing
@@ -237,29 +261,33 @@ class _Work:
                 raise FrameError(
                     f"{self._opened.path}, frame {index} of {len(self.indexes)}: {error}"
                 ) from error
-            if spread is not None:
+            if spread is not None and std is not None:
                 spread.write(np.ascontiguousarray(std, np.float32).data)
             self._first = self._first or frame
             yield frame
             on_frame(n_done, len(self.indexes))
 
-    def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray]:
+    def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
         options = self._options
         repaired = repair(noisy) if options.learn.repair else untouched(noisy)
         if repaired.describe():
             self._mended.append(repaired.describe())
+        seed = options.learn.seed or 0
         with ExitStack() as closing:
             denoiser = self._of_all or self._learned(noisy, closing)
-            denoised = denoiser.denoise(
-                repaired.frame, options.n_samples, seed=options.learn.seed or 0
-            )
             self.n_samples = options.n_samples or denoiser.model.metadata.n_samples
             self.backend = denoiser.name
+            denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
+            denoised = denoise(repaired.frame)
+            found = standard_error(repaired.frame, denoised, denoise) if self._calibrates else None
+            self._on_result(
+                FrameResult(noisy, repaired.frame, denoised, denoiser, self.n_samples, seed, found)
+            )
             told = self._told(noisy, repaired.frame.history, denoiser, "mean")
         result = replace(noisy, pixels=denoised.mean, **told)
         if options.dtype == "same" and noisy.pixels.dtype.kind in "iu":
             result = result.rounded_to(noisy.pixels.dtype)
-        return result, denoised.std
+        return result, None if found is None else found.standard_error
 
     def _told(
         self, noisy: Frame, history: tuple[str, ...], denoiser: Opened, what: str
@@ -303,7 +331,7 @@ class _Work:
         if self._first is None:
             return
         first, size = self._first, int(np.prod(self._opened.shape))
-        what = "standard deviation"
+        what = "standard error"
         record = {**first.metadata["n2sr"], "result": what, "dtype": "float32"}
         done = first.history[-1].replace(": mean of ", f": {what} of ", 1)
         told: dict[str, Any] = {

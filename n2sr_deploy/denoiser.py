@@ -36,8 +36,8 @@ class Denoised:
     mean: FloatArray
     """(H, W) float32, in counts: the MMSE estimate, the mean over the draws."""
     std: FloatArray
-    """(H, W) float32, in counts: the standard deviation of the draws. It tells where the draws
-    disagree; it is not a calibrated error."""
+    """(H, W) float32, in counts: the raw spread, the standard deviation of the draws. It tells
+    where they disagree; `n2sr_deploy.uncertainty.standard_error` makes a calibrated error of it."""
     timings: Mapping[str, float]
     """Seconds spent in each stage: `STAGES`; or of a pipeline, ``enqueue``, ``gpu`` and, where the
     result is the caller's, ``copy``."""

@@ -27,6 +27,7 @@ SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
+_DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -59,6 +60,19 @@ class Noise:
     """Whether all values are whole numbers."""
     counts_events: bool
     """Whether they count single events: whole numbers, their variance equal to their mean."""
+
+    def std_at(self, intensity: AnyArray) -> AnyArray:
+        """The noise's standard deviation over a denoised frame (H, W), in counts, float64.
+
+        It follows the gain from `std` at the frame's mean, so that a detector's offset does not
+        matter; where no gain is told it is the same everywhere. At least 0.3 of `std`, since the
+        model is not known to hold in the dark.
+        """
+        if self.gain is None:
+            return np.full(intensity.shape, self.std)
+        values = intensity.astype(np.float64)
+        variance = self.std**2 + self.gain * (values - values.mean())
+        return np.asarray(np.sqrt(np.maximum(variance, (_DARKEST * self.std) ** 2)))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON keeps it."""
@@ -128,7 +142,7 @@ def measure_noise(
         std=std,
         along_rows=along_rows,
         along_columns=along_columns,
-        correlation_error=_CORRELATION_ERROR / math.sqrt(_middle(frame).size),
+        correlation_error=_CORRELATION_ERROR / math.sqrt(middle_of(frame.pixels).size),
         gain=model.gain if model else None,
         read_noise=model.read_noise if model else None,
         hot_pixels=int(repaired.hot.sum()),
@@ -147,7 +161,7 @@ def _measured(
 
     Noise below `rounding` is that: its correlation would ask for a pattern that wastes pixels.
     """
-    middle = _middle(frame)
+    middle = middle_of(frame.pixels)
     if middle.std() < rounding:
         return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
     if second is None:
@@ -161,12 +175,12 @@ def _measured(
     return std, spectrum.correlation(1), spectrum.correlation(0), model
 
 
-def _middle(frame: Frame) -> AnyArray:
-    """The middle of a frame, as much of it as is enough, float64."""
+def middle_of(pixels: AnyArray) -> AnyArray:
+    """The middle (h, w) of a frame (H, W), as much of it as is enough, float64."""
     rows, columns = (
-        slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in frame.shape
+        slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in pixels.shape
     )
-    return np.asarray(frame.pixels[rows, columns], np.float64)
+    return np.asarray(pixels[rows, columns], np.float64)
 
 
 def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
@@ -176,7 +190,7 @@ def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
             f"the second frame is {second.shape[0]} x {second.shape[1]} pixels, but the first "
             f"{first.shape[0]} x {first.shape[1]}; give two exposures of one area"
         )
-    a, b = _middle(first), _middle(repair(second).frame)
+    a, b = middle_of(first.pixels), middle_of(repair(second).frame.pixels)
     b += a.mean() - b.mean()
     spectrum = Spectrum((a - b) / math.sqrt(2))
     not_noise = spectrum.power[spectrum.signal].sum() / spectrum.power.sum()

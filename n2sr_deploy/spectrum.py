@@ -26,6 +26,9 @@ _REACH = 10  # pixels; noise correlates no farther
 # Side of a mean over frequencies, and how many times the floor it must be to show signal; noise
 # alone gets there about once in ten thousand.
 _SIGNAL = ((3, 5.0), (9, 1.9), (25, 1.25))
+_ENOUGH = 0.1  # share of the frequencies that show nothing but noise, to take its level from
+# A Hann window correlates neighbouring frequencies: of this many, one is independent.
+SHARED = (35 / 18) ** 2
 _SPLIT_SEED = 0x6E327372  # unlike any that someone simulates noise with
 _SPLITS = (1, 1, 2)  # random splits in each round of the variance model
 _SURE = 16  # standard errors that a gain must be above zero: 6 % of it
@@ -73,7 +76,7 @@ class Spectrum:
         product = np.outer(*self._profiles)
         level = np.quantile(self.power[high] / product[high], _QUANTILE)
         self.floor = product * level / -math.log1p(-_QUANTILE)  # of an exponential distribution
-        self.signal = _signal(self.power / self.floor)
+        self.signal = shows_signal(self.power / self.floor)
 
     def density(self, transform: AnyArray) -> AnyArray:
         """(H, W): the power of a transform of windowed values; its mean is their variance."""
@@ -101,24 +104,34 @@ class Spectrum:
         """Standard deviation of the noise."""
         return float(math.sqrt(self.floor.mean()))
 
+    def levelled_floor(self) -> AnyArray:
+        """(H, W): the floor with its level from all frequencies that show nothing but noise.
+
+        That is nearer to the truth than a quantile of some; too few of them leave it as it is.
+        """
+        only = self.noise_only()
+        if only.mean() < _ENOUGH:
+            return np.asarray(self.floor)
+        return np.asarray(self.floor * (self.power[only] / self.floor[only]).mean())
+
     def noise_only(self) -> BoolArray:
         """High frequencies without signal."""
         fy, fx = self._frequencies
-        beside = _box(self.signal.astype(float), 3) > 0.1  # or at it
+        beside = box_mean(self.signal.astype(float), 3) > 0.1  # or at it
         return np.asarray((np.hypot(fy[:, None], fx) > _FAST) & ~beside)
 
 
-def _signal(ratio: AnyArray) -> BoolArray:
+def shows_signal(ratio: AnyArray) -> BoolArray:
     """Where power over the floor shows signal: sharp peaks, then what rises in wider means."""
     signal = np.zeros(ratio.shape, np.bool_)
     for size, threshold in _SIGNAL:
-        others = _box(np.where(signal, 0.0, ratio), size)
-        others /= np.maximum(_box(np.where(signal, 0.0, 1.0), size), 0.1)
+        others = box_mean(np.where(signal, 0.0, ratio), size)
+        others /= np.maximum(box_mean(np.where(signal, 0.0, 1.0), size), 0.1)
         signal |= others > threshold
     return signal
 
 
-def _box(values: AnyArray, size: int) -> AnyArray:
+def box_mean(values: AnyArray, size: int) -> AnyArray:
     """The mean over size x size, on a ring."""
     for axis in (0, 1):
         ends = (size // 2 + 1, size // 2)
@@ -242,5 +255,5 @@ class _Regression:
         """What a windowed half of a split frame shows of the intensity."""
         transform = np.fft.fft2(half)
         floor = 2 * self.share_of_noise * self.noise.spectrum.floor  # a half has twice the noise
-        shows = _signal(self.intensity.density(transform) / floor)
+        shows = shows_signal(self.intensity.density(transform) / floor)
         return np.asarray(np.fft.ifft2(transform * shows).real)

@@ -64,7 +64,7 @@ def test_commands_for_a_gpu_come_as_far_as_looking_for_one(
 
 def test_every_option_of_the_table_exists():
     options = re.findall(r"^\| `(-[-\w]+)", README, re.MULTILINE)
-    assert len(options) == 12
+    assert len(options) == 13
     for command in ("denoise",):
         text = CliRunner().invoke(main, [command, "--help"]).output
         for option in options:

@@ -58,7 +58,7 @@ def test_axes_calibration_and_history_are_kept(run, stack, model_path, extension
     result = run("denoise", stack, "-m", model_path, "--stack", "-o", out, "--std", std)
     assert "3 frames denoised, mean of 4 draws" in result.stdout
     assert "mended: hot pixels or offsets of lines in 1 of 3 frames" in result.stderr
-    for name, what in ((out, "mean"), (std, "standard deviation")):
+    for name, what in ((out, "mean"), (std, "standard error")):
         with open_frames(name) as opened:
             assert opened.axes == (TIME,)
             frames = list(opened)

@@ -1,0 +1,132 @@
+"""`n2sr report`, joined to the n2sr group through ``n2sr.commands``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from n2sr_deploy.cli_options import (
+    PATH,
+    backend_option,
+    frame_option,
+    output_option,
+    overwrite_option,
+    repair_option,
+    seed_option,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.report import Known
+
+
+@click.command("report", short_help="Judge a denoised frame, on one page.")
+@click.argument("noisy", type=PATH)
+@click.argument("denoised", type=PATH)
+@output_option("page: .html; a .png of the same name is written beside it")
+@click.option(
+    "-m",
+    "--model",
+    type=PATH,
+    metavar="MODEL.onnx",
+    help="The network that denoised it: adds the spread and the correlation of two half-results.",
+)
+@click.option(
+    "--std",
+    type=PATH,
+    metavar="FILE",
+    help="The standard error that n2sr denoise --std wrote, where there is no --model.",
+)
+@click.option(
+    "--second",
+    type=PATH,
+    metavar="FILE",
+    help="Another exposure of the same area, registered: adds the true error.",
+)
+@click.option(
+    "--second-frame",
+    type=int,
+    metavar="N",
+    help="Which frame of --second, counted from 0; alone: of NOISY.",
+)
+@frame_option
+@backend_option
+@repair_option
+@seed_option
+@overwrite_option
+def report_command(
+    noisy: Path,
+    denoised: Path,
+    output: Path,
+    model: Path | None,
+    std: Path | None,
+    second: Path | None,
+    second_frame: int | None,
+    frame: int | None,
+    backend: str,
+    no_repair: bool,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Judge DENOISED by the frame NOISY it was made of.
+
+    Is signal left in the residual, is noise left in the result, did anything appear that the data
+    do not support? The page needs no other file and no network. Neither input is changed.
+    """
+    from n2sr_deploy.formats import read_frame
+    from n2sr_deploy.report import check_report, picture_of, report_on
+    from n2sr_deploy.report.reporting import check_second
+
+    if std is not None and model is not None:
+        raise click.UsageError("--std and --model both tell the spread; leave one out")
+    if second is None and second_frame is not None:
+        second = noisy
+    inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]
+    check_report(output, overwrite=overwrite, inputs=inputs)
+    noisy_frame = read_frame(noisy, frame)
+    result = read_frame(denoised)
+    other = None
+    if second is not None:
+        other = read_frame(second, second_frame)
+        is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
+        check_second(other, noisy_frame, is_same=is_same)
+    which = f", frame {noisy_frame.index}" if noisy_frame.n_frames > 1 else ""
+    lines = [f"{noisy.name}{which}: {noisy_frame.describe()}", *result.history]
+    if second is not None and other is not None:
+        lines.append(f"second exposure: {second.name}, frame {other.index}")
+    found = _known(model, std, noisy_frame, backend, seed, repairs=not no_repair)
+    findings = report_on(
+        output,
+        noisy_frame,
+        result.pixels.astype(np.float32),
+        title=f"{denoised.name}, denoised from {noisy.name}{which}",
+        lines=tuple(lines),
+        known=found,
+        second=other,
+        overwrite=overwrite,
+    )
+    click.echo(findings.describe())
+    click.echo(f"{output}: the report; {picture_of(output)}: the same as one picture")
+
+
+def _known(
+    model: Path | None, std: Path | None, frame: Frame, backend: str, seed: int, *, repairs: bool
+) -> Known | None:
+    """What the network, or a file it wrote, tells."""
+    from n2sr_deploy.defects import repair
+    from n2sr_deploy.formats import read_frame
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.opening import open_denoiser
+    from n2sr_deploy.report import Known, known
+
+    if std is not None:
+        return Known(read_frame(std).pixels.astype(np.float32), None)
+    if model is None:
+        return None
+    mended = repair(frame).frame if repairs else frame
+    with open_denoiser(ExportedModel.open(model), backend, shape=frame.shape) as denoiser:
+        return known(denoiser, mended, seed=seed)

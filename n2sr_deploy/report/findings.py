@@ -1,0 +1,160 @@
+"""What a report tells: numbers, curves and pictures, without a word of how they are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from n2sr_deploy.noise import Noise
+    from n2sr_deploy.sampling import AnyArray, FloatArray
+
+PeakState = Literal["kept", "weakened", "lost", "unsupported"]
+Level = Literal["good", "caution", "bad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """A sharp peak of the noisy or the denoised frame's power spectrum: a Bragg reflection."""
+
+    frequency: tuple[float, float]
+    """Cycles per pixel along rows' and columns' index, (f_y, f_x); one of the two of a pair."""
+    strength: float
+    """Its power in the noisy frame, in units of the noise's at that frequency."""
+    kept: float
+    """Share of its amplitude that the denoised frame has; 1: all."""
+    state: PeakState
+    """Kept from 0.7 of the amplitude, lost below 0.3; unsupported: not in the noisy frame."""
+    denial: float
+    """By how many standard errors the residual contradicts it; 0: it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the residual is not noise."""
+
+    row: int
+    column: int
+    size: float
+    """Radius (standard deviation of the Gaussian window) it is most significant at, in pixels."""
+    sigmas: float
+    """The residual there, locally averaged, in standard errors of the noise."""
+    is_invented: bool
+    """Whether the denoised frame has a structure there that the data contradict; else data have
+    one that it lacks."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rings:
+    """Means over rings of spatial frequency; powers in units of the noise's in that ring."""
+
+    frequency: AnyArray
+    """(N,), cycles per pixel."""
+    noisy: AnyArray
+    denoised: AnyArray
+    residual: AnyArray
+    residual_error: AnyArray
+    """Standard error of `residual` if it is noise."""
+    signal_left: AnyArray
+    """Share of the signal's power that stays in the residual; NaN where no signal is seen."""
+    signal_left_error: AnyArray
+    noise_left: AnyArray
+    """Share of the noise's power that the denoised frame has where no signal is seen; NaN where
+    the ring has no such frequency."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VarianceCurve:
+    """The residual's variance over the denoised intensity; counts, counts squared."""
+
+    intensity: AnyArray
+    variance: AnyArray
+    error: AnyArray
+    expected: AnyArray
+    """By the noise model."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RingCorrelation:
+    """Fourier ring correlation of two half-results that saw disjoint pixels of the frame."""
+
+    frequency: AnyArray
+    """(N,), cycles per pixel."""
+    correlation: AnyArray
+    crossing: float | None
+    """Frequency from which three rings are below 1/7; None: there is none, or it is the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excess:
+    """What a second exposure tells, in variances of the noisy frame."""
+
+    noisy: float
+    """The noise of the noisy frame: half the mean squared difference of the two."""
+    denoised: float
+    """The true squared error that the second exposure implies for the denoised frame."""
+    error: float
+    """Standard error of `denoised`, from the scatter between blocks of 32 x 32 pixels."""
+    reported: float | None
+    """What the spread says it should be: the mean of its square; None without a spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer to one question."""
+
+    question: str
+    level: Level
+    answer: str
+    """In a sentence, with its numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportFindings:
+    """All that a report shows of one frame; intensities in counts."""
+
+    noisy: FloatArray
+    """(H, W), mended as `n2sr denoise` mends it."""
+    denoised: FloatArray
+    """(H, W)."""
+    residual: FloatArray
+    """(H, W): noisy - denoised; 0 where a hot pixel was."""
+    spread: FloatArray | None
+    """(H, W): calibrated standard error of `denoised`, where it is known."""
+    noise: Noise
+    """Measured from the noisy frame alone."""
+    mended: str
+    """What was mended, in words; empty when nothing was."""
+    residual_std: float
+    autocorrelation: AnyArray
+    """(2 R + 1, 2 R + 1), of the residual; its middle is 1."""
+    noise_autocorrelation: AnyArray
+    """The same of the noise, as its spectrum's floor has it."""
+    autocorrelation_error: float
+    """Standard error of `autocorrelation`."""
+    noisy_spectrum: AnyArray
+    """(h, w): power over the noise's, zero frequency in the middle; of the frame's middle."""
+    denoised_spectrum: AnyArray
+    rings: Rings
+    noise_left: float
+    """Share of the noise's standard deviation that the denoised frame has where no signal is."""
+    variance: VarianceCurve
+    peaks: tuple[Peak, ...]
+    places: tuple[Place, ...]
+    """The most significant first."""
+    ring_correlation: RingCorrelation | None
+    excess: Excess | None
+    pixel_size: float | None
+    """Along a row, in `unit`; None when unknown."""
+    unit: str | None
+    verdicts: tuple[Verdict, ...] = field(default=())
+
+    def describe(self) -> str:
+        """The verdicts in words, on a few lines."""
+        return "\n".join(
+            f"{verdict.question} [{verdict.level}]\n  {verdict.answer}" for verdict in self.verdicts
+        )
+
+    def counted(self, state: PeakState) -> int:
+        """How many peaks are in this state."""
+        return sum(peak.state == state for peak in self.peaks)

@@ -1,0 +1,164 @@
+"""What is true of a denoised frame, measured: residual, spectra, peaks, a second exposure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from n2sr_deploy.defects import repair
+from n2sr_deploy.errors import FrameError
+from n2sr_deploy.noise import measure_noise, middle_of
+from n2sr_deploy.report.findings import Excess, ReportFindings, VarianceCurve
+from n2sr_deploy.report.places import significant_places
+from n2sr_deploy.report.spectra import Spectra, ring_correlation
+from n2sr_deploy.report.verdicts import verdicts
+
+if TYPE_CHECKING:
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.sampling import AnyArray, FloatArray
+
+_BLOCK = 32  # pixels; farther apart, errors are taken as independent
+_LEVELS = 16  # of intensity, on the curve of the variance
+
+
+class Halves(NamedTuple):
+    """Two results of one network, from disjoint sets of the frame's pixels."""
+
+    first: FloatArray
+    """(H, W), counts."""
+    second: FloatArray
+
+
+def measure(
+    noisy: Frame,
+    denoised: FloatArray,
+    *,
+    spread: FloatArray | None = None,
+    halves: Halves | None = None,
+    second: Frame | None = None,
+) -> ReportFindings:
+    """Measure what can be told of a denoised frame from the noisy one, and judge it.
+
+    Parameters
+    ----------
+    noisy
+        (H, W) in counts, at least 48 x 48. Never written to; hot pixels and offsets of lines are
+        mended first, as `n2sr denoise` does, so that they do not count as signal.
+    denoised
+        (H, W) in counts; by any method.
+    spread
+        (H, W) in counts: the standard error of `denoised`, as `standard_error` gives it.
+    halves
+        Two half-results, for the Fourier ring correlation.
+    second
+        Another exposure of the same area, registered; for the excess error.
+
+    Returns
+    -------
+    The findings, verdicts included. Deterministic.
+
+    Raises
+    ------
+    FrameError
+        When the noisy frame is constant or too small, shapes differ, or the denoised frame is not
+        finite.
+    """
+    _check(noisy, denoised, second)
+    repaired = repair(noisy)
+    noise = measure_noise(noisy, repaired=repaired)
+    pixels, result = (np.asarray(a, np.float64) for a in (repaired.frame.pixels, denoised))
+    residual = np.where(repaired.hot, 0.0, pixels - result)
+    spectra = Spectra(*(middle_of(np.where(repaired.hot, result, pixels)), middle_of(result)))
+    expected = noise.std_at(result)
+    own, of_noise = spectra.autocorrelations()
+    size = noisy.pixel_size
+    findings = ReportFindings(
+        noisy=repaired.frame.pixels.astype(np.float32),
+        denoised=np.asarray(denoised, np.float32),
+        residual=residual.astype(np.float32),
+        spread=spread,
+        noise=noise,
+        mended=repaired.describe(),
+        residual_std=float(residual.std()),
+        autocorrelation=own,
+        noise_autocorrelation=of_noise,
+        autocorrelation_error=_correlation_error(of_noise, middle_of(residual).size),
+        noisy_spectrum=np.fft.fftshift(spectra.noisy),
+        denoised_spectrum=np.fft.fftshift(spectra.denoised),
+        rings=spectra.rings(),
+        noise_left=spectra.noise_left(),
+        variance=_variance_curve(residual, result, expected, ~repaired.hot),
+        peaks=spectra.peaks(),
+        places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
+        ring_correlation=None if halves is None else ring_correlation(*map(middle_of, halves)),
+        excess=None if second is None else _excess(noisy, result, second, spread),
+        pixel_size=None if size is None else size[1],
+        unit=noisy.unit,
+    )
+    return replace(findings, verdicts=verdicts(findings))
+
+
+def _check(noisy: Frame, denoised: AnyArray, second: Frame | None) -> None:
+    noisy.mean_and_std()  # refuses a constant frame
+    for name, shape in (
+        ("denoised frame", denoised.shape),
+        ("second exposure", noisy.shape if second is None else second.shape),
+    ):
+        if shape != noisy.shape:
+            raise FrameError(
+                f"the {name} is {' x '.join(map(str, shape))} pixels, but the noisy frame "
+                f"{noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
+            )
+    if not np.isfinite(denoised).all():
+        raise FrameError("the denoised frame has NaN or infinite pixels; denoise it again")
+
+
+def _correlation_error(correlation: AnyArray, n_pixels: int) -> float:
+    """Of a lag's correlation (Bartlett); a Hann window leaves half of the pixels or so."""
+    return math.sqrt(float(np.square(correlation).sum()) * 1.9 / n_pixels)
+
+
+def _variance_curve(
+    residual: AnyArray, intensity: AnyArray, expected: AnyArray, counted: AnyArray
+) -> VarianceCurve:
+    """In levels of equal numbers of pixels."""
+    values, squares = intensity[counted], np.square(residual[counted])
+    levels = np.quantile(values, np.linspace(0, 1, _LEVELS + 1))
+    level = np.clip(np.searchsorted(levels, values, side="right") - 1, 0, _LEVELS - 1)
+    n = np.bincount(level, minlength=_LEVELS)
+    filled = n > 1
+
+    def mean(of: AnyArray) -> AnyArray:
+        return np.asarray((np.bincount(level, of, minlength=_LEVELS) / np.maximum(n, 1))[filled])
+
+    variance = mean(squares)
+    scatter = np.sqrt(np.maximum(mean(squares**2) - variance**2, 0) / n[filled])
+    return VarianceCurve(
+        intensity=mean(values),
+        variance=variance,
+        error=scatter,
+        expected=mean(np.square(expected[counted])),
+    )
+
+
+def _excess(noisy: Frame, denoised: AnyArray, second: Frame, spread: AnyArray | None) -> Excess:
+    """Standardised by the noisy frame: the mean squared distance to the second, less its noise."""
+    mean, std = noisy.mean_and_std()
+    a, b = ((frame.pixels.astype(np.float64) - mean) / std for frame in (noisy, second))
+    noise = np.square(a - b) / 2
+    each = np.square((denoised - mean) / std - b) - noise
+    blocks = _block_means(each)
+    error = float(blocks.std(ddof=1) / math.sqrt(blocks.size)) if blocks.size > 1 else math.nan
+    reported = None if spread is None else float(np.square(spread / std, dtype=np.float64).mean())
+    return Excess(
+        noisy=float(noise.mean()), denoised=float(each.mean()), error=error, reported=reported
+    )
+
+
+def _block_means(values: AnyArray) -> AnyArray:
+    rows, columns = (n // _BLOCK for n in values.shape)
+    whole = values[: rows * _BLOCK, : columns * _BLOCK]
+    return np.asarray(whole.reshape(rows, _BLOCK, columns, _BLOCK).mean(axis=(1, 3)).ravel())

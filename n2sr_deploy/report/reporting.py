@@ -1,0 +1,178 @@
+"""From a frame and its result to the files of a report: what the commands call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from n2sr_deploy import files
+from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.report.drawing import check_drawing, overview_png
+from n2sr_deploy.report.measuring import Halves, measure
+from n2sr_deploy.report.page import page
+from n2sr_deploy.uncertainty import standard_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from n2sr_deploy.denoiser import Denoised
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.report.findings import ReportFindings
+    from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.uncertainty import Uncertainty
+
+
+class AnyDenoiser(Protocol):
+    """A `Denoiser` or a `FramePipeline`."""
+
+    @property
+    def model(self) -> ExportedModel:
+        """What it runs."""
+
+    def denoise(self, frame: Frame, n_samples: int | None = None, *, seed: int = 0) -> Denoised:
+        """Denoise one frame."""
+
+
+class Known(NamedTuple):
+    """What only the network can tell of a result."""
+
+    spread: FloatArray | None
+    """(H, W), counts: the calibrated standard error."""
+    halves: Halves | None
+
+
+def check_report(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raise, before any work, what would keep a report from being written.
+
+    Raises
+    ------
+    MissingExtraError
+        When matplotlib is not installed.
+    OutputError
+        When the page or the picture beside it cannot become a new file.
+    """
+    check_drawing()
+    inputs = list(inputs)
+    files.check_output(path, overwrite=overwrite, inputs=inputs, suffix=".html")
+    files.check_output(picture_of(path), overwrite=overwrite, inputs=inputs)
+
+
+def picture_of(path: Path) -> Path:
+    """The PNG beside a page."""
+    return path.with_suffix(".png")
+
+
+def known(
+    denoiser: AnyDenoiser,
+    frame: Frame,
+    denoised: Denoised | None = None,
+    n_samples: int | None = None,
+    seed: int = 0,
+    uncertainty: Uncertainty | None = None,
+) -> Known:
+    """The calibrated spread and two half-results, by denoising a few times more.
+
+    Parameters
+    ----------
+    denoiser
+        Of the network that made the result.
+    frame
+        (H, W) in counts, mended as it was denoised.
+    denoised
+        The result and its raw spread, if at hand.
+    n_samples, seed
+        Of the result.
+    uncertainty
+        The calibrated spread, if at hand.
+
+    Returns
+    -------
+    The spread, None for a single draw; and the halves: the first draws of a group against the
+    rest of it, so that no pixel is seen by both.
+
+    Raises
+    ------
+    FrameError
+        When the network cannot denoise the frame.
+    """
+    n_samples = n_samples or denoiser.model.metadata.n_samples
+    if denoised is None:
+        denoised = denoiser.denoise(frame, n_samples, seed=seed)
+    if uncertainty is None and n_samples > 1:
+        uncertainty = standard_error(
+            frame, denoised, lambda twin: denoiser.denoise(twin, n_samples, seed=seed)
+        )
+    half = denoiser.model.metadata.pattern.group_size // 2
+    first = denoiser.denoise(frame, half, seed=seed).mean
+    both = denoiser.denoise(frame, 2 * half, seed=seed).mean
+    return Known(
+        None if uncertainty is None else uncertainty.standard_error,
+        Halves(first, 2 * both - first),
+    )
+
+
+def report_on(
+    path: Path,
+    noisy: Frame,
+    denoised: FloatArray,
+    *,
+    title: str,
+    lines: tuple[str, ...] = (),
+    known: Known | None = None,
+    second: Frame | None = None,
+    overwrite: bool = False,
+) -> ReportFindings:
+    """Measure, judge, and write the page and the picture beside it, each whole or not at all.
+
+    Parameters
+    ----------
+    path
+        Of the page, ``.html``; the picture has its name with ``.png``.
+    noisy, denoised
+        (H, W) in counts: the frame as it was recorded, and the result.
+    title, lines
+        The heading, and what stands below it.
+    known
+        What the network tells, if it is at hand.
+    second
+        Another exposure of the same area, registered.
+    overwrite
+        Whether existing files are replaced.
+
+    Returns
+    -------
+    The findings.
+
+    Raises
+    ------
+    FrameError
+        When the frames cannot be judged: too small, constant, of different shapes.
+    MissingExtraError
+        When matplotlib is not installed.
+    OutputError
+        When a file cannot be written.
+    """
+    check_report(path, overwrite=overwrite)
+    known = known or Known(None, None)
+    findings = measure(noisy, denoised, spread=known.spread, halves=known.halves, second=second)
+    html, picture = page(findings, title, lines), overview_png(findings, title)
+    with files.replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    with files.replacing(picture_of(path), overwrite=overwrite) as temporary:
+        temporary.write_bytes(picture)
+    return findings
+
+
+def check_second(second: Frame, noisy: Frame, *, is_same: bool) -> None:
+    """Refuse the noisy frame as its own second exposure."""
+    if is_same:
+        raise SettingError(
+            "the second exposure is the noisy frame itself, which cannot tell its own error; "
+            "give another exposure of the same area, with --second and --second-frame"
+        )
+    if second.shape != noisy.shape:
+        raise FrameError(
+            f"the second exposure is {second.shape[0]} x {second.shape[1]} pixels, but the noisy "
+            f"frame {noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
+        )

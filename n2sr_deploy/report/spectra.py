@@ -1,0 +1,177 @@
+"""What the Fourier transforms of noisy, denoised and residual tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n2sr_deploy.report.findings import Peak, RingCorrelation, Rings
+from n2sr_deploy.spectrum import SHARED, Spectrum, box_mean
+
+if TYPE_CHECKING:
+    from n2sr_deploy.report.findings import PeakState
+    from n2sr_deploy.sampling import AnyArray, BoolArray
+
+N_RINGS = 48  # up to 0.5 cycles per pixel
+LAGS = 12  # pixels, to which the autocorrelation is shown
+_PEAK = 8.0  # times the noise's power, in a mean over 3 x 3: surely signal
+_SHARP = 6.0  # times what is around it
+_CONTRADICTED = 6.0  # standard errors by which the residual denies a peak
+_FLOOR_ERROR = 0.03  # share by which the noise's power may be wrong in a ring, as a standard error
+_SUPPORTED = 0.03  # share of the noise's power above which a floor's own error does not explain it
+KEPT, LOST = 0.7, 0.3  # of a peak's amplitude
+SEVENTH = 1 / 7  # of a ring correlation: where a resolution is usually read
+_MOST_PEAKS = 400
+
+
+class Spectra:
+    """Noisy, denoised and residual, seen through one window; powers in units of the noise's.
+
+    Parameters
+    ----------
+    noisy, denoised
+        (H, W) float64.
+    """
+
+    def __init__(self, noisy: AnyArray, denoised: AnyArray) -> None:
+        self.spectrum = Spectrum(noisy)
+        self.floor = self.spectrum.levelled_floor()
+        norm = np.sqrt(np.square(self.spectrum.window).sum() * self.floor)
+        windowed = (denoised - self.spectrum.mean) * self.spectrum.window
+        # Amplitudes in units of the noise's.
+        self._noisy = self.spectrum.transform / norm
+        self._denoised = np.fft.fft2(windowed) / norm
+        self._residual = self._noisy - self._denoised
+        self.noisy, self.denoised, self.residual = (
+            np.asarray(np.abs(a) ** 2) for a in (self._noisy, self._denoised, self._residual)
+        )
+        fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
+        self.frequency = np.hypot(fy[:, None], fx[None, :])
+        self._axes = fy, fx
+
+    def rings(self) -> Rings:
+        """Means over rings."""
+        ring = np.minimum((self.frequency * 2 * N_RINGS).astype(int), N_RINGS)
+        centre = self.frequency < 2.5 / min(self.floor.shape)  # the mean, smeared by the window
+        empty = ~self.spectrum.signal & ~centre
+
+        def summed(values: AnyArray, where: BoolArray) -> AnyArray:
+            sums = np.bincount(ring[where], values[where], minlength=N_RINGS + 1)
+            return np.asarray(sums[:N_RINGS])
+
+        every = ~centre
+        n, n_empty = (summed(np.ones(ring.shape), where) for where in (every, empty))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # All of a ring: bins chosen for their signal would be chosen for their noise too.
+            above, left = (summed(power - 1, every) for power in (self.noisy, self.residual))
+            noisy_excess = summed(self.noisy - 1, empty) / n_empty
+            sure = noisy_excess > _SUPPORTED + 3 * np.sqrt(2 * SHARED / n_empty)
+            noise_left = summed(self.denoised, empty) / n_empty
+            return Rings(
+                frequency=(np.arange(N_RINGS) + 0.5) / (2 * N_RINGS),
+                noisy=summed(self.noisy, every) / n,
+                denoised=summed(self.denoised, every) / n,
+                residual=summed(self.residual, every) / n,
+                residual_error=np.sqrt(2 * SHARED / n),  # of an exponential distribution
+                signal_left=left / above,
+                signal_left_error=(np.sqrt(2 * SHARED * n) + _FLOOR_ERROR * n) / above,
+                noise_left=np.maximum(noise_left - np.where(sure, noisy_excess, 0), 0),
+            )
+
+    def noise_left(self) -> float:
+        """Share of the noise's standard deviation in the denoised frame where no signal is seen.
+
+        What the noisy frame has there above its noise is faint signal and does not count.
+        """
+        rings = self.rings()
+        ring = np.minimum((self.frequency * 2 * N_RINGS).astype(int), N_RINGS)
+        weight = np.bincount(
+            ring[~self.spectrum.signal], self.floor[~self.spectrum.signal], minlength=N_RINGS + 1
+        )[:N_RINGS]
+        known = np.isfinite(rings.noise_left)
+        if not weight[known].sum() > 0:
+            return 0.0
+        return float(np.sqrt((rings.noise_left * weight)[known].sum() / weight[known].sum()))
+
+    def peaks(self) -> tuple[Peak, ...]:
+        """Sharp peaks of the noisy and of the denoised frame, the strongest first."""
+        noisy, denoised = box_mean(self.noisy, 3), box_mean(self.denoised, 3)
+        found = (_sharp(noisy) | _sharp(denoised)) & self._half()
+        along = box_mean((self._denoised * self._noisy.conj()).real, 3)
+        against = box_mean((self._denoised * self._residual.conj()).real, 3)
+        peaks = []
+        for y, x in np.argwhere(found):
+            denial = against[y, x] / np.sqrt(denoised[y, x] / 2 * SHARED / 9)
+            is_denied = denial < -_CONTRADICTED and against[y, x] < -0.5 * denoised[y, x]
+            if not (noisy[y, x] > _PEAK or is_denied):
+                continue  # too weak for this frame to tell
+            kept = float(along[y, x] / max(noisy[y, x] - 1, 1e-9))
+            state: PeakState = "kept" if kept >= KEPT else "lost" if kept < LOST else "weakened"
+            if is_denied:
+                state = "unsupported"
+            frequency = float(self._axes[0][y]), float(self._axes[1][x])
+            peaks.append(
+                Peak(
+                    frequency=frequency,
+                    strength=float(noisy[y, x]),
+                    kept=kept,
+                    state=state,
+                    denial=max(-float(denial), 0.0),
+                )
+            )
+        peaks.sort(key=lambda peak: (peak.state != "unsupported", -peak.strength))
+        return tuple(peaks[:_MOST_PEAKS])
+
+    def _half(self) -> BoolArray:
+        """One of each pair of frequencies; not the middle, which the window smears."""
+        fy, fx = self._axes[0][:, None], self._axes[1][None, :]
+        beyond = self.frequency > max(4.5 / min(self.floor.shape), 0.012)
+        return np.asarray(((fy > 0) | ((fy == 0) & (fx > 0))) & beyond)
+
+    def autocorrelations(self) -> tuple[AnyArray, AnyArray]:
+        """Of the residual and of the noise: (2 LAGS + 1, 2 LAGS + 1) each, their middle 1."""
+        residual, noise = (
+            np.fft.fftshift(np.fft.ifft2(power).real)
+            for power in (self.residual * self.floor, self.floor)
+        )
+        # A window's own correlation falls off with the lag.
+        shape = self.spectrum.window
+        own = np.fft.fftshift(np.fft.ifft2(np.abs(np.fft.fft2(shape)) ** 2).real)
+        y, x = (n // 2 for n in residual.shape)
+        near = slice(y - LAGS, y + LAGS + 1), slice(x - LAGS, x + LAGS + 1)
+        residual, noise = (
+            lags[near] / lags[y, x] if lags[y, x] > 0 else np.zeros_like(lags[near])
+            for lags in (residual, noise)
+        )
+        return residual / (own[near] / own[y, x]), noise
+
+
+def _sharp(power: AnyArray) -> BoolArray:
+    """Local maxima that stand out from what is around them."""
+    highest = power.copy()
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            np.maximum(highest, np.roll(power, (dy, dx), (0, 1)), out=highest)
+    around = (box_mean(power, 15) * 225 - box_mean(power, 7) * 49) / (225 - 49)
+    return np.asarray((power >= highest) & (power > _PEAK) & (power > _SHARP * around))
+
+
+def ring_correlation(first: AnyArray, second: AnyArray) -> RingCorrelation:
+    """Fourier ring correlation of two images (H, W), windowed."""
+    rows, columns = (np.hanning(n + 2)[1:-1] for n in first.shape)
+    window = np.outer(rows, columns)
+    a, b = (np.fft.fft2((image - image.mean()) * window) for image in (first, second))
+    fy, fx = (np.fft.fftfreq(n) for n in first.shape)
+    ring = np.minimum((np.hypot(fy[:, None], fx[None, :]) * 2 * N_RINGS).astype(int), N_RINGS)
+
+    def summed(values: AnyArray) -> AnyArray:
+        return np.bincount(ring.ravel(), values.ravel(), minlength=N_RINGS + 1)[:N_RINGS]
+
+    power = summed(np.abs(a) ** 2) * summed(np.abs(b) ** 2)
+    correlation = summed((a * b.conj()).real) / np.sqrt(np.maximum(power, 1e-300))
+    frequency = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
+    below = correlation < SEVENTH
+    falls = below[:-2] & below[1:-1] & below[2:]  # a lattice leaves single rings empty
+    crossing = float(np.argmax(falls) / (2 * N_RINGS)) if falls.any() and not falls[0] else None
+    return RingCorrelation(frequency=frequency, correlation=correlation, crossing=crossing)

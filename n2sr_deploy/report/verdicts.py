@@ -1,0 +1,186 @@
+"""The findings in words, and where the lines are drawn between good, caution and bad.
+
+Each limit stands here once, with its reason; docs/report.md tells them to users.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from n2sr_deploy.report.findings import Level, Verdict
+
+if TYPE_CHECKING:
+    from n2sr_deploy.report.findings import Excess, Place, ReportFindings
+
+SIGNAL_LEFT = 0.2, 0.4
+"""Shares of the signal's power, in the worst ring of frequencies, from which it counts as left in
+the residual (caution, bad): a fifth of the power is 45 % of the amplitude. Only what exceeds noise
+by four standard errors counts."""
+LOST_PEAKS = 0.1, 0.3
+"""Shares of the Bragg peaks that are weakened below 0.7 or lost."""
+FEW_PEAKS = 4
+"""Of so few peaks the shares alone are no worse than caution: one or two may be noise."""
+NOISE_LEFT = 0.15, 0.3
+"""Shares of the noise's standard deviation that stay where no signal is seen. A perfect
+result has up to 0.1, since signal too faint to be seen counts as well."""
+PLACES = 0, 10
+"""Places with a structure that data deny, or lack, beyond chance: more than these."""
+SURELY_INVENTED = 8.0
+"""Standard errors by which data deny a peak or a place: one suffices for the worst verdict."""
+_SURE = 4.0  # standard errors
+_STRONG = 3.0  # standard errors by which a ring's signal must be seen to speak of its share
+
+SIGNAL, NOISE, INVENTED, SECOND = (
+    "Is signal left in the residual?",
+    "Is noise left in the result?",
+    "Did anything appear that the data do not support?",
+    "What does the second exposure say?",
+)
+
+
+class WorstRing(NamedTuple):
+    """Where the largest share of the signal stays in the residual."""
+
+    frequency: float
+    """Cycles per pixel."""
+    share: float
+    """Of the signal's power; 0 where none is left for sure."""
+
+
+def verdicts(findings: ReportFindings) -> tuple[Verdict, ...]:
+    """One for each question; the fourth where there is a second exposure."""
+    answers = [_signal_left(findings), _noise_left(findings), _invented(findings)]
+    if findings.excess is not None:
+        answers.append(_second(findings.excess))
+    return tuple(answers)
+
+
+def worst_ring(findings: ReportFindings) -> WorstRing:
+    """The ring of frequencies with the largest share of its signal left, if noise cannot be it."""
+    rings = findings.rings
+    share, error = rings.signal_left, rings.signal_left_error
+    with np.errstate(invalid="ignore"):
+        sure = (share > _SURE * error) & (error < 1 / _STRONG) & (error > 0)
+    if not sure.any():
+        return WorstRing(0.0, 0.0)
+    index = int(np.argmax(np.where(sure, share, -np.inf)))
+    return WorstRing(float(rings.frequency[index]), float(share[index]))
+
+
+def _level(value: float, limits: tuple[float, float]) -> Level:
+    return "bad" if value > limits[1] else "caution" if value > limits[0] else "good"
+
+
+def _peaks_level(damaged: int, n_peaks: int) -> Level:
+    level = _level(damaged / max(n_peaks, 1), LOST_PEAKS)
+    return "caution" if level == "bad" and n_peaks < FEW_PEAKS else level
+
+
+def _worst(*levels: Level) -> Level:
+    return max(levels, key=("good", "caution", "bad").index)
+
+
+def _signal_left(findings: ReportFindings) -> Verdict:
+    ring = worst_ring(findings)
+    real = [peak for peak in findings.peaks if peak.state != "unsupported"]
+    damaged = sum(peak.state != "kept" for peak in real)
+    lacking = [place for place in findings.places if not place.is_invented]
+    level = _worst(
+        _level(ring.share, SIGNAL_LEFT),
+        _peaks_level(damaged, len(real)),
+        _level(len(lacking), PLACES),
+    )
+    told = []
+    if ring.share > SIGNAL_LEFT[0]:
+        told.append(
+            f"{ring.share:.0%} of the signal's power at {_length(ring.frequency, findings)} "
+            "stays in the residual"
+        )
+    if damaged:
+        told.append(f"{damaged} of {len(real)} Bragg peaks are weakened or lost")
+    if lacking:
+        told.append(f"{_places(lacking)} the residual shows structure that noise does not make")
+    if not told:
+        peaks = f"; all {len(real)} Bragg peaks are kept" if real else ""
+        return Verdict(
+            question=SIGNAL,
+            level=level,
+            answer=f"None is seen: the residual has the noise's own spectrum{peaks}.",
+        )
+    beginning = {"good": "Hardly", "caution": "Some", "bad": "Yes"}[level]
+    return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.")
+
+
+def _noise_left(findings: ReportFindings) -> Verdict:
+    share = findings.noise_left
+    level = _level(share, NOISE_LEFT)
+    beginning = {"good": "Hardly any", "caution": "Some", "bad": "Yes"}[level]
+    return Verdict(
+        question=NOISE,
+        level=level,
+        answer=f"{beginning}: {share:.1%} of the noise's standard deviation stays at frequencies "
+        "where the frame shows no signal.",
+    )
+
+
+def _invented(findings: ReportFindings) -> Verdict:
+    peaks = findings.counted("unsupported")
+    invented = [place for place in findings.places if place.is_invented]
+    level = _worst(_level(peaks, (0, 2)), _level(len(invented), PLACES))
+    denials = [peak.denial for peak in findings.peaks if peak.state == "unsupported"]
+    denials += [abs(place.sigmas) for place in invented]
+    if max(denials, default=0.0) > SURELY_INVENTED:
+        level = "bad"
+    if 2 * len(invented) < len(findings.places) and not peaks and level == "bad":
+        level = "caution"  # what is blurred lacks more than it adds
+    if level == "good":
+        return Verdict(
+            question=INVENTED,
+            level=level,
+            answer="Nothing that this frame could contradict: no peak and no local structure of "
+            "the result is denied by the residual.",
+        )
+    told = []
+    if peaks:
+        told.append(f"{peaks} peaks of the result's spectrum are not in the data")
+    if invented:
+        told.append(f"{_places(invented)} the result shows a structure that the data deny")
+    return Verdict(
+        question=INVENTED,
+        level=level,
+        answer=f"{'Yes' if level == 'bad' else 'Perhaps'}: {'; '.join(told)}.",
+    )
+
+
+def _second(excess: Excess) -> Verdict:
+    times = excess.noisy / excess.denoised if excess.denoised > 2 * excess.error else None
+    level: Level = "good" if excess.denoised < excess.noisy / 4 else "caution"
+    level = "bad" if excess.denoised >= excess.noisy else level
+    answer = (
+        f"The error left is {excess.denoised:.4f} ± {excess.error:.4f} of the frame's variance, "
+        f"the noise was {excess.noisy:.4f}"
+    )
+    if times is not None:
+        answer += f": {times:.3g} times less" if times > 1 else ": no better than the noisy frame"
+    if excess.reported is not None:
+        answer += f"; the spread says {excess.reported:.4f}"
+    return Verdict(question=SECOND, level=level, answer=answer + ".")
+
+
+def _places(places: list[Place]) -> str:
+    first = places[0]
+    at = f"row {first.row}, column {first.column} ({abs(first.sigmas):.1f} sigma)"
+    if len(places) == 1:
+        return f"at {at}"
+    more = "or more " if len(places) >= 50 else ""
+    return f"at {len(places)} {more}places, first {at},"
+
+
+def _length(frequency: float, findings: ReportFindings) -> str:
+    """A spatial frequency as a length."""
+    pixels = 1 / frequency
+    if findings.pixel_size is None:
+        return f"{pixels:.3g} px"
+    return f"{pixels * findings.pixel_size:.3g} {findings.unit or 'units'} ({pixels:.3g} px)"

@@ -1,0 +1,294 @@
+"""A report tells good from bad, in both directions, and writes whole files that need no other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.simulation import unit_noise
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
+from n2sr_deploy.formats import read_frame, write_frame
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.report import Halves, measure, report_on
+from n2sr_deploy.report import drawing as drawing_module
+from n2sr_deploy.report.page import page
+from n2sr_deploy.report.spectra import ring_correlation
+from n2sr_deploy.uncertainty import smoothed
+
+SHAPE = (192, 224)
+Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
+
+
+def lattice():
+    """Atom columns 12 pixels apart, of height about 1."""
+    return np.cos(2 * np.pi * Y / 12) * np.cos(2 * np.pi * X / 12) / 2 + 3
+
+
+def noisy_frame(along_rows=0.0, clean=None, std=0.6, **known):
+    clean = lattice() if clean is None else clean
+    noise = unit_noise(SHAPE, np.random.default_rng(3), along_rows)
+    return Frame(pixels=(clean + std * noise).astype(np.float32), **known)
+
+
+def levels(frame, denoised, **given):
+    findings = measure(frame, np.asarray(denoised, np.float32), **given)
+    return [verdict.level for verdict in findings.verdicts], findings
+
+
+@pytest.mark.parametrize("along_rows", [0.0, 0.5])
+def test_the_truth_passes(along_rows):
+    found, findings = levels(noisy_frame(along_rows), lattice())
+    assert found == ["good", "good", "good"]
+    assert findings.counted("kept") >= 2
+    assert not findings.counted("lost")
+    assert "None is seen" in findings.verdicts[0].answer
+
+
+@pytest.mark.parametrize("along_rows", [0.0, 0.5])
+def test_a_blurred_result_has_left_signal(along_rows):
+    found, findings = levels(noisy_frame(along_rows), smoothed(lattice(), 4))
+    assert found[0] == "bad"
+    assert found[2] == "good"
+    assert findings.counted("lost") >= 2
+    assert "Bragg peaks" in findings.verdicts[0].answer
+
+
+@pytest.mark.parametrize("along_rows", [0.0, 0.5])
+def test_the_noisy_frame_itself_has_noise_left(along_rows):
+    frame = noisy_frame(along_rows)
+    found, findings = levels(frame, frame.pixels)
+    assert found == ["good", "bad", "good"]
+    assert findings.noise_left == pytest.approx(1, abs=0.05)
+
+
+def test_streaks_of_correlated_noise_are_noise_left():
+    frame = noisy_frame(0.5)
+    noise = frame.pixels - lattice()
+    streaks = 0.25 * smoothed(noise, 0.5)
+    assert levels(frame, lattice() + streaks)[0][1] == "caution"
+    assert levels(frame, lattice() + 0.02 * noise)[0][1] == "good"
+
+
+def test_an_invented_lattice_patch_is_unsupported():
+    patch = np.exp(-((Y - 96) ** 2 + (X - 110) ** 2) / (2 * 30**2)) * np.cos(
+        2 * np.pi * (0.21 * Y + 0.13 * X)
+    )
+    found, findings = levels(noisy_frame(), lattice() + 0.6 * patch)
+    assert found[2] == "bad"
+    assert findings.counted("unsupported") >= 1
+    peak = next(peak for peak in findings.peaks if peak.state == "unsupported")
+    assert np.abs(peak.frequency) == pytest.approx((0.21, 0.13), abs=0.02)
+
+
+def test_an_invented_atom_is_unsupported_and_found():
+    atom = np.exp(-((Y - 90) ** 2 + (X - 121) ** 2) / (2 * 3**2))
+    found, findings = levels(noisy_frame(), lattice() + 0.9 * atom)
+    assert found[2] != "good"
+    place = next(place for place in findings.places if place.is_invented)
+    assert np.hypot(place.row - 90, place.column - 121) < 4
+    assert "the data deny" in findings.verdicts[2].answer
+
+
+def test_a_lost_atom_is_signal_left():
+    atom = np.exp(-((Y - 90) ** 2 + (X - 121) ** 2) / (2 * 3**2))
+    found, findings = levels(noisy_frame(clean=lattice() + 0.9 * atom), lattice())
+    assert found[0] != "good"
+    assert found[2] == "good"
+    assert not findings.places[0].is_invented
+
+
+def test_noise_only_frames_have_no_peaks_and_pass():
+    found, findings = levels(noisy_frame(clean=np.full(SHAPE, 3.0)), np.full(SHAPE, 3.0))
+    assert found == ["good", "good", "good"]
+    assert findings.peaks == ()
+
+
+def test_a_constant_result_of_a_lattice_has_lost_it():
+    found, _ = levels(noisy_frame(), np.full(SHAPE, 3.0))
+    assert found[0] == "bad"
+    assert found[1] == "good"
+
+
+def test_hot_pixels_are_mended_and_no_signal():
+    frame = noisy_frame()
+    pixels = frame.pixels.copy()
+    pixels[40, 50] = pixels[100, 60] = 60
+    found, findings = levels(replace(frame, pixels=pixels), lattice())
+    assert found == ["good", "good", "good"]
+    assert "2 hot pixels" in findings.mended
+
+
+def test_the_second_exposure_tells_the_true_error():
+    frame = noisy_frame()
+    noise = 0.6 * np.random.default_rng(9).normal(size=SHAPE)
+    other = Frame(pixels=(lattice() + noise).astype(np.float32))
+    error = 0.1 * np.random.default_rng(1).normal(size=SHAPE)
+    found, findings = levels(frame, lattice() + error, second=other, spread=np.full(SHAPE, 0.1))
+    assert found[3] == "good"
+    variance = frame.pixels.var()
+    assert findings.excess.denoised == pytest.approx(
+        np.mean(error**2) / variance, abs=4 * findings.excess.error
+    )
+    assert findings.excess.noisy == pytest.approx(0.36 / variance, rel=0.05)
+    assert findings.excess.reported == pytest.approx(0.01 / variance, rel=0.01)
+    assert levels(frame, frame.pixels, second=other)[0][3] != "good"
+
+
+def test_the_noise_model_and_the_residuals_variance_agree():
+    clean = lattice() * 2
+    noise = np.random.default_rng(3).normal(size=SHAPE) * np.sqrt(0.3 * clean)
+    frame = Frame(pixels=(clean + noise).astype(np.float32))
+    curve = measure(frame, clean.astype(np.float32)).variance
+    assert curve.variance == pytest.approx(0.3 * curve.intensity, rel=0.15)
+
+
+def test_halves_with_the_same_signal_correlate_and_noise_does_not():
+    rng = np.random.default_rng(0)
+    first, second = (lattice() + 0.01 * rng.normal(size=SHAPE) for _ in range(2))
+    found = ring_correlation(first, second)
+    at = np.argmin(np.abs(found.frequency - np.sqrt(2) / 12))
+    assert found.correlation[at] > 0.9
+    assert np.abs(found.correlation[-15:]).max() < 0.2
+
+
+def test_nothing_is_written_to():
+    frame = noisy_frame()
+    before, denoised = frame.pixels.copy(), lattice().astype(np.float32)
+    frame.pixels.flags.writeable = denoised.flags.writeable = False
+    measure(frame, denoised)
+    assert np.array_equal(frame.pixels, before)
+
+
+@pytest.mark.parametrize(
+    ("noisy", "denoised", "words"),
+    [
+        (np.full(SHAPE, 2.0), np.full(SHAPE, 2.0), "constant"),
+        (np.eye(40), np.eye(40), "from 48 x 48 on"),
+        (lattice(), lattice()[:-2], "190 x 224 pixels, but the noisy frame 192 x 224"),
+        (lattice(), lattice() * np.nan, "NaN"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words):
+    with pytest.raises(FrameError, match=words):
+        measure(Frame(pixels=noisy), denoised)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """noisy.tif and denoised.tif, of known pixel size."""
+    frame = noisy_frame(pixel_size=(0.02, 0.02), unit="nm")
+    write_frame(tmp_path / "noisy.tif", frame)
+    write_frame(tmp_path / "denoised.tif", frame.with_pixels(lattice().astype("f"), "made"))
+    return tmp_path
+
+
+@pytest.fixture
+def quick_drawing(monkeypatch):
+    """Pictures of few pixels: here their looks do not matter."""
+    monkeypatch.setattr(drawing_module, "_png", lambda figure, dpi: b"\x89PNG")
+
+
+def run(folder, *arguments):
+    given = [str(folder / part) if "." in part else part for part in arguments]
+    return CliRunner().invoke(main, ["report", *given])
+
+
+def test_the_command_writes_a_page_that_needs_nothing_else(files):
+    result = run(files, "noisy.tif", "denoised.tif", "-o", "report.html")
+    assert result.exit_code == 0, result.output
+    text = (files / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|src=\"(?!data:)", text)
+    assert text.count("data:image/png;base64,") == 12
+    assert "Is signal left in the residual?" in text
+    assert (files / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "[good]" in result.output
+    assert sorted(path.name for path in files.iterdir()) == [
+        "denoised.tif", "noisy.tif", "report.html", "report.png",
+    ]  # fmt: skip
+
+
+def test_the_command_refuses_before_any_work(files):
+    (files / "report.html").write_text("mine")
+    result = run(files, "noisy.tif", "denoised.tif", "-o", "report.html")
+    assert result.exit_code == 2
+    assert "exists already" in result.output
+    assert (files / "report.html").read_text() == "mine"
+    for arguments, words in (
+        (("-o", "page.pdf"), "must end in .html"),
+        (("-o", "page.html", "--second-frame", "0"), "the noisy frame itself"),
+        (("-o", "page.html", "--std", "denoised.tif", "-m", "model.onnx"), "leave one out"),
+    ):
+        result = run(files, "noisy.tif", "denoised.tif", *arguments)
+        assert result.exit_code == 2
+        assert words in result.output
+    assert not (files / "page.html").exists()
+
+
+def test_a_picture_that_is_there_stays(files):
+    frame = read_frame(files / "noisy.tif")
+    write_frame(files / "report.npy", frame)
+    (files / "report.png").write_bytes(b"a picture of mine")
+    with pytest.raises(OutputError, match="exists already"):
+        report_on(files / "report.html", frame, frame.pixels, title="x")
+    assert (files / "report.png").read_bytes() == b"a picture of mine"
+
+
+def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_drawing):
+    rng = np.random.default_rng(5)
+    stack = np.stack([lattice() + 0.6 * rng.normal(size=SHAPE) for _ in range(2)])
+    np.save(files / "stack.npy", stack.astype(np.float32))
+    result = run(
+        files, "stack.npy", "denoised.tif", "--frame", "0", "--second-frame", "1",
+        "-o", "report.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "What does the second exposure say? [good]" in result.output
+
+
+def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):
+    write_frame(files / "small.tif", noisy)
+    result = CliRunner().invoke(
+        main,
+        ["denoise", str(files / "small.tif"), "-m", str(model_path), "-o", str(files / "d.tif"),
+         "--std", str(files / "std.tif"), "--report", str(files / "d.html")],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (files / "d.html").exists()
+    assert (files / "d.png").exists()
+    assert read_frame(files / "std.tif").pixels.min() >= 0
+    result = CliRunner().invoke(
+        main,
+        ["report", str(files / "small.tif"), str(files / "d.tif"), "-m", str(model_path),
+         "-o", str(files / "again.html")],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+def test_words_from_files_are_escaped_on_the_page(quick_drawing):
+    findings = measure(noisy_frame(), lattice().astype(np.float32))
+    text = page(findings, "<b>a & b</b>", ("<i>x</i>",))
+    assert "<b>a &amp;" not in text
+    assert "&lt;i&gt;x" in text
+
+
+def test_every_panel_draws_with_and_without_what_is_optional():
+    findings = measure(
+        noisy_frame(pixel_size=(0.02, 0.02), unit="nm"),
+        lattice().astype(np.float32),
+        spread=np.full(SHAPE, 0.1, np.float32),
+        halves=Halves(lattice(), lattice()),
+    )
+    assert drawing_module.overview_png(findings, "all").startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_error_names_the_extra(files, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"n2sr\[report\]"):
+        drawing_module.check_drawing()
+    result = run(files, "noisy.tif", "denoised.tif", "-o", "report.html")
+    assert result.exit_code == 2
