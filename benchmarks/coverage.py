@@ -5,8 +5,9 @@
 Simulated frames of many kinds, noise white or correlated along rows, each learned from alone with
 preset fast (in the first two sets most with fewer steps, to save hours), denoised as
 `n2sr denoise` does. The model of the error (`n2sr_deploy.uncertainty`) was chosen on the
-development frames; the held-out ones, and those learned from with all steps, had no part in it. PtCeO2 frames are measured where the files are at hand. `--models` keeps the trained
-networks for another run.
+development frames; the held-out ones, and those learned from with all steps, had no part in it.
+PtCeO2 frames are measured where the files are at hand. `--models` keeps the trained networks for
+another run.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 
+import mrcfile
 import numpy as np
 import pytest
+import tifffile
 
 from n2sr_deploy import open_frames, read_frame, write_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError
@@ -195,3 +197,50 @@ def test_what_a_microscope_told_survives(tmp_path, suffix, dtype):
     assert np.array_equal(back.pixels, frame.pixels.astype(back.pixels.dtype))
     for known in ("pixel_size", "unit", "origin", "intensity", "acquisition", "metadata"):
         assert getattr(back, known) == getattr(frame, known), known
+
+
+def test_a_tiff_with_feis_tags(tmp_path):
+    """As FEI's microscopes write them: an ini file in a tag of their own."""
+    told = (
+        "[Beam]\r\nHV=15000\r\n[System]\r\nSystemType=Apreo\r\n[Scan]\r\nPixelWidth=2e-09\r\n"
+        "PixelHeight=3e-09\r\nDwelltime=1e-06\r\n[Stage]\r\nStageX=0.001\r\n"
+    )
+    pixels = random_pixels((20, 30), "uint16")
+    tag = (34682, "s", 0, told, True)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=[tag], metadata=None)
+    frame = read_frame(tmp_path / "a.tif")
+    assert np.array_equal(frame.pixels, pixels)
+    assert frame.pixel_size == pytest.approx((3.0, 2.0))
+    assert frame.unit == "nm"
+    assert frame.acquisition == pytest.approx(
+        {"beam_energy_kev": 15.0, "microscope": "Apreo", "dwell_time_s": 1e-6, "stage_x_mm": 1.0}
+    )
+    assert frame.metadata["fei"]["Beam"]["HV"] == 15000
+
+
+def test_a_tiff_of_digitalmicrograph(tmp_path):
+    tags = [(65003 + i, "s", 0, "nm", True) for i in range(2)]
+    tags += [(65006, "d", 1, 1.5, True), (65007, "d", 1, -2.0, True)]
+    tags += [(65009, "d", 1, 0.25, True), (65010, "d", 1, 0.1, True)]
+    tags += [(65022, "s", 0, "e-", True), (65024, "d", 1, 12.0, True), (65025, "d", 1, 0.5, True)]
+    pixels = random_pixels((20, 30), "int16")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extratags=tags, metadata=None)
+    frame = read_frame(tmp_path / "a.tif")
+    assert np.array_equal(frame.pixels, pixels)
+    assert (frame.pixel_size, frame.unit, frame.origin) == ((0.1, 0.25), "nm", (-2.0, 1.5))
+    assert frame.intensity is not None
+    assert (frame.intensity.scale, frame.intensity.offset, frame.intensity.unit) == (0.5, 12, "e-")
+
+
+def test_fei_s_extended_header_of_mrc_tells_the_microscope(tmp_path):
+    rows = np.zeros(3, mrcfile.dtypes.get_ext_header_dtype(b"FEI1"))
+    rows["Metadata size"], rows["HT"], rows["Alpha tilt"] = rows.itemsize, 2e5, [-2, 0, 2]
+    stack = random_pixels((3, 20, 30), "int16")
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_extended_header(rows)
+        file.header.exttyp = b"FEI1"
+        file.set_data(stack)
+    with open_frames(tmp_path / "a.mrc") as opened:
+        tilts = [frame.acquisition["stage_tilt_alpha_deg"] for frame in opened]
+        assert opened.read(0).acquisition["beam_energy_kev"] == 200.0
+    assert tilts == [-2.0, 0.0, 2.0]

@@ -73,7 +73,9 @@ def _opened(path: Path, file: Any) -> FrameFile:
     stack = data[None] if data.ndim == 2 else data
     axes: tuple[Axis, ...] = (Axis(name="z", size=len(stack)),) if len(stack) > 1 else ()
     rows = _fei_rows(file, len(stack))
-    info = _info(file, rows)
+    info = _info(file)
+    if rows is not None:
+        info = _with_row(info, rows[0])
     kept = record.from_json(_own(file), info)
     if kept is not None:
         info = kept[0]
@@ -84,7 +86,7 @@ def _opened(path: Path, file: Any) -> FrameFile:
         return np.array(stack[index])
 
     def info_of(index: int) -> FrameInfo:
-        return info if rows is None else replace(info, **_of_row(rows[index]))
+        return info if rows is None else _with_row(info, rows[index])
 
     return FrameFile(
         path,
@@ -98,7 +100,7 @@ def _opened(path: Path, file: Any) -> FrameFile:
     )
 
 
-def _info(file: Any, rows: AnyArray | None) -> FrameInfo:
+def _info(file: Any) -> FrameInfo:
     size = float(file.voxel_size.y), float(file.voxel_size.x)
     origin = float(file.header.origin.y), float(file.header.origin.x)
     known = min(size) > 0 and max(size) < np.inf
@@ -110,7 +112,6 @@ def _info(file: Any, rows: AnyArray | None) -> FrameInfo:
         origin=origin if known and np.isfinite(origin).all() else (0.0, 0.0),
         metadata={"labels": list(others)} if others else {},
         history=history,
-        **({} if rows is None else _of_row(rows[0])),
     )
 
 
@@ -125,15 +126,16 @@ def _fei_rows(file: Any, n_frames: int) -> AnyArray | None:
     return rows if rows is not None and rows.dtype.names and len(rows) >= n_frames else None
 
 
-def _of_row(row: Any) -> dict[str, Any]:
+def _with_row(info: FrameInfo, row: Any) -> FrameInfo:
+    """What FEI tells of one frame, added."""
     values = {name: row[name] for name in row.dtype.names}
     acquisition = {
         ours: float(values[name]) * factor for name, ours, factor in _FEI if name in values
     }
-    return {
-        "acquisition": {key: value for key, value in acquisition.items() if value},
-        "metadata": {"FEI": plain_values(values)},
-    }
+    # A stage may stand at 0; what else is 0 was not told.
+    told = {key: value for key, value in acquisition.items() if value or key.startswith("stage")}
+    metadata = {**info.metadata, "FEI": plain_values(values)}
+    return replace(info, acquisition={**info.acquisition, **told}, metadata=metadata)
 
 
 def _own(file: Any) -> str:
