@@ -2,7 +2,8 @@
 
     python -m benchmarks.hard_frames [--only "beam stop" vacuum] [--preset fast] [--steps 600]
 
-Every frame is learned from alone, with automatic settings. The figures:
+Every frame is learned from alone, with automatic settings, and treated as `n2sr denoise` does. The
+figures:
 
 * error left: the squared error of the result over that of the noisy frame, where there is signal;
   beside it a Gaussian's, its width chosen with the truth in hand;
@@ -20,6 +21,7 @@ from scipy import ndimage
 
 from benchmarks.results import keep
 from n2sr_deploy import Denoiser, Frame, repair
+from n2sr_deploy.defects import measured_part
 from n2sr_deploy.learning import LearnOptions
 from n2sr_train import export_model, learn_checkpoint
 
@@ -243,10 +245,12 @@ FRAMES = {
 def measured(name: str, options: LearnOptions) -> dict[str, Any]:
     """One frame's row."""
     hard = FRAMES[name]()
-    frame = Frame(pixels=hard.noisy)
+    part = measured_part(hard.noisy)
+    frame = Frame(pixels=hard.noisy).cropped(*part)
     checkpoint = learn_checkpoint(frame, options)
+    image = hard.noisy.astype(np.float64)
     with Denoiser(export_model(checkpoint)) as denoiser:
-        image = denoiser.denoise(repair(frame).frame).mean.astype(np.float64)
+        image[part] = denoiser.denoise(repair(frame).frame).mean
     live = np.ones(hard.clean.shape, bool) if hard.live is None else hard.live
 
     def left(of: Array) -> float:

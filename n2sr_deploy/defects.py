@@ -31,6 +31,8 @@ _SLOW = 25  # lines; what changes over more belongs to the specimen
 NOISELESS = 0.003  # of the frame's standard deviation; below, a spectrum shows its rounding
 _PEAK = 20.0  # times the power around it: a lattice's
 _SHARED = 0.5  # of the offsets' variance that any two quarters of the lines must share
+_LEAST = 64  # rows and columns that are worth a frame of their own
+_CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 
 
@@ -84,6 +86,50 @@ def repair(frame: Frame) -> Repaired:
     if not repaired.describe():
         return repaired
     return replace(repaired, frame=frame.with_pixels(pixels, repaired.describe()))
+
+
+def measured_part(pixels: AnyArray) -> tuple[slice, slice]:
+    """The rows and columns without those at the edges that hold one value throughout.
+
+    Rows that were not scanned yet and borders that alignment left are no part of the frame: nothing
+    can be learned from them, and nothing should appear in them.
+
+    Parameters
+    ----------
+    pixels
+        (H, W), any real type.
+
+    Returns
+    -------
+    Rows and columns, with a start and a stop; all of them where nothing is blank, where what
+    remained would be too little to denoise, or where noise of few counts could have made it.
+    """
+    height, width = pixels.shape
+    whole = slice(0, height), slice(0, width)
+    top, bottom = _blank_lines(pixels)
+    rows = slice(top, height - bottom)
+    if rows.stop - rows.start < _LEAST:
+        return whole
+    left, right = _blank_lines(pixels[rows].T)
+    columns = slice(left, width - right)
+    inside = pixels[rows, columns]
+    if inside.size == pixels.size or columns.stop - columns.start < _LEAST:
+        return whole
+    corner = pixels[0, 0] if top or left else pixels[-1, -1]
+    share = np.count_nonzero(inside == corner) / inside.size
+    is_chance = share ** (pixels.size - inside.size) > _CHANCE
+    return whole if is_chance else (rows, columns)
+
+
+def _blank_lines(lines: AnyArray) -> tuple[int, int]:
+    """How many lines at the beginning and at the end hold one value throughout."""
+    counts = []
+    for ordered in (lines, lines[::-1]):
+        value, n = ordered[0, 0], 0
+        while n < len(ordered) and (ordered[n] == value).all():
+            n += 1
+        counts.append(n)
+    return (0, 0) if counts[0] == len(lines) else (counts[0], counts[1])
 
 
 def untouched(frame: Frame) -> Repaired:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self
 import numpy as np
 
 from n2sr_deploy import formats
-from n2sr_deploy.defects import repair, untouched
+from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats.base import choose
 from n2sr_deploy.learning import LearnOptions, learn
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.opening import Denoisers, Opened
-    from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.sampling import AnyArray, FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
     OpensTraining = Callable[[], AbstractContextManager[Progress]]
@@ -99,6 +99,7 @@ class FrameResult(NamedTuple):
     """A frame and what became of it, while the denoiser is open."""
 
     noisy: Frame
+    """The measured part of it."""
     mended: Frame
     denoised: Denoised
     denoiser: Opened
@@ -188,6 +189,26 @@ def _spread(std: Path | None) -> Iterator[BinaryIO | None]:
         yield file
 
 
+def _blank(noisy: Frame, measured: Frame, part: tuple[slice, slice]) -> tuple[str, ...]:
+    """Which part of the frame holds one, where not all of it does."""
+    if measured.shape == noisy.shape:
+        return ()
+    rows, columns = part
+    return (
+        f"only rows {rows.start} to {rows.stop - 1} and columns {columns.start} to "
+        f"{columns.stop - 1} were measured; the rest, blank, stays as it was",
+    )
+
+
+def _put_back(inside: FloatArray, around: AnyArray, part: tuple[slice, slice]) -> FloatArray:
+    """What was made of a part of the frame, in its place."""
+    if inside.shape == around.shape:
+        return inside
+    whole: FloatArray = around.astype(np.float32)
+    whole[part] = inside
+    return whole
+
+
 class _Work:
     """The frames of one file on their way."""
 
@@ -242,6 +263,7 @@ class _Work:
 
     def _learned(self, frame: Frame, closing: ExitStack) -> Opened:
         options = self._options
+        frame = frame.cropped(*measured_part(frame.pixels))
         with self._training() as progress:
             model = learn(frame, options.learn, progress)
         denoiser = self._denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
@@ -269,12 +291,14 @@ class _Work:
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
         options = self._options
-        repaired = repair(noisy) if options.learn.repair else untouched(noisy)
+        part = measured_part(noisy.pixels)
+        measured = noisy.cropped(*part)
+        repaired = repair(measured) if options.learn.repair else untouched(measured)
         if repaired.describe():
             self._mended.append(repaired.describe())
         seed = options.learn.seed or 0
         with ExitStack() as closing:
-            denoiser = self._of_all or self._learned(noisy, closing)
+            denoiser = self._of_all or self._learned(measured, closing)
             self.n_samples = options.n_samples or denoiser.model.metadata.n_samples
             self.backend = denoiser.name
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
@@ -283,11 +307,14 @@ class _Work:
             self._on_result(
                 FrameResult(noisy, repaired.frame, denoised, denoiser, self.n_samples, seed, found)
             )
-            told = self._told(noisy, repaired.frame.history, denoiser, "mean")
-        result = replace(noisy, pixels=denoised.mean, **told)
+            history = (*repaired.frame.history, *_blank(noisy, measured, part))
+            told = self._told(noisy, history, denoiser, "mean")
+        result = replace(noisy, pixels=_put_back(denoised.mean, noisy.pixels, part), **told)
         if options.dtype == "same" and noisy.pixels.dtype.kind in "iu":
             result = result.rounded_to(noisy.pixels.dtype)
-        return result, None if found is None else found.standard_error
+        if found is None:
+            return result, None
+        return result, _put_back(found.standard_error, np.zeros(noisy.shape), part)
 
     def _told(
         self, noisy: Frame, history: tuple[str, ...], denoiser: Opened, what: str

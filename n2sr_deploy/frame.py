@@ -149,6 +149,15 @@ class Frame(FrameInfo):
         """The same frame with other pixels and one more line of history."""
         return replace(self, pixels=pixels, history=(*self.history, what_was_done))
 
+    def cropped(self, rows: slice, columns: slice) -> Self:
+        """A part of the frame, which lies where it lay."""
+        height, width = self.pixel_size or (0.0, 0.0)
+        origin = (
+            self.origin[0] + (rows.start or 0) * height,
+            self.origin[1] + (columns.start or 0) * width,
+        )
+        return replace(self, pixels=self.pixels[rows, columns], origin=origin)
+
     def rounded_to(self, dtype: np.dtype[Any]) -> Self:
         """The same frame in another type; to integers by rounding and clipping, never rescaled."""
         if dtype.kind not in "iu":

@@ -6,7 +6,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from n2sr_deploy.defects import repair, untouched
+from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
@@ -83,6 +83,7 @@ def prepared(
     chosen_device(config.device)
     check_start(config)
     noise = None
+    frame = frame.cropped(*measured_part(frame.pixels))
     repaired = repair(frame) if options.repair else untouched(frame)
     if min(frame.shape) < SMALLEST:
         _log.warning(

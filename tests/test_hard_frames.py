@@ -6,9 +6,20 @@ import numpy as np
 import pytest
 
 from benchmarks.hard_frames import FRAMES, lattice, with_noise
-from n2sr_deploy import Denoiser, Frame, measure_noise, repair
+from n2sr_deploy import (
+    Denoiser,
+    ExportedModel,
+    Frame,
+    measure_noise,
+    read_frame,
+    repair,
+    write_frame,
+)
+from n2sr_deploy.defects import measured_part
+from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.noise import choose_pattern
+from n2sr_deploy.opening import Denoisers
 from n2sr_train import train
 from tests.conftest import tiny_config
 
@@ -90,6 +101,41 @@ def test_offsets_are_not_seen_in_borders_and_partial_scans():
         repaired = repair(Frame(pixels=FRAMES[name]().noisy))
         assert not repaired.row_offsets.any()
         assert not repaired.column_offsets.any()
+
+
+@pytest.mark.parametrize("name", ["black border", "partial scan"])
+def test_what_was_not_measured_stays_blank(tmp_path, model_path, name):
+    hard = FRAMES[name]()
+    write_frame(tmp_path / "a.tif", Frame(pixels=hard.noisy))
+    how = DenoiseOptions(model=str(model_path), backend="ort")
+    with Denoisers() as denoisers:
+        denoise_file(
+            tmp_path / "a.tif", tmp_path / "b.tif", how, denoisers, std=tmp_path / "std.tif"
+        )
+    denoised, std = read_frame(tmp_path / "b.tif"), read_frame(tmp_path / "std.tif")
+    assert not denoised.pixels[~hard.live].any()
+    assert not std.pixels[~hard.live].any()
+    assert std.pixels[hard.live].all()
+    assert any("were measured; the rest, blank" in line for line in denoised.history)
+    rows, columns = measured_part(hard.noisy)
+    with Denoiser(ExportedModel.open(model_path), backend="ort") as denoiser:
+        alone = denoiser.denoise(hard.noisy[rows, columns]).mean
+    assert np.array_equal(denoised.pixels[rows, columns], alone)
+
+
+def test_only_blank_edges_are_no_part_of_a_frame():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.002, (256, 256)).astype(np.uint8)
+    counts[:3] = 0  # as most rows of so few counts are
+    whole = (slice(0, 256), slice(0, 256))
+    assert measured_part(counts) == whole
+    assert measured_part(np.zeros((256, 256))) == whole
+    noisy = rng.normal(size=(256, 256))
+    assert measured_part(noisy) == whole
+    noisy[:, -40:] = 7
+    assert measured_part(noisy) == (slice(0, 256), slice(0, 216))
+    noisy[20:] = 7  # 20 rows are too few
+    assert measured_part(noisy) == whole
 
 
 def test_spikes_are_mended_and_nothing_else():
