@@ -22,6 +22,12 @@ prints it and exits with 2.
 
 from __future__ import annotations
 
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class N2SRError(Exception):
     """Base of every error n2sr raises on purpose."""
@@ -97,3 +103,13 @@ class MissingExtraError(N2SRError, ImportError):
             f"{purpose} needs {package!r}, which is not installed. "
             f"Install it with: pip install 'n2sr[{extra}]'"
         )
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise SettingError, with the nearest known one, when a value is none of those known."""
+    known = list(known)
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise SettingError(f"{name} is {value!r}, but must be one of {', '.join(known)}{hint}")

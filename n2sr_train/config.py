@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from n2sr_deploy.errors import SettingError
+from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.noise import choose_pattern
 from n2sr_deploy.sampling import MAX_SAMPLES, PATTERN_NAMES, SamplingPattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.noise import Noise
-
-
-def _choice(name: str, value: str, known: Iterable[str]) -> None:
-    known = sorted(known)
-    if value in known:
-        return
-    near = difflib.get_close_matches(value, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise SettingError(f"{name} is {value!r}, but must be one of {', '.join(known)}{hint}")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -61,7 +51,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # JSON keeps a list
-        _choice("architecture", self.architecture, ("unet", "paper"))
+        check_choice("architecture", self.architecture, ("unet", "paper"))
         _within("the number of poolings", self.levels, 1, 6)
         _within("members", self.members, 1, 16)
         for channels in self.channels:
@@ -135,8 +125,8 @@ class TrainingConfig:
     """``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        _choice("optimiser", self.optimiser, ("muon", "adam"))
-        _choice("schedule", self.schedule, ("cosine", "constant"))
+        check_choice("optimiser", self.optimiser, ("muon", "adam"))
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
         _within("n_samples", self.n_samples, 1, MAX_SAMPLES)
         _within("margin", self.margin, 0, 2)
         _within("steps", self.steps, 1, 10**8)
@@ -167,7 +157,7 @@ class TrainingConfig:
         SettingError
             When there is none of that name.
         """
-        _choice("preset", preset, PRESETS)
+        check_choice("preset", preset, PRESETS)
         return PRESETS[preset]
 
     @classmethod
@@ -185,7 +175,7 @@ class TrainingConfig:
             pattern, margin, _ = choose_pattern(noise)
         if options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
-            _choice("pattern", name, PATTERN_NAMES)
+            check_choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(pattern.stride))
             margin = min(margin, max(0, max(pattern.stride) - 2))
         given: dict[str, Any] = {
@@ -212,7 +202,7 @@ class TrainingConfig:
         """
         known = {known.name for known in dataclasses.fields(cls)}
         for key in values:
-            _choice("setting", key, known)
+            check_choice("setting", key, known)
         nested = {
             "network": NetworkConfig(**values["network"]),
             "pattern": SamplingPattern(**values["pattern"]),

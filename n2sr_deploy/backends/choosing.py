@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
+from n2sr_deploy.errors import MissingExtraError, ModelError, check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,7 +110,7 @@ def check_backend(name: str) -> None:
     """
     if name == "auto":
         return
-    _check_name(name)
+    check_choice("backend", name, ("auto", *BACKENDS))
     if name in ON_CPU:
         ON_CPU[name]()
         return
@@ -119,15 +118,6 @@ def check_backend(name: str) -> None:
 
     ON_GPU[name]()
     CudaDevice()
-
-
-def _check_name(name: str) -> None:
-    if name not in BACKENDS:
-        near = difflib.get_close_matches(name, BACKENDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise SettingError(
-            f"backend is {name!r}, but must be auto or one of {', '.join(BACKENDS)}{hint}"
-        )
 
 
 def open_network(
@@ -198,7 +188,7 @@ def open_backend(
     """
     if name == "auto":
         return _first_that_works(onnx, stride, n_threads)
-    _check_name(name)
+    check_choice("backend", name, ("auto", *BACKENDS))
     if name in ON_CPU:
         return ON_CPU[name]()(onnx, n_threads=n_threads)
     from n2sr_deploy.backends.on_device import DeviceBackend
