@@ -305,7 +305,9 @@ class _Work:
             denoised = denoise(repaired.frame)
             found = standard_error(repaired.frame, denoised, denoise) if self._calibrates else None
             self._on_result(
-                FrameResult(noisy, repaired.frame, denoised, denoiser, self.n_samples, seed, found)
+                FrameResult(
+                    measured, repaired.frame, denoised, denoiser, self.n_samples, seed, found
+                )
             )
             history = (*repaired.frame.history, *_blank(noisy, measured, part))
             told = self._told(noisy, history, denoiser, "mean")

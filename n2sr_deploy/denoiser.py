@@ -307,15 +307,22 @@ class Denoiser:
                 rows = slice(top, min(top + side[0], shape[0]))
                 columns = slice(left, min(left + side[1], shape[1]))
                 yield _Tile(
-                    rows, columns, self._seen(rows, padded, 0), self._seen(columns, padded, 1)
+                    rows,
+                    columns,
+                    self._seen(top, side[0], padded, 0),
+                    self._seen(left, side[1], padded, 1),
                 )
 
-    def _seen(self, wanted: slice, padded: Shape, axis: int) -> slice:
-        """What the network must see along an axis, in whole multiples, within the padded frame."""
-        multiple = self.model.metadata.pad_multiple[axis]
+    def _seen(self, start: int, side: int, padded: Shape, axis: int) -> slice:
+        """What the network must see along an axis, within the padded frame.
+
+        All tiles see as much, those at the edges more than they need: some backends compile the
+        network for each shape.
+        """
         overlap = self._overlap(axis)
-        stop = -(-wanted.stop // multiple) * multiple + overlap
-        return slice(max(wanted.start - overlap, 0), min(stop, padded[axis]))
+        length = min(side + 2 * overlap, padded[axis])
+        first = min(max(start - overlap, 0), padded[axis] - length)
+        return slice(first, first + length)
 
     def _overlap(self, axis: int) -> int:
         """The receptive radius, rounded up to the network's multiple."""

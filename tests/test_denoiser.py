@@ -89,8 +89,8 @@ def test_every_pattern_trains_exports_and_denoises(noisy, tmp_path, name, stride
         assert np.isfinite(denoiser.denoise(noisy).mean).all()
 
 
-@pytest.mark.parametrize("budget", [1, 150_000, 600_000])
-@pytest.mark.parametrize("shape", [(200, 330), (123, 257)])
+@pytest.mark.parametrize("budget", [1, 150_000, 400_000])
+@pytest.mark.parametrize("shape", [(136, 200), (93, 157)])
 def test_tiles_leave_no_seam(model, budget, shape):
     frame = random_pixels(shape, "float32")
     with Denoiser(model) as whole, Denoiser(model, memory_budget=budget) as tiled:
@@ -133,6 +133,8 @@ def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
     denoiser, _ = with_fake(model, memory_budget=budget)
     covered = np.zeros((300, 411), int)
     overlap = [denoiser._overlap(axis) for axis in (0, 1)]
+    windows = [tile.window((2, 2)) for tile in denoiser._tiles(covered.shape, 4)]
+    assert len({(window.height, window.width) for window in windows}) == 1
     for tile in denoiser._tiles(covered.shape, 4):
         covered[tile.rows, tile.columns] += 1
         for wanted, seen, size, axis in (
@@ -140,7 +142,7 @@ def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
             (tile.columns, tile.seen_columns, 411, 1),
         ):
             assert overlap[axis] >= model.metadata.receptive_radius[axis]
-            assert seen.start == max(0, wanted.start - overlap[axis])
+            assert seen.start <= max(0, wanted.start - overlap[axis])
             assert seen.stop >= min(size, wanted.stop + overlap[axis])
         seen_pixels = (tile.seen_rows.stop - tile.seen_rows.start) * (
             tile.seen_columns.stop - tile.seen_columns.start
