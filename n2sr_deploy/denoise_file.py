@@ -163,11 +163,14 @@ def denoise_file(
         frame among several, FrameError names it.
     """
     with formats.open_frames(noisy, options.signal) as opened, ExitStack() as closing:
+        dtype = _kept_type(opened, options)
+        if dtype is not None:
+            formats.check_type(output, dtype)  # before any work
         work = _Work(opened, options, denoisers, training, closing, std is not None, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
         results = work.results(spread, on_frame)
-        formats.write_frames(output, results, axes, overwrite=overwrite)
+        formats.write_frames(output, results, axes, dtype=dtype, overwrite=overwrite)
         if std is not None and spread is not None:
             formats.write_frames(std, work.spreads(spread), axes, overwrite=overwrite)
         work.tell_mended()
@@ -187,6 +190,12 @@ def _spread(std: Path | None) -> Iterator[BinaryIO | None]:
         return
     with tempfile.TemporaryFile(dir=std.parent, prefix=".n2sr-") as file:
         yield file
+
+
+def _kept_type(opened: FrameFile, options: DenoiseOptions) -> np.dtype[Any] | None:
+    """The integers that results are rounded to; None: they are float32."""
+    is_integer = options.dtype == "same" and opened.dtype.kind in "iu"
+    return opened.dtype.newbyteorder("=") if is_integer else None
 
 
 def _blank(noisy: Frame, measured: Frame, part: tuple[slice, slice]) -> tuple[str, ...]:
@@ -312,8 +321,9 @@ class _Work:
             history = (*repaired.frame.history, *_blank(noisy, measured, part))
             told = self._told(noisy, history, denoiser, "mean")
         result = replace(noisy, pixels=_put_back(denoised.mean, noisy.pixels, part), **told)
-        if options.dtype == "same" and noisy.pixels.dtype.kind in "iu":
-            result = result.rounded_to(noisy.pixels.dtype)
+        dtype = _kept_type(self._opened, options)
+        if dtype is not None:
+            result = result.rounded_to(dtype)
         if found is None:
             return result, None
         return result, _put_back(found.standard_error, np.zeros(noisy.shape), part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +224,21 @@ def test_a_kept_denoiser_serves_frames_of_any_size(noisy, tmp_path, model_path):
         again = denoisers.of_file(str(model_path), "auto", (96, 128), None)
         assert denoisers.of_file(str(model_path), "auto", (64, 72), None) is again
     assert np.load(tmp_path / "b.npy").shape == (64, 72)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"])
+@pytest.mark.parametrize("extension", ["tif", "npy", "hspy"])
+def test_dtype_same_is_the_type_in_the_file(run, model_path, dtype, extension):
+    counts = np.random.default_rng(0).poisson(40, (96, 128)).astype(dtype)
+    np.save("a.npy", counts)
+    run("denoise", "a.npy", "-m", model_path, "-o", f"out.{extension}", "--dtype", "same")
+    with open_frames(f"out.{extension}") as opened:
+        assert opened.dtype.name == dtype
+        assert opened.read().pixels.mean() == pytest.approx(counts.mean(), abs=0.1)
+
+
+def test_dtype_same_is_refused_where_a_format_has_no_such_pixels(run, model_path):
+    np.save("a.npy", np.random.default_rng(0).poisson(40, (96, 128)).astype(np.uint32))
+    result = run("denoise", "a.npy", "-m", model_path, "-o", "out.mrc", "--dtype", "same", code=2)
+    assert "cannot hold uint32 pixels: MRC has int16, uint16, float32" in result.stderr
+    assert not Path("out.mrc").exists()

@@ -142,6 +142,7 @@ def write_frames(
     frames: Iterable[Frame],
     axes: tuple[Axis, ...] = (),
     *,
+    dtype: np.dtype[Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write frames into one file, as they come; no more than one is held in memory.
@@ -155,11 +156,15 @@ def write_frames(
         told of all.
     axes
         Along which they lie, the slowest first; none for a single image.
+    dtype
+        The type that their pixels get in the file; None: the first frame's, or where the format has
+        no such pixels one that it has.
 
     Raises
     ------
     OutputError
-        As `write_frame` does, and when there are more or fewer frames than the axes have places.
+        As `write_frame` does, when the format has no pixels of `dtype`, and when there are more or
+        fewer frames than the axes have places.
     FrameError
         When a frame has another shape than the first.
     MissingExtraError
@@ -169,12 +174,15 @@ def write_frames(
     written_by = _of_output(path)
     if written_by.write is None:
         raise AssertionError(written_by)
+    if dtype is not None:
+        check_type(path, dtype)
     coming = iter(frames)
     with files.replacing(path, overwrite=overwrite) as temporary:
         first = next(coming, None)
         if first is None:
             raise OutputError(f"{path} cannot be written: there is no frame")
-        dtype = _held(first.pixels.dtype, written_by.types)
+        if dtype is None:
+            dtype = _held(first.pixels.dtype, written_by.types)
         output = Output(
             info=first,
             axes=axes,
@@ -214,6 +222,16 @@ def _pixels(
         n_written += 1
     if n_written < n_frames:
         raise OutputError(f"{path} has places for {n_frames} frames, but {n_written} were given")
+
+
+def check_type(path: Path, dtype: np.dtype[Any]) -> None:
+    """Raise OutputError unless the format that the extension names has pixels of this type."""
+    written_by = _of_output(path)
+    if written_by.types and dtype.name not in written_by.types:
+        raise OutputError(
+            f"{path} cannot hold {dtype.name} pixels: {written_by.name} has "
+            f"{', '.join(written_by.types)}. Write another format, or float32 (leave out --dtype)"
+        )
 
 
 def _held(dtype: np.dtype[Any], types: tuple[str, ...]) -> np.dtype[Any]:

@@ -361,5 +361,8 @@ FORMAT = Format(
     recognises=lambda _, head: head[:4] in _MAGIC,
     open=_open,
     write=_write,
-    types=("uint8", "uint16", "float32", "int16", "uint32", "int32", "float64"),
+    types=(
+        *("uint8", "uint16", "float32", "int8", "int16", "uint32", "int32"),
+        *("float64", "uint64", "int64"),
+    ),
 )
