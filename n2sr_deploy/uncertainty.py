@@ -54,8 +54,8 @@ class Uncertainty:
     """A calibrated standard error."""
 
     standard_error: FloatArray
-    """(H, W) float32, in counts: the truth lies within it at about 68 % of the pixels, within
-    twice of it at 95 %."""
+    """(H, W) float32, in counts: over many frames the truth lies within it at about 68 % of the
+    pixels and within twice of it at 90 to 95 %; of one frame its scale is less sure."""
     scale_error: float
     """By which share its overall scale may be wrong, as a standard error."""
 
