@@ -23,7 +23,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
 )
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
-from n2sr_deploy.formats.base import plain_values
+from n2sr_deploy.formats.base import plain_values, sought
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.version import VERSION
 
@@ -241,6 +241,8 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
     from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
     if "n2sr" in frame.metadata:
+        if sought(frame.metadata, "n2sr/result") == "standard error":
+            return ["the standard error of a frame that n2sr denoised"]
         return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
     if min(frame.shape) < SMALLEST or (second is None and frame.pixels.min() == frame.pixels.max()):
         return []

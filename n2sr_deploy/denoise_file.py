@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     OnResult = Callable[["FrameResult"], None]
 
 _log = logging.getLogger("n2sr")
+_TOLD_CLIPPED, _TOLD_SHIFT = 1e-3, 1e-3  # shares from which rounding is worth a warning
 _REPAIRED = (
     "hot pixels replaced by the median of their surroundings and offsets of rows and columns "
     "subtracted in each frame that had them"
@@ -173,7 +174,7 @@ def denoise_file(
         formats.write_frames(output, results, axes, dtype=dtype, overwrite=overwrite)
         if std is not None and spread is not None:
             formats.write_frames(std, work.spreads(spread), axes, overwrite=overwrite)
-        work.tell_mended()
+        work.tell()
     return DenoisedFile(
         outputs=(output,) if std is None else (output, std),
         n_frames=len(work.indexes),
@@ -218,6 +219,36 @@ def _put_back(inside: FloatArray, around: AnyArray, part: tuple[slice, slice]) -
     return whole
 
 
+class _Rounding:
+    """What rounding to integers did to the intensities."""
+
+    def __init__(self) -> None:
+        self._n_pixels = self._n_clipped = 0
+        self._before = self._after = 0.0
+
+    def add(self, before: AnyArray, after: AnyArray) -> None:
+        """Of one frame more."""
+        self._n_pixels += before.size
+        self._n_clipped += int(np.count_nonzero(np.abs(before - after.astype(np.float64)) > 0.5))
+        self._before += float(before.sum(dtype=np.float64))
+        self._after += float(after.sum(dtype=np.float64))
+
+    def tell(self) -> None:
+        """Warn where it changed them."""
+        if not self._n_pixels:
+            return
+        clipped = self._n_clipped / self._n_pixels
+        shift = abs(self._after - self._before) / max(abs(self._before), 1e-30)
+        if clipped > _TOLD_CLIPPED or shift > _TOLD_SHIFT:
+            _log.warning(
+                "--dtype same clipped %.2g %% of the pixels and rounded the rest: the mean went "
+                "from %.4g to %.4g; leave it out to keep the intensities",
+                100 * clipped,
+                self._before / self._n_pixels,
+                self._after / self._n_pixels,
+            )
+
+
 class _Work:
     """The frames of one file on their way."""
 
@@ -240,6 +271,8 @@ class _Work:
         self._closing = closing
         self._first: Frame | None = None
         self._mended: list[str] = []
+        self._rounding = _Rounding()
+        self._uncertainties: list[str] = []
         self.indexes: Sequence[int] = (
             range(len(opened))
             if options.stack
@@ -323,9 +356,12 @@ class _Work:
         result = replace(noisy, pixels=_put_back(denoised.mean, noisy.pixels, part), **told)
         dtype = _kept_type(self._opened, options)
         if dtype is not None:
-            result = result.rounded_to(dtype)
+            rounded = result.rounded_to(dtype)
+            self._rounding.add(result.pixels, rounded.pixels)
+            result = rounded
         if found is None:
             return result, None
+        self._uncertainties.append(found.describe())
         return result, _put_back(found.standard_error, np.zeros(noisy.shape), part)
 
     def _told(
@@ -382,8 +418,15 @@ class _Work:
             pixels = np.frombuffer(file.read(4 * size), np.float32).reshape(self._opened.shape)
             yield replace(first, pixels=pixels, **told)
 
-    def tell_mended(self) -> None:
-        """Log what was taken out of the frames, where no training has told it."""
+    def tell(self) -> None:
+        """Log what a user would not see in the result."""
+        self._rounding.tell()
+        if len(self._uncertainties) == 1:
+            _log.info("%s", self._uncertainties[0])
+        self._tell_mended()
+
+    def _tell_mended(self) -> None:
+        """What was taken out of the frames, where no training has told it."""
         if not self._mended or (self._options.model is None and len(self.indexes) == 1):
             return
         if len(self.indexes) == 1:

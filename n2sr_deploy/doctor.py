@@ -23,6 +23,11 @@ from n2sr_deploy.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_OPTIONAL = {
+    "formats": "other makers' files need",
+    "report": "n2sr report needs",
+    "dask": "clusters need",
+}
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
@@ -34,6 +39,9 @@ def report() -> Iterator[tuple[str, str]]:
         yield package, _version(package) or _instead(package)
     for package in _required(extra="train"):
         yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
+    for extra, what in _OPTIONAL.items():
+        for package in _required(extra=extra):
+            yield package, _version(package) or f"missing; {what}: pip install 'n2sr[{extra}]'"
     yield "kernels", describe_kernels()
     yield "CUDA kernels", _cuda_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
@@ -101,8 +109,8 @@ def _tensorrt(library: str) -> str:
 def _openvino() -> str:
     try:
         from n2sr_deploy.backends.openvino import describe
-    except ModuleNotFoundError:
-        return "missing; install it with: pip install 'n2sr[openvino]'"
+    except MissingExtraError as error:
+        return f"missing: {error}"
     except (ImportError, OSError) as error:
         return f"broken: {error}; install it again with: pip install --force-reinstall openvino"
     try:

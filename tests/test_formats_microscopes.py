@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import mrcfile
@@ -244,3 +245,12 @@ def test_fei_s_extended_header_of_mrc_tells_the_microscope(tmp_path):
         tilts = [frame.acquisition["stage_tilt_alpha_deg"] for frame in opened]
         assert opened.read(0).acquisition["beam_energy_kev"] == 200.0
     assert tilts == [-2.0, 0.0, 2.0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_cut_file_of_digitalmicrograph_leaves_nothing_open(tmp_path):
+    whole = fake_formats.dm([dm_image(random_pixels((20, 30), "uint16"))])
+    (tmp_path / "a.dm4").write_bytes(whole[:200])
+    with pytest.raises(FileFormatError, match=r"a\.dm4 is truncated"):
+        read_frame(tmp_path / "a.dm4")
+    gc.collect()  # what cannot be closed is told now, which pytest makes an error

@@ -242,3 +242,13 @@ def test_dtype_same_is_refused_where_a_format_has_no_such_pixels(run, model_path
     result = run("denoise", "a.npy", "-m", model_path, "-o", "out.mrc", "--dtype", "same", code=2)
     assert "cannot hold uint32 pixels: MRC has int16, uint16, float32" in result.stderr
     assert not Path("out.mrc").exists()
+
+
+def test_intensity_that_rounding_loses_is_told(run, model_path):
+    np.save("a.npy", np.random.default_rng(0).poisson(0.3, (96, 128)).astype(np.uint16))
+    result = run("denoise", "a.npy", "-m", model_path, "-o", "out.tif", "--dtype", "same")
+    assert "--dtype same clipped" in result.stderr
+    assert "the mean went from 0.3" in result.stderr
+    np.save("b.npy", np.random.default_rng(0).poisson(3000, (96, 128)).astype(np.uint16))
+    result = run("denoise", "b.npy", "-m", model_path, "-o", "b.tif", "--dtype", "same")
+    assert "clipped" not in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from n2sr_deploy.formats.base import (
     FrameFile,
     acquired,
     choose_signal,
+    damaged,
     distinct,
     one_unit,
     plain_values,
@@ -65,8 +67,12 @@ _FRAME_AXES = {"deg": "tilt", "°": "tilt", "s": "time", "ms": "time"}
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     dm = required("ncempy.io.dm", "reading DM3 and DM4 files", "ncempy", "formats")
-    with np.errstate(all="ignore"), dm.fileDM(path) as file:  # it counts tags in 8 bits
-        tags = _nested(file.allTags)
+    try:
+        with np.errstate(all="ignore"), dm.fileDM(path) as file:  # it counts tags in 8 bits
+            tags = _nested(file.allTags)
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold on to the file's memory
+        raise damaged(path, error) from error
     images = {name: image for name, image in _images(tags) if _is_image(image)}
     signal = choose_signal(path, tuple(images), signal)
     return _opened(path, images, signal)
