@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
+    from n2sr_deploy.sampling import FloatArray
 
 
 @click.command("report", short_help="Judge a denoised frame, on one page.")
@@ -78,6 +80,7 @@ def report_command(
     do not support? The page needs no other file and no network. Neither input is changed.
     """
     from n2sr_deploy.formats import read_frame
+    from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
     from n2sr_deploy.report.reporting import check_second
 
@@ -88,24 +91,28 @@ def report_command(
     inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]
     check_report(output, overwrite=overwrite, inputs=inputs)
     noisy_frame = read_frame(noisy, frame)
+    mended = mend(noisy_frame, repairs=not no_repair)
     result = read_frame(denoised)
     other = None
     if second is not None:
         other = read_frame(second, second_frame)
         is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
         check_second(other, noisy_frame, is_same=is_same)
+        other = other.cropped(*mended.part)
     which = f", frame {noisy_frame.index}" if noisy_frame.n_frames > 1 else ""
     lines = [f"{noisy.name}{which}: {noisy_frame.describe()}", *result.history]
+    if mended.noisy.shape != noisy_frame.shape:
+        height, width = mended.noisy.shape
+        lines.append(f"judged is what was measured of it: {height} x {width} pixels")
     if second is not None and other is not None:
         lines.append(f"second exposure: {second.name}, frame {other.index}")
-    found = _known(model, std, noisy_frame, backend, seed, repairs=not no_repair)
     findings = report_on(
         output,
-        noisy_frame,
-        result.pixels.astype(np.float32),
+        mended.noisy,
+        _measured("denoised frame", result, noisy_frame, mended),
         title=f"{denoised.name}, denoised from {noisy.name}{which}",
         lines=tuple(lines),
-        known=found,
+        known=_known(model, std, noisy_frame, mended, backend, seed),
         second=other,
         overwrite=overwrite,
     )
@@ -113,20 +120,32 @@ def report_command(
     click.echo(f"{output}: the report; {picture_of(output)}: the same as one picture")
 
 
+def _measured(name: str, frame: Frame, noisy: Frame, mended: Mended) -> FloatArray:
+    """What lies where the noisy frame was measured."""
+    from n2sr_deploy.report.measuring import check_shape
+
+    check_shape(name, frame.shape, noisy)
+    return frame.pixels[mended.part].astype(np.float32)
+
+
 def _known(
-    model: Path | None, std: Path | None, frame: Frame, backend: str, seed: int, *, repairs: bool
+    model: Path | None,
+    std: Path | None,
+    noisy: Frame,
+    mended: Mended,
+    backend: str,
+    seed: int,
 ) -> Known | None:
     """What the network, or a file it wrote, tells."""
-    from n2sr_deploy.defects import repair
     from n2sr_deploy.formats import read_frame
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.report import Known, known
 
     if std is not None:
-        return Known(read_frame(std).pixels.astype(np.float32), None)
+        return Known(_measured("standard error", read_frame(std), noisy, mended), None)
     if model is None:
         return None
-    mended = repair(frame).frame if repairs else frame
+    frame = mended.repaired.frame
     with open_denoiser(ExportedModel.open(model), backend, shape=frame.shape) as denoiser:
-        return known(denoiser, mended, seed=seed)
+        return known(denoiser, frame, seed=seed)

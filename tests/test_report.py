@@ -250,6 +250,48 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
     assert "What does the second exposure say? [good]" in result.output
 
 
+def partly_scanned(frame, rows):
+    pixels = frame.pixels.copy()
+    pixels[rows:] = 0
+    return replace(frame, pixels=pixels)
+
+
+def test_rows_that_were_not_scanned_are_not_judged(files, quick_drawing):
+    """They were taken for noise left in the result."""
+    for name in ("noisy", "denoised"):
+        frame = read_frame(files / f"{name}.tif")
+        write_frame(files / f"part-{name}.tif", partly_scanned(frame, 110))
+    for name in ("std", "second"):
+        write_frame(files / f"{name}.tif", Frame(pixels=noisy_frame(clean=lattice() + 1).pixels))
+    result = run(
+        files, "part-noisy.tif", "part-denoised.tif", "--std", "std.tif", "--second",
+        "second.tif", "-o", "report.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output.count("[good]") >= 3
+    assert "judged is what was measured of it: 110 x 224" in (files / "report.html").read_text()
+    write_frame(files / "cut.tif", Frame(pixels=lattice()[:110].astype("f")))
+    for arguments in (["cut.tif"], ["part-denoised.tif", "--std", "cut.tif"]):
+        result = run(files, "part-noisy.tif", *arguments, "-o", "no.html")
+        assert result.exit_code == 2
+        assert "is 110 x 224 pixels, but the noisy frame 192 x 224" in result.output
+
+
+def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(
+    tmp_path, noisy, model_path, quick_drawing
+):
+    write_frame(tmp_path / "a.tif", partly_scanned(noisy, 70))
+    paths = [str(tmp_path / name) for name in ("a.tif", "b.tif", "b.html", "std.tif")]
+    arguments = ["denoise", paths[0], "-m", str(model_path), "-o", paths[1], "--report", paths[2]]
+    result = CliRunner().invoke(main, [*arguments, "--std", paths[3]])
+    assert result.exit_code == 0, result.output
+    assert "Is noise left" in result.output
+    result = CliRunner().invoke(
+        main, ["report", *paths[:2], "-m", str(model_path), "-o", str(tmp_path / "c.html")]
+    )
+    assert result.exit_code == 0, result.output
+
+
 def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):
     write_frame(files / "small.tif", noisy)
     result = CliRunner().invoke(

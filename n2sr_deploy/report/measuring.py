@@ -107,13 +107,18 @@ def _check(noisy: Frame, denoised: AnyArray, second: Frame | None) -> None:
         ("denoised frame", denoised.shape),
         ("second exposure", noisy.shape if second is None else second.shape),
     ):
-        if shape != noisy.shape:
-            raise FrameError(
-                f"the {name} is {' x '.join(map(str, shape))} pixels, but the noisy frame "
-                f"{noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
-            )
+        check_shape(name, shape, noisy)
     if not np.isfinite(denoised).all():
         raise FrameError("the denoised frame has NaN or infinite pixels; denoise it again")
+
+
+def check_shape(name: str, shape: tuple[int, ...], noisy: Frame) -> None:
+    """Raise FrameError where what is compared with the noisy frame has another shape."""
+    if shape != noisy.shape:
+        raise FrameError(
+            f"the {name} is {' x '.join(map(str, shape))} pixels, but the noisy frame "
+            f"{noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
+        )
 
 
 def _correlation_error(correlation: AnyArray, n_pixels: int) -> float:
