@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -278,6 +279,25 @@ def test_a_worker_that_is_killed_fails_its_file_only(
     assert last["a.tif"]["attempts"] == retries + 1
     assert last["b.mrc"]["outcome"] == "done"
     assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def test_a_full_disk_ends_a_batch_rather_than_hang_it(run, raw, model_path, monkeypatch):
+    """The thread that could not note that a file begins died, and was waited for."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("n2sr_deploy.batch.manifest.os.fsync", full)
+        result = run("raw", "-o", "out", "-m", model_path, code=2)
+    assert "No space left on device; make room" in result.stderr
+    assert "2 denoised" in run("raw", "-o", "out", "-m", model_path).stdout
+
+
+def test_a_process_that_cannot_begin_ends_a_batch(run, raw, model_path, monkeypatch):
+    monkeypatch.setattr(local.sys, "executable", "/no/such/python")
+    result = run("raw", "-o", "out", "-m", model_path, code=2)
+    assert "cannot start a process to denoise in: No such file" in result.stderr
 
 
 def started(arguments, folder):

@@ -87,7 +87,7 @@ class Manifest:
         self._writing = threading.Lock()
         self.path = folder / NAME
         try:
-            self._file = self.path.open("a+b")
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror}; choose another folder"
@@ -110,13 +110,29 @@ class Manifest:
         self._file.close()
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Add lines; they are on the disk when this returns."""
+        """Add lines; they are on the disk when this returns.
+
+        Raises
+        ------
+        OutputError
+            When they cannot be written.
+        """
         text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
         with self._writing:
-            self._file.write(text.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._write(text.encode())
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {self.path}: {error.strerror or error}; make room, and the "
+                    "same command goes on"
+                ) from error
             self.entries.update((entry.output, entry) for entry in entries)
+
+    def _write(self, text: bytes) -> None:
+        # Without a buffer: what a full disk refuses now is not tried again when it is closed.
+        while text:
+            text = text[self._file.write(text) :]
+        os.fsync(self._file.fileno())
 
     def are_there(self, entry: Entry) -> bool:
         """Whether all that an entry says was written is there, as large as it was."""
