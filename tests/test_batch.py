@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,17 @@ def test_another_input_of_the_same_name_is_told(run, raw, noisy, model_path):
     write_frame(raw / "a.tif", replace(noisy, pixels=noisy.pixels * 2), overwrite=True)
     result = run("raw", "-o", "out", "-m", model_path)
     assert "1 done before" in result.stdout
-    assert "1 left: of other settings or another input" in result.stdout
+    assert "1 left: of another input" in result.stdout
+
+
+def test_a_file_of_another_folder_is_another_input(run, noisy, model_path):
+    """Of equal size and time, it was taken for done before."""
+    for folder in ("r1", "r2"):
+        make(Path(folder), ["f.tif"], noisy)
+        os.utime(f"{folder}/f.tif", (1e9, 1e9))
+    run("r1", "-o", "out", "-m", model_path)
+    assert "1 left: of another input" in run("r2", "-o", "out", "-m", model_path).stdout
+    assert "1 done before" in run("r2/../r1/f.tif", "-o", "out", "-m", model_path).stdout
 
 
 def test_what_was_removed_is_made_again(run, raw, tmp_path, model_path):
@@ -367,8 +378,6 @@ def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
 
 
 def plan(inputs, folder="out", **options):
-    from pathlib import Path
-
     jobs = planned(inputs, Path(folder), {"std": False}, **options)
     return {job.noisy.as_posix(): job.name for job in jobs}
 
