@@ -403,6 +403,19 @@ def test_names_of_results(run, raw, noisy, monkeypatch):
     assert plan(["raw"])["raw/a.mrc"] == "a.mrc.tif"
 
 
+def test_files_beside_the_frames_are_no_frames(run, raw):
+    """Of a microscope's folder, pictures and notes failed and an EMI was done twice."""
+    for name in ("report.png", "notes.xml", "report.html", "s.emi", "s_1.ser", "s_2.ser", "t.emi"):
+        (raw / name).write_bytes(b"")
+    frames = {"raw/a.tif", "raw/b.mrc", "raw/s_1.ser", "raw/s_2.ser", "raw/t.emi"}
+    assert plan(["raw"]).keys() == frames
+    assert plan(["raw/*"]).keys() == plan(["raw/*.*"]).keys() == frames
+    assert plan(["raw/*.emi"]).keys() == {"raw/s.emi", "raw/t.emi"}
+    assert plan(["raw/*.png"]).keys() == {"raw/report.png"}
+    assert plan(["raw", "raw/notes.xml"]).keys() == {*frames, "raw/notes.xml"}
+    assert "raw/s.emi" in plan(["raw", "raw/s.emi"])
+
+
 def test_names_that_cannot_be(run, raw, noisy, tmp_path):
     with pytest.raises(OutputError, match="is an input, which is never changed"):
         plan(["raw"], "raw")
