@@ -178,6 +178,18 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words
         measure(Frame(pixels=noisy), denoised)
 
 
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        (np.ones((96, 224)), "the standard error is 96 x 224 pixels, but the noisy frame 192 x"),
+        (np.full(SHAPE, np.nan), "the standard error has NaN"),
+    ],
+)
+def test_a_spread_of_another_frame_is_refused(spread, words):
+    with pytest.raises(FrameError, match=words):
+        measure(noisy_frame(), lattice(), spread=spread)
+
+
 @pytest.fixture
 def files(tmp_path):
     """noisy.tif and denoised.tif, of known pixel size."""
