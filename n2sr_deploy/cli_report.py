@@ -15,6 +15,7 @@ from n2sr_deploy.cli_options import (
     overwrite_option,
     repair_option,
     seed_option,
+    signal_option,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     help="Which frame of --second, counted from 0; alone: of NOISY.",
 )
 @frame_option
+@signal_option
 @backend_option
 @repair_option
 @seed_option
@@ -69,6 +71,7 @@ def report_command(
     second: Path | None,
     second_frame: int | None,
     frame: int | None,
+    signal: str | None,
     backend: str,
     no_repair: bool,
     seed: int,
@@ -78,6 +81,7 @@ def report_command(
 
     Is signal left in the residual, is noise left in the result, did anything appear that the data
     do not support? The page needs no other file and no network. Neither input is changed.
+    --frame and --signal are of NOISY; of a stack DENOISED and --std are read at the same frame.
     """
     from n2sr_deploy.formats import read_frame
     from n2sr_deploy.mending import mend
@@ -90,12 +94,12 @@ def report_command(
         second = noisy
     inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]
     check_report(output, overwrite=overwrite, inputs=inputs)
-    noisy_frame = read_frame(noisy, frame)
+    noisy_frame = read_frame(noisy, frame, signal)
     mended = mend(noisy_frame, repairs=not no_repair)
-    result = read_frame(denoised)
+    result = _same_frame(denoised, noisy_frame)
     other = None
     if second is not None:
-        other = read_frame(second, second_frame)
+        other = read_frame(second, second_frame, signal if second == noisy else None)
         is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
         check_second(other, noisy_frame, is_same=is_same)
         other = other.cropped(*mended.part)
@@ -120,6 +124,14 @@ def report_command(
     click.echo(f"{output}: the report; {picture_of(output)}: the same as one picture")
 
 
+def _same_frame(path: Path, noisy: Frame) -> Frame:
+    """That of the noisy frame's place, in a file of as many; else the only one."""
+    from n2sr_deploy.formats import open_frames
+
+    with open_frames(path) as opened:
+        return opened.read(noisy.index if len(opened) == noisy.n_frames else None)
+
+
 def _measured(name: str, frame: Frame, noisy: Frame, mended: Mended) -> FloatArray:
     """What lies where the noisy frame was measured."""
     from n2sr_deploy.report.measuring import check_shape
@@ -137,13 +149,12 @@ def _known(
     seed: int,
 ) -> Known | None:
     """What the network, or a file it wrote, tells."""
-    from n2sr_deploy.formats import read_frame
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.report import Known, known
 
     if std is not None:
-        return Known(_measured("standard error", read_frame(std), noisy, mended), None)
+        return Known(_measured("standard error", _same_frame(std, noisy), noisy, mended), None)
     if model is None:
         return None
     frame = mended.repaired.frame

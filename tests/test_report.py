@@ -262,6 +262,39 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
     assert "What does the second exposure say? [good]" in result.output
 
 
+def test_frames_of_stacks_are_judged_by_their_number(files, quick_drawing):
+    truths = [lattice(), smoothed(lattice(), 4)]
+    rng = np.random.default_rng(5)
+    noise = 0.6 * rng.normal(size=SHAPE)
+    np.save(files / "noisy.npy", np.stack([lattice() + noise] * 2).astype("f"))
+    np.save(files / "denoised.npy", np.stack(truths).astype("f"))
+    np.save(files / "std.npy", np.ones((2, *SHAPE), "f"))
+    levels = [
+        run(
+            files, "noisy.npy", "denoised.npy", "--frame", str(index), "--std", "std.npy",
+            "-o", f"{index}.html",
+        ).output.splitlines()[0]
+        for index in range(2)
+    ]  # fmt: skip
+    assert [line.rpartition(" ")[2] for line in levels] == ["[good]", "[bad]"]
+    np.save(files / "three.npy", np.zeros((3, *SHAPE), "f"))
+    result = run(files, "noisy.npy", "three.npy", "--frame", "0", "-o", "no.html")
+    assert result.exit_code == 2
+    assert "3 frames" in result.output
+
+
+def test_a_signal_of_several_is_judged(files, quick_drawing):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(files / "two.h5", "w") as file:
+        file["haadf"] = noisy_frame().pixels
+        file["abf"] = noisy_frame().pixels * -1
+    arguments = ["two.h5", "denoised.tif", "-o", "report.html"]
+    assert run(files, *arguments).exit_code == 2
+    result = run(files, *arguments, "--signal", "haadf")
+    assert result.exit_code == 0, result.output
+    assert "[good]" in result.output
+
+
 def partly_scanned(frame, rows):
     pixels = frame.pixels.copy()
     pixels[rows:] = 0
