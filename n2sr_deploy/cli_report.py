@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import click
 import numpy as np
@@ -14,7 +15,6 @@ from n2sr_deploy.cli_options import (
     output_option,
     overwrite_option,
     repair_option,
-    seed_option,
     signal_option,
 )
 
@@ -25,6 +25,40 @@ if TYPE_CHECKING:
     from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
     from n2sr_deploy.sampling import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """How a result was made, as far as it says so itself."""
+
+    path: Path
+    weights: str | None = None
+    n_samples: int | None = None
+    seed: int = 0
+    repair: bool = True
+
+    @classmethod
+    def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
+        """By the record that `n2sr denoise` writes; of other results the defaults."""
+        told = result.metadata.get("n2sr")
+        record = told if isinstance(told, dict) else {}
+        return cls(
+            path=path,
+            weights=record.get("weights_sha256"),
+            n_samples=record.get("n_samples"),
+            seed=record.get("seed", 0) if seed is None else seed,
+            repair=record.get("repair", True),
+        )
+
+    def check_model(self, path: Path, weights: str) -> None:
+        """Refuse a network that did not make it."""
+        from n2sr_deploy.errors import ModelError
+
+        if self.weights is not None and self.weights != weights:
+            raise ModelError(
+                f"{path} has weights {weights[:12]}, but {self.path} was made with "
+                f"{self.weights[:12]}; give the model that made it, or leave out --model"
+            )
 
 
 @click.command("report", short_help="Judge a denoised frame, on one page.")
@@ -60,7 +94,11 @@ if TYPE_CHECKING:
 @signal_option
 @backend_option
 @repair_option
-@seed_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Of the draws with --model; by default what DENOISED says of itself, else 0.",
+)
 @overwrite_option
 def report_command(
     noisy: Path,
@@ -74,7 +112,7 @@ def report_command(
     signal: str | None,
     backend: str,
     no_repair: bool,
-    seed: int,
+    seed: int | None,
     overwrite: bool,
 ) -> None:
     """Judge DENOISED by the frame NOISY it was made of.
@@ -95,8 +133,9 @@ def report_command(
     inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]
     check_report(output, overwrite=overwrite, inputs=inputs)
     noisy_frame = read_frame(noisy, frame, signal)
-    mended = mend(noisy_frame, repairs=not no_repair)
     result = _same_frame(denoised, noisy_frame)
+    made = _Made.of(result, denoised, seed)
+    mended = mend(noisy_frame, repairs=made.repair and not no_repair)
     other = None
     if second is not None:
         other = read_frame(second, second_frame, signal if second == noisy else None)
@@ -116,7 +155,7 @@ def report_command(
         _measured("denoised frame", result, noisy_frame, mended),
         title=f"{denoised.name}, denoised from {noisy.name}{which}",
         lines=tuple(lines),
-        known=_known(model, std, noisy_frame, mended, backend, seed),
+        known=_known(model, std, noisy_frame, mended, backend, made),
         second=other,
         overwrite=overwrite,
     )
@@ -146,7 +185,7 @@ def _known(
     noisy: Frame,
     mended: Mended,
     backend: str,
-    seed: int,
+    made: _Made,
 ) -> Known | None:
     """What the network, or a file it wrote, tells."""
     from n2sr_deploy.model import ExportedModel
@@ -158,5 +197,8 @@ def _known(
     if model is None:
         return None
     frame = mended.repaired.frame
-    with open_denoiser(ExportedModel.open(model), backend, shape=frame.shape) as denoiser:
-        return known(denoiser, frame, seed=seed)
+    opened, n_samples = ExportedModel.open(model), made.n_samples
+    made.check_model(model, opened.metadata.weights_sha256)
+    shape = frame.shape
+    with open_denoiser(opened, backend, shape=shape, n_samples=n_samples) as denoiser:
+        return known(denoiser, frame, n_samples=n_samples, seed=made.seed)

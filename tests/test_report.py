@@ -14,7 +14,7 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.report import Halves, measure, report_on
+from n2sr_deploy.report import Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.spectra import ring_correlation
@@ -354,6 +354,42 @@ def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_p
          "-o", str(files / "again.html")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+def test_with_a_model_a_result_is_judged_as_it_was_made(
+    files, noisy, model, model_path, quick_drawing, monkeypatch
+):
+    """The draws, the seed and the mending were the defaults', whatever the result's own."""
+    asked = []
+    monkeypatch.setattr(
+        "n2sr_deploy.report.known",
+        lambda denoiser, frame, **how: asked.append((frame, how)) or Known(None, None),
+    )
+    pixels = noisy.pixels.copy()
+    pixels[40, 50] = 60
+    spiked = replace(noisy, pixels=pixels)
+    write_frame(files / "spiked.tif", spiked)
+    record = {"weights_sha256": model.metadata.weights_sha256, "n_samples": 6, "seed": 5}
+
+    def report(metadata, *options):
+        told = replace(noisy, metadata=metadata)
+        write_frame(files / "d.tif", told, overwrite=True)
+        arguments = ["spiked.tif", "d.tif", "-o", "d.html", "--overwrite", *options]
+        result = run(files, *arguments, "-m", str(model_path))
+        return result.output, asked[-1] if asked else None
+
+    _, (frame, how) = report({"n2sr": {**record, "repair": False}})
+    assert how == {"n_samples": 6, "seed": 5}
+    assert frame.pixels[40, 50] == 60
+    _, (frame, how) = report({"n2sr": {**record, "repair": True}}, "--seed", "2")
+    assert how == {"n_samples": 6, "seed": 2}
+    assert frame.pixels[40, 50] < 60
+    _, (frame, how) = report({})
+    assert how == {"n_samples": None, "seed": 0}
+    asked.clear()
+    output, _ = report({"n2sr": {**record, "weights_sha256": "0" * 64}})
+    assert "d.tif was made with 000000000000; give the model that made it" in output
+    assert not asked
 
 
 def test_words_from_files_are_escaped_on_the_page(quick_drawing):
