@@ -164,13 +164,15 @@ def _table(summary: Summary, folder: Path) -> list[str]:
     counted = [
         (len(summary.done), "denoised"),
         (len(summary.done_before), "done before"),
-        (len(summary.of_other_settings), "left: of other settings or another input"),
+        (len(summary.of_other_settings), "left: of other settings"),
+        (len(summary.of_another_input), "left: of another input"),
         (len(summary.failed), "failed"),
     ]
     lines = [f"{folder}:", *(f"{n:7} {what}" for n, what in counted if n)]
-    if summary.of_other_settings:
+    left = [*summary.of_other_settings, *summary.of_another_input]
+    if left:
         lines += ["", "Left as they are; --overwrite does them again:"]
-        lines += [f"  {name}" for name in summary.of_other_settings]
+        lines += [f"  {name}" for name in left]
     if summary.failed:
         lines += ["", "Failed:"]
         lines += [f"  {name}: {error}" for name, error in summary.failed.items()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import click
 import numpy as np
@@ -14,14 +15,50 @@ from n2sr_deploy.cli_options import (
     output_option,
     overwrite_option,
     repair_option,
-    seed_option,
+    signal_option,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
+    from n2sr_deploy.sampling import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """How a result was made, as far as it says so itself."""
+
+    path: Path
+    weights: str | None = None
+    n_samples: int | None = None
+    seed: int = 0
+    repair: bool = True
+
+    @classmethod
+    def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
+        """By the record that `n2sr denoise` writes; of other results the defaults."""
+        told = result.metadata.get("n2sr")
+        record = told if isinstance(told, dict) else {}
+        return cls(
+            path=path,
+            weights=record.get("weights_sha256"),
+            n_samples=record.get("n_samples"),
+            seed=record.get("seed", 0) if seed is None else seed,
+            repair=record.get("repair", True),
+        )
+
+    def check_model(self, path: Path, weights: str) -> None:
+        """Refuse a network that did not make it."""
+        from n2sr_deploy.errors import ModelError
+
+        if self.weights is not None and self.weights != weights:
+            raise ModelError(
+                f"{path} has weights {weights[:12]}, but {self.path} was made with "
+                f"{self.weights[:12]}; give the model that made it, or leave out --model"
+            )
 
 
 @click.command("report", short_help="Judge a denoised frame, on one page.")
@@ -54,9 +91,14 @@ if TYPE_CHECKING:
     help="Which frame of --second, counted from 0; alone: of NOISY.",
 )
 @frame_option
+@signal_option
 @backend_option
 @repair_option
-@seed_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    help="Of the draws with --model; by default what DENOISED says of itself, else 0.",
+)
 @overwrite_option
 def report_command(
     noisy: Path,
@@ -67,17 +109,20 @@ def report_command(
     second: Path | None,
     second_frame: int | None,
     frame: int | None,
+    signal: str | None,
     backend: str,
     no_repair: bool,
-    seed: int,
+    seed: int | None,
     overwrite: bool,
 ) -> None:
     """Judge DENOISED by the frame NOISY it was made of.
 
     Is signal left in the residual, is noise left in the result, did anything appear that the data
     do not support? The page needs no other file and no network. Neither input is changed.
+    --frame and --signal are of NOISY; of a stack DENOISED and --std are read at the same frame.
     """
     from n2sr_deploy.formats import read_frame
+    from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
     from n2sr_deploy.report.reporting import check_second
 
@@ -87,25 +132,30 @@ def report_command(
         second = noisy
     inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]
     check_report(output, overwrite=overwrite, inputs=inputs)
-    noisy_frame = read_frame(noisy, frame)
-    result = read_frame(denoised)
+    noisy_frame = read_frame(noisy, frame, signal)
+    result = _same_frame(denoised, noisy_frame)
+    made = _Made.of(result, denoised, seed)
+    mended = mend(noisy_frame, repairs=made.repair and not no_repair)
     other = None
     if second is not None:
-        other = read_frame(second, second_frame)
+        other = read_frame(second, second_frame, signal if second == noisy else None)
         is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
         check_second(other, noisy_frame, is_same=is_same)
+        other = other.cropped(*mended.part)
     which = f", frame {noisy_frame.index}" if noisy_frame.n_frames > 1 else ""
     lines = [f"{noisy.name}{which}: {noisy_frame.describe()}", *result.history]
+    if mended.noisy.shape != noisy_frame.shape:
+        height, width = mended.noisy.shape
+        lines.append(f"judged is what was measured of it: {height} x {width} pixels")
     if second is not None and other is not None:
         lines.append(f"second exposure: {second.name}, frame {other.index}")
-    found = _known(model, std, noisy_frame, backend, seed, repairs=not no_repair)
     findings = report_on(
         output,
-        noisy_frame,
-        result.pixels.astype(np.float32),
+        mended.noisy,
+        _measured("denoised frame", result, noisy_frame, mended),
         title=f"{denoised.name}, denoised from {noisy.name}{which}",
         lines=tuple(lines),
-        known=found,
+        known=_known(model, std, noisy_frame, mended, backend, made),
         second=other,
         overwrite=overwrite,
     )
@@ -113,20 +163,42 @@ def report_command(
     click.echo(f"{output}: the report; {picture_of(output)}: the same as one picture")
 
 
+def _same_frame(path: Path, noisy: Frame) -> Frame:
+    """That of the noisy frame's place, in a file of as many; else the only one."""
+    from n2sr_deploy.formats import open_frames
+
+    with open_frames(path) as opened:
+        return opened.read(noisy.index if len(opened) == noisy.n_frames else None)
+
+
+def _measured(name: str, frame: Frame, noisy: Frame, mended: Mended) -> FloatArray:
+    """What lies where the noisy frame was measured."""
+    from n2sr_deploy.report.measuring import check_shape
+
+    check_shape(name, frame.shape, noisy)
+    return frame.pixels[mended.part].astype(np.float32)
+
+
 def _known(
-    model: Path | None, std: Path | None, frame: Frame, backend: str, seed: int, *, repairs: bool
+    model: Path | None,
+    std: Path | None,
+    noisy: Frame,
+    mended: Mended,
+    backend: str,
+    made: _Made,
 ) -> Known | None:
     """What the network, or a file it wrote, tells."""
-    from n2sr_deploy.defects import repair
-    from n2sr_deploy.formats import read_frame
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.report import Known, known
 
     if std is not None:
-        return Known(read_frame(std).pixels.astype(np.float32), None)
+        return Known(_measured("standard error", _same_frame(std, noisy), noisy, mended), None)
     if model is None:
         return None
-    mended = repair(frame).frame if repairs else frame
-    with open_denoiser(ExportedModel.open(model), backend, shape=frame.shape) as denoiser:
-        return known(denoiser, mended, seed=seed)
+    frame = mended.repaired.frame
+    opened, n_samples = ExportedModel.open(model), made.n_samples
+    made.check_model(model, opened.metadata.weights_sha256)
+    shape = frame.shape
+    with open_denoiser(opened, backend, shape=shape, n_samples=n_samples) as denoiser:
+        return known(denoiser, frame, n_samples=n_samples, seed=made.seed)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from n2sr_deploy.backends import check_backend, ort
-from n2sr_deploy.defects import repair, untouched
 from n2sr_deploy.denoiser import check_frame
 from n2sr_deploy.errors import FrameError, MissingExtraError
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.mending import mend
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.opening import open_denoiser
 
@@ -70,7 +70,8 @@ def denoise(
 
     Returns
     -------
-    (..., H, W) float32, in counts: the means over the draws. Deterministic.
+    (..., H, W) float32, in counts: the means over the draws; rows and columns at the edges that
+    were not measured stay as they are. Deterministic.
 
     Raises
     ------
@@ -127,11 +128,11 @@ class _Work:
         for place in np.ndindex(block.shape[:-2]):
             at = tuple(begin + i for begin, i in zip(begins, place, strict=True))
             index = int(np.ravel_multi_index(at, self.leading)) if at else 0
-            frame = Frame(pixels=block[place], index=index)
-            mended = repair(frame) if self.repaired else untouched(frame)
+            mended = mend(Frame(pixels=block[place], index=index), repairs=self.repaired)
+            frame = mended.repaired.frame
             with opened.one_at_a_time:
-                done = opened.denoiser.denoise(mended.frame, self.n_samples, seed=self.seed)
-            result[place] = done.mean
+                done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)
+            result[place] = mended.put_back(done.mean)
         return result
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Self
 import numpy as np
 
 from n2sr_deploy import formats
-from n2sr_deploy.defects import measured_part, repair, untouched
+from n2sr_deploy.defects import measured_part
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats.base import choose
 from n2sr_deploy.learning import LearnOptions, learn
+from n2sr_deploy.mending import mend
 from n2sr_deploy.uncertainty import standard_error
 from n2sr_deploy.version import VERSION
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.opening import Denoisers, Opened
-    from n2sr_deploy.sampling import AnyArray, FloatArray
+    from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
     OpensTraining = Callable[[], AbstractContextManager[Progress]]
@@ -199,26 +200,6 @@ def _kept_type(opened: FrameFile, options: DenoiseOptions) -> np.dtype[Any] | No
     return opened.dtype.newbyteorder("=") if is_integer else None
 
 
-def _blank(noisy: Frame, measured: Frame, part: tuple[slice, slice]) -> tuple[str, ...]:
-    """Which part of the frame holds one, where not all of it does."""
-    if measured.shape == noisy.shape:
-        return ()
-    rows, columns = part
-    return (
-        f"only rows {rows.start} to {rows.stop - 1} and columns {columns.start} to "
-        f"{columns.stop - 1} were measured; the rest, blank, stays as it was",
-    )
-
-
-def _put_back(inside: FloatArray, around: AnyArray, part: tuple[slice, slice]) -> FloatArray:
-    """What was made of a part of the frame, in its place."""
-    if inside.shape == around.shape:
-        return inside
-    whole: FloatArray = around.astype(np.float32)
-    whole[part] = inside
-    return whole
-
-
 class _Rounding:
     """What rounding to integers did to the intensities."""
 
@@ -333,9 +314,8 @@ class _Work:
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
         options = self._options
-        part = measured_part(noisy.pixels)
-        measured = noisy.cropped(*part)
-        repaired = repair(measured) if options.learn.repair else untouched(measured)
+        mended = mend(noisy, repairs=options.learn.repair)
+        measured, repaired = mended.noisy, mended.repaired
         if repaired.describe():
             self._mended.append(repaired.describe())
         seed = options.learn.seed or 0
@@ -351,9 +331,8 @@ class _Work:
                     measured, repaired.frame, denoised, denoiser, self.n_samples, seed, found
                 )
             )
-            history = (*repaired.frame.history, *_blank(noisy, measured, part))
-            told = self._told(noisy, history, denoiser, "mean")
-        result = replace(noisy, pixels=_put_back(denoised.mean, noisy.pixels, part), **told)
+            told = self._told(noisy, mended.history, denoiser, "mean")
+        result = replace(noisy, pixels=mended.put_back(denoised.mean), **told)
         dtype = _kept_type(self._opened, options)
         if dtype is not None:
             rounded = result.rounded_to(dtype)
@@ -362,7 +341,7 @@ class _Work:
         if found is None:
             return result, None
         self._uncertainties.append(found.describe())
-        return result, _put_back(found.standard_error, np.zeros(noisy.shape), part)
+        return result, mended.put_back(found.standard_error, 0.0)
 
     def _told(
         self, noisy: Frame, history: tuple[str, ...], denoiser: Opened, what: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,7 +150,17 @@ def test_another_input_of_the_same_name_is_told(run, raw, noisy, model_path):
     write_frame(raw / "a.tif", replace(noisy, pixels=noisy.pixels * 2), overwrite=True)
     result = run("raw", "-o", "out", "-m", model_path)
     assert "1 done before" in result.stdout
-    assert "1 left: of other settings or another input" in result.stdout
+    assert "1 left: of another input" in result.stdout
+
+
+def test_a_file_of_another_folder_is_another_input(run, noisy, model_path):
+    """Of equal size and time, it was taken for done before."""
+    for folder in ("r1", "r2"):
+        make(Path(folder), ["f.tif"], noisy)
+        os.utime(f"{folder}/f.tif", (1e9, 1e9))
+    run("r1", "-o", "out", "-m", model_path)
+    assert "1 left: of another input" in run("r2", "-o", "out", "-m", model_path).stdout
+    assert "1 done before" in run("r2/../r1/f.tif", "-o", "out", "-m", model_path).stdout
 
 
 def test_what_was_removed_is_made_again(run, raw, tmp_path, model_path):
@@ -280,6 +292,25 @@ def test_a_worker_that_is_killed_fails_its_file_only(
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
+def test_a_full_disk_ends_a_batch_rather_than_hang_it(run, raw, model_path, monkeypatch):
+    """The thread that could not note that a file begins died, and was waited for."""
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("n2sr_deploy.batch.manifest.os.fsync", full)
+        result = run("raw", "-o", "out", "-m", model_path, code=2)
+    assert "No space left on device; make room" in result.stderr
+    assert "2 denoised" in run("raw", "-o", "out", "-m", model_path).stdout
+
+
+def test_a_process_that_cannot_begin_ends_a_batch(run, raw, model_path, monkeypatch):
+    monkeypatch.setattr(local.sys, "executable", "/no/such/python")
+    result = run("raw", "-o", "out", "-m", model_path, code=2)
+    assert "cannot start a process to denoise in: No such file" in result.stderr
+
+
 def started(arguments, folder):
     """The command in a process of its own."""
     return subprocess.Popen(
@@ -347,8 +378,6 @@ def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
 
 
 def plan(inputs, folder="out", **options):
-    from pathlib import Path
-
     jobs = planned(inputs, Path(folder), {"std": False}, **options)
     return {job.noisy.as_posix(): job.name for job in jobs}
 
@@ -372,6 +401,19 @@ def test_names_of_results(run, raw, noisy, monkeypatch):
     }
     monkeypatch.setattr("n2sr_deploy.formats.is_written", lambda path: path.suffix != ".mrc")
     assert plan(["raw"])["raw/a.mrc"] == "a.mrc.tif"
+
+
+def test_files_beside_the_frames_are_no_frames(run, raw):
+    """Of a microscope's folder, pictures and notes failed and an EMI was done twice."""
+    for name in ("report.png", "notes.xml", "report.html", "s.emi", "s_1.ser", "s_2.ser", "t.emi"):
+        (raw / name).write_bytes(b"")
+    frames = {"raw/a.tif", "raw/b.mrc", "raw/s_1.ser", "raw/s_2.ser", "raw/t.emi"}
+    assert plan(["raw"]).keys() == frames
+    assert plan(["raw/*"]).keys() == plan(["raw/*.*"]).keys() == frames
+    assert plan(["raw/*.emi"]).keys() == {"raw/s.emi", "raw/t.emi"}
+    assert plan(["raw/*.png"]).keys() == {"raw/report.png"}
+    assert plan(["raw", "raw/notes.xml"]).keys() == {*frames, "raw/notes.xml"}
+    assert "raw/s.emi" in plan(["raw", "raw/s.emi"])
 
 
 def test_names_that_cannot_be(run, raw, noisy, tmp_path):

@@ -20,6 +20,8 @@ from n2sr_deploy.batch.manifest import NAME
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import repair
 from n2sr_deploy.errors import FrameError, InputFileError, SettingError
+from n2sr_deploy.formats import open_frames, write_frames
+from n2sr_deploy.formats.base import Axis
 
 psutil = pytest.importorskip("psutil")
 da = pytest.importorskip("dask.array")
@@ -53,6 +55,25 @@ def test_every_frame_is_as_in_a_stack_whatever_the_chunks(denoise, frames, model
             mended = repair(Frame(pixels=pixels, index=index)).frame
             expected = denoiser.denoise(mended, seed=3).mean
             assert np.array_equal(result.reshape(-1, 96, 128)[index], expected)
+
+
+def test_rows_that_were_not_scanned_stay_blank_as_in_a_stack(denoise, frames, model_path, tmp_path):
+    stack = frames[0].copy()
+    stack[1, 70:] = 0
+    write_frames(
+        tmp_path / "a.tif",
+        [Frame(pixels=pixels) for pixels in stack],
+        (Axis(name="time", size=3),),
+    )
+    lazy = denoise(da.from_array(stack), model_path, backend="ort")
+    result = lazy.compute(scheduler="synchronous")
+    assert not result[1, 70:].any()
+    arguments = ["denoise", str(tmp_path / "a.tif"), "--stack", "-m", str(model_path)]
+    arguments += ["-o", str(tmp_path / "b.tif"), "--backend", "ort"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    with open_frames(tmp_path / "b.tif") as opened:
+        for index in range(3):
+            assert np.array_equal(result[index], opened.read(index).pixels)
 
 
 def test_a_part_is_computed_alone(denoise, frames, model, model_path):

@@ -14,7 +14,7 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.report import Halves, measure, report_on
+from n2sr_deploy.report import Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.spectra import ring_correlation
@@ -178,6 +178,18 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words
         measure(Frame(pixels=noisy), denoised)
 
 
+@pytest.mark.parametrize(
+    ("spread", "words"),
+    [
+        (np.ones((96, 224)), "the standard error is 96 x 224 pixels, but the noisy frame 192 x"),
+        (np.full(SHAPE, np.nan), "the standard error has NaN"),
+    ],
+)
+def test_a_spread_of_another_frame_is_refused(spread, words):
+    with pytest.raises(FrameError, match=words):
+        measure(noisy_frame(), lattice(), spread=spread)
+
+
 @pytest.fixture
 def files(tmp_path):
     """noisy.tif and denoised.tif, of known pixel size."""
@@ -250,6 +262,81 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
     assert "What does the second exposure say? [good]" in result.output
 
 
+def test_frames_of_stacks_are_judged_by_their_number(files, quick_drawing):
+    truths = [lattice(), smoothed(lattice(), 4)]
+    rng = np.random.default_rng(5)
+    noise = 0.6 * rng.normal(size=SHAPE)
+    np.save(files / "noisy.npy", np.stack([lattice() + noise] * 2).astype("f"))
+    np.save(files / "denoised.npy", np.stack(truths).astype("f"))
+    np.save(files / "std.npy", np.ones((2, *SHAPE), "f"))
+    levels = [
+        run(
+            files, "noisy.npy", "denoised.npy", "--frame", str(index), "--std", "std.npy",
+            "-o", f"{index}.html",
+        ).output.splitlines()[0]
+        for index in range(2)
+    ]  # fmt: skip
+    assert [line.rpartition(" ")[2] for line in levels] == ["[good]", "[bad]"]
+    np.save(files / "three.npy", np.zeros((3, *SHAPE), "f"))
+    result = run(files, "noisy.npy", "three.npy", "--frame", "0", "-o", "no.html")
+    assert result.exit_code == 2
+    assert "3 frames" in result.output
+
+
+def test_a_signal_of_several_is_judged(files, quick_drawing):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(files / "two.h5", "w") as file:
+        file["haadf"] = noisy_frame().pixels
+        file["abf"] = noisy_frame().pixels * -1
+    arguments = ["two.h5", "denoised.tif", "-o", "report.html"]
+    assert run(files, *arguments).exit_code == 2
+    result = run(files, *arguments, "--signal", "haadf")
+    assert result.exit_code == 0, result.output
+    assert "[good]" in result.output
+
+
+def partly_scanned(frame, rows):
+    pixels = frame.pixels.copy()
+    pixels[rows:] = 0
+    return replace(frame, pixels=pixels)
+
+
+def test_rows_that_were_not_scanned_are_not_judged(files, quick_drawing):
+    """They were taken for noise left in the result."""
+    for name in ("noisy", "denoised"):
+        frame = read_frame(files / f"{name}.tif")
+        write_frame(files / f"part-{name}.tif", partly_scanned(frame, 110))
+    for name in ("std", "second"):
+        write_frame(files / f"{name}.tif", Frame(pixels=noisy_frame(clean=lattice() + 1).pixels))
+    result = run(
+        files, "part-noisy.tif", "part-denoised.tif", "--std", "std.tif", "--second",
+        "second.tif", "-o", "report.html",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output.count("[good]") >= 3
+    assert "judged is what was measured of it: 110 x 224" in (files / "report.html").read_text()
+    write_frame(files / "cut.tif", Frame(pixels=lattice()[:110].astype("f")))
+    for arguments in (["cut.tif"], ["part-denoised.tif", "--std", "cut.tif"]):
+        result = run(files, "part-noisy.tif", *arguments, "-o", "no.html")
+        assert result.exit_code == 2
+        assert "is 110 x 224 pixels, but the noisy frame 192 x 224" in result.output
+
+
+def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(
+    tmp_path, noisy, model_path, quick_drawing
+):
+    write_frame(tmp_path / "a.tif", partly_scanned(noisy, 70))
+    paths = [str(tmp_path / name) for name in ("a.tif", "b.tif", "b.html", "std.tif")]
+    arguments = ["denoise", paths[0], "-m", str(model_path), "-o", paths[1], "--report", paths[2]]
+    result = CliRunner().invoke(main, [*arguments, "--std", paths[3]])
+    assert result.exit_code == 0, result.output
+    assert "Is noise left" in result.output
+    result = CliRunner().invoke(
+        main, ["report", *paths[:2], "-m", str(model_path), "-o", str(tmp_path / "c.html")]
+    )
+    assert result.exit_code == 0, result.output
+
+
 def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):
     write_frame(files / "small.tif", noisy)
     result = CliRunner().invoke(
@@ -267,6 +354,42 @@ def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_p
          "-o", str(files / "again.html")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+def test_with_a_model_a_result_is_judged_as_it_was_made(
+    files, noisy, model, model_path, quick_drawing, monkeypatch
+):
+    """The draws, the seed and the mending were the defaults', whatever the result's own."""
+    asked = []
+    monkeypatch.setattr(
+        "n2sr_deploy.report.known",
+        lambda denoiser, frame, **how: asked.append((frame, how)) or Known(None, None),
+    )
+    pixels = noisy.pixels.copy()
+    pixels[40, 50] = 60
+    spiked = replace(noisy, pixels=pixels)
+    write_frame(files / "spiked.tif", spiked)
+    record = {"weights_sha256": model.metadata.weights_sha256, "n_samples": 6, "seed": 5}
+
+    def report(metadata, *options):
+        told = replace(noisy, metadata=metadata)
+        write_frame(files / "d.tif", told, overwrite=True)
+        arguments = ["spiked.tif", "d.tif", "-o", "d.html", "--overwrite", *options]
+        result = run(files, *arguments, "-m", str(model_path))
+        return result.output, asked[-1] if asked else None
+
+    _, (frame, how) = report({"n2sr": {**record, "repair": False}})
+    assert how == {"n_samples": 6, "seed": 5}
+    assert frame.pixels[40, 50] == 60
+    _, (frame, how) = report({"n2sr": {**record, "repair": True}}, "--seed", "2")
+    assert how == {"n_samples": 6, "seed": 2}
+    assert frame.pixels[40, 50] < 60
+    _, (frame, how) = report({})
+    assert how == {"n_samples": None, "seed": 0}
+    asked.clear()
+    output, _ = report({"n2sr": {**record, "weights_sha256": "0" * 64}})
+    assert "d.tif was made with 000000000000; give the model that made it" in output
+    assert not asked
 
 
 def test_words_from_files_are_escaped_on_the_page(quick_drawing):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.denoise_file import DenoiseOptions
 
-    Standing = Literal["to do", "done before", "of other settings", "not ours"]
+    Standing = Literal["to do", "done before", "of another input", "of other settings", "not ours"]
 
 _log = logging.getLogger("n2sr")
 
@@ -91,8 +91,10 @@ class Summary:
 
     done: list[str] = field(default_factory=list)
     done_before: list[str] = field(default_factory=list)
+    of_another_input: list[str] = field(default_factory=list)
+    """Left as they are: what is there was made of another file, or of this before it changed."""
     of_other_settings: list[str] = field(default_factory=list)
-    """Left as they are: what is there was made with other settings, or of another input."""
+    """Left as they are: what is there was made with other settings."""
     failed: dict[str, str] = field(default_factory=dict)
     """And why."""
 
@@ -179,7 +181,9 @@ def _standing(job: Job, manifest: Manifest) -> Standing:
     last = manifest.entries.get(job.name)
     if last is None:
         return "not ours"
-    if not last.is_of(job.entry):
+    if not last.is_of_input(job.entry):
+        return "of another input"
+    if not last.is_of_settings(job.entry):
         return "of other settings"
     if last.outcome == "done" and manifest.are_there(last):
         return "done before"
@@ -197,6 +201,8 @@ def _sorted_out(
             summary.done_before.append(job.name)
         elif standing == "to do" or overwrite:
             to_do.append(job)
+        elif standing == "of another input":
+            summary.of_another_input.append(job.name)
         elif standing == "of other settings":
             summary.of_other_settings.append(job.name)
         else:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task
+from n2sr_deploy.errors import N2SRError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ class LocalRunner:
         self._begins, self._shares = begins, shares
         self.n_threads = n_threads or threads_each(n_jobs)
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[Task, Outcome]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Task, Outcome] | Exception] = queue.SimpleQueue()
         self._is_closed = False
         self._workers: set[_Worker] = set()
         self._threads = [
@@ -80,12 +81,15 @@ class LocalRunner:
         self._tasks.put(task)
 
     def next_result(self) -> tuple[Task, Outcome]:
-        """Wait for the next task that ends."""
+        """Wait for the next task that ends; raise what kept one from beginning."""
         while True:
             try:
-                return self._results.get(timeout=_LOOK_EVERY_S)
+                result = self._results.get(timeout=_LOOK_EVERY_S)
             except queue.Empty:
                 continue
+            if isinstance(result, Exception):
+                raise result
+            return result
 
     def close(self) -> None:
         """End all processes, and whatever they do."""
@@ -99,7 +103,14 @@ class LocalRunner:
                 thread.join(_LOOK_EVERY_S / len(self._threads))
 
     def _serve(self) -> None:
-        """Hand tasks to a process, and to another when it ends."""
+        """Hand tasks to a process; what goes wrong here is raised where results are waited for."""
+        try:
+            self._hand_out()
+        except Exception as error:  # noqa: BLE001
+            self._results.put(error)
+
+    def _hand_out(self) -> None:
+        """To a process, and to another when it ends."""
         with ExitStack() as ending:
             worker: _Worker | None = None
             while (task := self._tasks.get()) is not None and not self._is_closed:
@@ -118,14 +129,20 @@ class _Worker:
     """A process, see `n2sr_deploy.batch.worker`."""
 
     def __init__(self, n_threads: int) -> None:
-        self._process = subprocess.Popen(
-            # -P: no module in the folder one happens to be in takes the place of another.
-            [sys.executable, "-P", "-m", "n2sr_deploy.batch.worker", str(n_threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            encoding="utf-8",
-            env={**os.environ, **dict.fromkeys(_THREADS, str(n_threads))},
-        )
+        try:
+            self._process = subprocess.Popen(
+                # -P: no module in the folder one happens to be in takes the place of another.
+                [sys.executable, "-P", "-m", "n2sr_deploy.batch.worker", str(n_threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                env={**os.environ, **dict.fromkeys(_THREADS, str(n_threads))},
+            )
+        except OSError as error:
+            raise N2SRError(
+                f"cannot start a process to denoise in: {error.strerror or error}; with fewer "
+                "--jobs, or more memory, the same command goes on"
+            ) from error
 
     def is_alive(self) -> bool:
         """Whether it can take a task."""

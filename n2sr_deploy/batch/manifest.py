@@ -15,6 +15,7 @@ import re
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from n2sr_deploy import files
@@ -23,7 +24,6 @@ from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _log = logging.getLogger("n2sr")
 NAME = "n2sr-batch.jsonl"
@@ -43,7 +43,7 @@ class Entry:
     size: int
     """Bytes of the input."""
     mtime_ns: int
-    """When the input was last changed; with `size`, by this an input is known again."""
+    """When the input was last changed; with path and size, by this an input is known again."""
     settings: Mapping[str, Any]
     """All that decides what comes out."""
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -57,12 +57,16 @@ class Entry:
     warnings: tuple[str, ...] = ()
     n2sr_version: str = VERSION
 
-    def is_of(self, other: Entry) -> bool:
-        """Whether both are of the same input and settings."""
+    def is_of_input(self, other: Entry) -> bool:
+        """Whether both are of the same input, and that has not changed."""
         mine, others = (
-            (entry.size, entry.mtime_ns, json.dumps(entry.settings, sort_keys=True))
-            for entry in (self, other)
+            (Path(entry.input).resolve(), entry.size, entry.mtime_ns) for entry in (self, other)
         )
+        return mine == others
+
+    def is_of_settings(self, other: Entry) -> bool:
+        """Whether both are of the same settings."""
+        mine, others = (json.dumps(entry.settings, sort_keys=True) for entry in (self, other))
         return mine == others
 
 
@@ -87,7 +91,7 @@ class Manifest:
         self._writing = threading.Lock()
         self.path = folder / NAME
         try:
-            self._file = self.path.open("a+b")
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.path}: {error.strerror}; choose another folder"
@@ -110,13 +114,29 @@ class Manifest:
         self._file.close()
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Add lines; they are on the disk when this returns."""
+        """Add lines; they are on the disk when this returns.
+
+        Raises
+        ------
+        OutputError
+            When they cannot be written.
+        """
         text = "".join(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
         with self._writing:
-            self._file.write(text.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._write(text.encode())
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {self.path}: {error.strerror or error}; make room, and the "
+                    "same command goes on"
+                ) from error
             self.entries.update((entry.output, entry) for entry in entries)
+
+    def _write(self, text: bytes) -> None:
+        # Without a buffer: what a full disk refuses now is not tried again when it is closed.
+        while text:
+            text = text[self._file.write(text) :]
+        os.fsync(self._file.fileno())
 
     def are_there(self, entry: Entry) -> bool:
         """Whether all that an entry says was written is there, as large as it was."""

@@ -70,7 +70,9 @@ def planned(
     Parameters
     ----------
     inputs
-        Folders, of which all frame files are taken; files; and globs (``**`` goes deep).
+        Folders, of which all frame files are taken; files; and globs (``**`` goes deep). Pictures
+        and notes (``.png``, ``.xml``, ``.img``) are taken only where they or their extension are
+        named, an EMI only without its SER files, which hold its frames.
     folder
         Where results go. Below the folder that all inputs share, their structure is kept. A result
         has its input's name, and format where n2sr writes it; else ``.tif`` is added.
@@ -116,26 +118,34 @@ def _absolute(path: Path) -> Path:
 def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
     """Each file, and the folder its structure is kept below."""
     found: dict[Path, Path] = {}
+    named: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given)
         if path.is_dir() and not files.is_folder_store(path):
             found |= dict.fromkeys(_inside(path, recursive=recursive), path)
         elif path.exists():
-            found[path] = path.parent
+            named[path] = path.parent
         elif glob.has_magic(given):
             root = Path(*_before_magic(path))
             # Path.glob takes no absolute pattern.
             matched = sorted(glob.glob(given, recursive=True))  # noqa: PTH207
-            found |= {Path(file): root for file in matched if _is_frame_file(Path(file))}
+            is_named = path.suffix not in ("", ".*")
+            found |= {Path(file): root for file in matched if _is_frame_file(Path(file), is_named)}
         else:
             raise InputFileError(f"{path} does not exist; name a folder, a file or a glob")
-    return found
+    emis = {_emi_of(path) for path in found if path.suffix.lower() == ".ser"}
+    return {path: root for path, root in found.items() if path not in emis} | named
+
+
+def _emi_of(path: Path) -> Path:
+    """The EMI that a SER file belongs to: ``s.emi`` of ``s_1.ser``."""
+    return path.with_name(f"{path.stem.rpartition('_')[0]}.emi")
 
 
 def _inside(folder: Path, *, recursive: bool) -> Iterator[Path]:
     """Frame files in a folder; those that zarr keeps are folders, but files to us."""
     for path in sorted(folder.iterdir()):
-        if _is_frame_file(path):
+        if _is_frame_file(path, is_named=False):
             yield path
         elif recursive and path.is_dir() and not path.is_symlink():
             yield from _inside(path, recursive=True)
@@ -151,11 +161,11 @@ def _before_magic(path: Path) -> list[str]:
     return parts
 
 
-def _is_frame_file(path: Path) -> bool:
+def _is_frame_file(path: Path, is_named: bool) -> bool:
     if path.name.startswith(".") or not (path.is_file() or files.is_folder_store(path)):
         return False
     try:
-        return formats.is_frame_file(path)
+        return formats.is_frame_file(path, is_named=is_named)
     except OSError:  # it will fail by itself, and say why
         return True
 

@@ -94,9 +94,13 @@ def read_frame(path: str | Path, index: int | None = None, signal: str | None = 
         return opened.read(index)
 
 
-def is_frame_file(path: Path) -> bool:
-    """Tell whether the file's content or extension is that of a format n2sr reads."""
-    return _of_file(path) is not None
+def is_frame_file(path: Path, *, is_named: bool = True) -> bool:
+    """Tell whether the file's content or extension is that of a format n2sr reads.
+
+    Where nobody named the file, an extension that many other programs use is not enough.
+    """
+    found = _of_file(path)
+    return found is not None and (is_named or path.suffix.lower() not in found.ambiguous)
 
 
 def is_written(path: Path) -> bool:

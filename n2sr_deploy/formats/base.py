@@ -209,6 +209,8 @@ class Format:
     """Opens a file that exists, at the signal of a name (None: the only one)."""
     write: Callable[[Path, Output], None] | None = None
     """Writes frames to a path that may be overwritten; None: n2sr cannot."""
+    ambiguous: tuple[str, ...] = ()
+    """Those of the extensions that files of many other programs have as well."""
     types: tuple[str, ...] = field(default=())
     """Of pixels that it can hold; others become float32. None named: all."""
 

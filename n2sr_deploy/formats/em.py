@@ -153,6 +153,7 @@ FORMAT = Format(
         *(".asw", ".blo", ".bcf", ".dens", ".elid", ".empad", ".img", ".mrcz", ".png"),
         *(".prz", ".rpl", ".sur", ".tvips", ".unf", ".xml"),
     ),
+    ambiguous=(".img", ".png", ".xml"),
     recognises=lambda _path, _head: False,
     open=_open,
 )

@@ -63,10 +63,10 @@ def measure(
     Raises
     ------
     FrameError
-        When the noisy frame is constant or too small, shapes differ, or the denoised frame is not
-        finite.
+        When the noisy frame is constant or too small, shapes differ, or the denoised frame or the
+        spread is not finite.
     """
-    _check(noisy, denoised, second)
+    _check(noisy, denoised, spread, second)
     repaired = repair(noisy)
     noise = measure_noise(noisy, repaired=repaired)
     pixels, result = (np.asarray(a, np.float64) for a in (repaired.frame.pixels, denoised))
@@ -101,19 +101,27 @@ def measure(
     return replace(findings, verdicts=verdicts(findings))
 
 
-def _check(noisy: Frame, denoised: AnyArray, second: Frame | None) -> None:
+def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Frame | None) -> None:
     noisy.mean_and_std()  # refuses a constant frame
-    for name, shape in (
-        ("denoised frame", denoised.shape),
-        ("second exposure", noisy.shape if second is None else second.shape),
+    for name, pixels in (
+        ("denoised frame", denoised),
+        ("standard error", spread),
+        ("second exposure", None if second is None else second.pixels),
     ):
-        if shape != noisy.shape:
-            raise FrameError(
-                f"the {name} is {' x '.join(map(str, shape))} pixels, but the noisy frame "
-                f"{noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
-            )
-    if not np.isfinite(denoised).all():
-        raise FrameError("the denoised frame has NaN or infinite pixels; denoise it again")
+        if pixels is None:
+            continue
+        check_shape(name, pixels.shape, noisy)
+        if not np.isfinite(pixels).all():
+            raise FrameError(f"the {name} has NaN or infinite pixels; denoise the frame again")
+
+
+def check_shape(name: str, shape: tuple[int, ...], noisy: Frame) -> None:
+    """Raise FrameError where what is compared with the noisy frame has another shape."""
+    if shape != noisy.shape:
+        raise FrameError(
+            f"the {name} is {' x '.join(map(str, shape))} pixels, but the noisy frame "
+            f"{noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
+        )
 
 
 def _correlation_error(correlation: AnyArray, n_pixels: int) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.errors import SettingError
 from n2sr_deploy.report.drawing import check_drawing, overview_png
-from n2sr_deploy.report.measuring import Halves, measure
+from n2sr_deploy.report.measuring import Halves, check_shape, measure
 from n2sr_deploy.report.page import page
 from n2sr_deploy.uncertainty import standard_error
 
@@ -171,8 +171,4 @@ def check_second(second: Frame, noisy: Frame, *, is_same: bool) -> None:
             "the second exposure is the noisy frame itself, which cannot tell its own error; "
             "give another exposure of the same area, with --second and --second-frame"
         )
-    if second.shape != noisy.shape:
-        raise FrameError(
-            f"the second exposure is {second.shape[0]} x {second.shape[1]} pixels, but the noisy "
-            f"frame {noisy.shape[0]} x {noisy.shape[1]}; give frames of one area and size"
-        )
+    check_shape("second exposure", second.shape, noisy)
