@@ -53,6 +53,20 @@ _NANOMETRES = {
     "m": 1e9,
 }
 
+# One of each in seconds.
+_SECONDS = {
+    "ns": 1e-9,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "seconds": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -216,6 +230,11 @@ class Format:
 def nanometres(unit: str | None) -> float | None:
     """How many nanometres one `unit` is; None when it is no length n2sr knows."""
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
+
+
+def seconds(unit: str | None) -> float | None:
+    """How many seconds one `unit` is; None when it is no time n2sr knows."""
+    return _SECONDS.get(unit.strip().lower()) if unit else None
 
 
 def one_unit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import xml.etree.ElementTree as ElementTree
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from n2sr_deploy.formats.base import (
     one_unit,
     only_signal,
     plain_values,
+    seconds,
 )
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.sampling import AnyArray
@@ -35,6 +37,7 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CENTIMETRE = 3  # TIFF's ResolutionUnit
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
+_IMAGEJ_AXES = {0: "YX", 1: "ZYX", 2: "TZYX", 3: "TZCYX"}
 _AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
 
 # DigitalMicrograph's tags, of x, y and z each, and of the intensity.
@@ -113,13 +116,13 @@ def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
             f"{path} is truncated: it says it holds {said} frames, but not all are there"
         )
     info = _info(file)
+    n_frames = int(np.prod(shape[:-2], dtype=np.int64))
     leading = _leading(file, axes, shape)
     kept = record.from_json(_own(file), info)
     if kept is not None:
         info = kept[0]
-        if [axis.size for axis in kept[1]] == [axis.size for axis in leading]:
+        if int(np.prod([axis.size for axis in kept[1]], dtype=np.int64)) == n_frames:
             leading = kept[1]
-    n_frames = int(np.prod(shape[:-2], dtype=np.int64))
 
     def read(index: int) -> AnyArray:
         return _pixels(file, path, index, n_frames)
@@ -153,22 +156,43 @@ def _pixels(file: tifffile.TiffFile, path: Path, index: int, n_frames: int) -> A
 
 def _leading(file: tifffile.TiffFile, axes: str, shape: tuple[int, ...]) -> tuple[Axis, ...]:
     """The axes of a stack, calibrated as far as ImageJ's or DigitalMicrograph's tags tell."""
-    found = [
-        Axis(name=_AXIS_NAMES.get(letter, letter.lower()), size=int(size))
+    imagej = file.imagej_metadata or {}
+    found = tuple(
+        Axis(
+            name=_AXIS_NAMES.get(letter, letter.lower()),
+            size=int(size),
+            **_imagej_axis(imagej, letter),
+        )
         for letter, size in zip(axes[:-2], shape[:-2], strict=True)
-    ]
-    if len(found) != 1:
-        return tuple(found)
-    imagej, tags = file.imagej_metadata or {}, file.pages.first.tags
-    scale, offset, unit = 1.0, 0.0, None
-    if axes[0] == "T" and "finterval" in imagej:
-        scale, unit = float(imagej["finterval"]), str(imagej.get("tunit", "sec"))
-    elif axes[0] == "Z" and "spacing" in imagej:
-        scale, unit = float(imagej["spacing"]), _unescaped(str(imagej.get("unit", "")))
-    if _DM_SCALE[2] in tags:
-        scale, offset = float(tags[_DM_SCALE[2]].value), float(_tag(file, _DM_ORIGIN[2]) or 0)
-        unit = str(_tag(file, _DM_UNIT[2]) or "") or None
-    return (Axis(name=found[0].name, size=found[0].size, scale=scale, offset=offset, unit=unit),)
+    )
+    scale = _tag(file, _DM_SCALE[2])
+    if len(found) != 1 or scale is None:
+        return found
+    offset, unit = float(_tag(file, _DM_ORIGIN[2]) or 0), str(_tag(file, _DM_UNIT[2]) or "") or None
+    return (replace(found[0], scale=float(scale), offset=offset, unit=unit),)
+
+
+def _imagej_axis(imagej: Mapping[str, Any], letter: str) -> dict[str, Any]:
+    """Scale, offset and unit of time or depth, where ImageJ tells them."""
+    key = {"T": "finterval", "Z": "spacing"}.get(letter, "")
+    scale = _number(imagej.get(key))
+    if scale <= 0:
+        return {}
+    if letter == "T":
+        unit = str(imagej.get("tunit", "s"))
+        return {"scale": scale, "unit": "s" if unit == "sec" else unit}
+    unit = _unescaped(str(imagej.get("unit", "")))
+    offset = -_number(imagej.get("zorigin")) * scale
+    return {"scale": scale, "offset": offset + 0.0, "unit": unit or None}
+
+
+def _number(value: Any) -> float:
+    """Of ImageJ's description; 0 where there is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return found if np.isfinite(found) else 0.0
 
 
 def _info(file: tifffile.TiffFile) -> FrameInfo:
@@ -188,7 +212,7 @@ def _info(file: tifffile.TiffFile) -> FrameInfo:
     return FrameInfo(
         pixel_size=size,
         unit=unit,
-        origin=_dm_origin(file) if size is not None else (0.0, 0.0),
+        origin=_origin(file, size) if size is not None else (0.0, 0.0),
         intensity=_dm_intensity(file),
         acquisition=acquired(metadata, _FEI),
         metadata=metadata,
@@ -208,9 +232,17 @@ def _tag(file: tifffile.TiffFile, code: int | str) -> Any:
     return None if tag is None else tag.value
 
 
-def _dm_origin(file: tifffile.TiffFile) -> tuple[float, float]:
+def _origin(file: tifffile.TiffFile, size: tuple[float, float]) -> tuple[float, float]:
+    """As DigitalMicrograph tells it, else as ImageJ does: which pixel lies at 0."""
     x, y = (_tag(file, code) for code in _DM_ORIGIN[:2])
-    return (float(y), float(x)) if x is not None and y is not None else (0.0, 0.0)
+    if x is not None and y is not None:
+        return float(y), float(x)
+    imagej = file.imagej_metadata or {}
+    top, left = (
+        -_number(imagej.get(key)) * side + 0.0
+        for key, side in zip(("yorigin", "xorigin"), size, strict=True)
+    )
+    return top, left
 
 
 def _dm_intensity(file: tifffile.TiffFile) -> Intensity | None:
@@ -270,45 +302,69 @@ def _unescaped(unit: str) -> str:
     return unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")
 
 
-def _escaped(unit: str) -> str:
-    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
-    return plain.encode("ascii", "replace").decode()
-
-
 def _write(path: Path, output: Output) -> None:
     """As ImageJ and DigitalMicrograph open it calibrated; as plain TIFF what ImageJ cannot hold."""
-    info = output.info
-    own = record.to_json(info, output.axes)
-    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
+    own = record.to_json(output.info, output.axes)
     n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
     options: dict[str, Any] = {"extratags": _dm_tags(output)}
+    shape: tuple[int, ...] = (output.n_frames, *output.shape)
     if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES:
-        metadata: dict[str, Any] = {"axes": "ZYX" if output.axes else "YX", "Info": own}
-        if output.axes:
-            axis = output.axes[-1]
-            metadata["axes"] = "TYX" if axis.name == "time" else "ZYX"
-            metadata["spacing" if metadata["axes"] == "ZYX" else "finterval"] = axis.scale
-        if size is not None:
-            options["resolution"] = 1 / size[1], 1 / size[0]
-            metadata["unit"] = _escaped(unit or "pixel")
-        options |= {"imagej": True, "metadata": metadata}
+        options |= _as_imagej(output, own)
+        if len(options["metadata"]["axes"]) == len(output.whole_shape):
+            shape = output.whole_shape
     else:
-        nm = nanometres(unit)
-        if size is not None and nm is not None:
-            options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
-            options["resolutionunit"] = _CENTIMETRE
-        options |= {
-            "description": own,
-            "metadata": None,
-            "photometric": "minisblack",
-            "bigtiff": n_bytes >= _IMAGEJ_BYTES,
-        }
+        options |= _as_plain(output.info, own) | {"bigtiff": n_bytes >= _IMAGEJ_BYTES}
     if not output.axes:
         tifffile.imwrite(path, next(output.pixels), **options)
         next(output.pixels, None)
         return
-    shape = (output.n_frames, *output.shape)
     tifffile.imwrite(path, output.pixels, shape=shape, dtype=output.dtype, **options)
+
+
+def _as_imagej(output: Output, own: str) -> dict[str, Any]:
+    """How tifffile writes what ImageJ can hold."""
+    info = output.info
+    letters = _IMAGEJ_AXES.get(len(output.axes), "ZYX")
+    if len(output.axes) == 1 and (
+        output.axes[0].name == "time" or seconds(output.axes[0].unit) is not None
+    ):
+        letters = "TYX"
+    metadata: dict[str, Any] = {"axes": letters, "Info": own}
+    options: dict[str, Any] = {"imagej": True, "metadata": metadata}
+    unit = None
+    if info.pixel_size is not None:
+        size, unit = _in_range(info.pixel_size, info.unit)
+        options["resolution"] = 1 / size[1], 1 / size[0]
+        metadata["unit"] = _ascii(unit or "pixel")
+    if len(letters) == len(output.whole_shape):
+        for letter, axis in zip(letters, output.axes, strict=False):
+            metadata |= _imagej_step(letter, axis, unit)
+    return options
+
+
+def _imagej_step(letter: str, axis: Axis, unit: str | None) -> dict[str, float]:
+    """From frame to frame, in seconds or in the image's unit; nothing where it is in neither."""
+    if axis.scale <= 0:
+        return {}
+    if letter == "T":
+        factor = seconds(axis.unit)
+        return {} if factor is None else {"finterval": axis.scale * factor}
+    nm = nanometres(axis.unit), nanometres(unit)
+    if letter != "Z" or nm[0] is None or nm[1] is None:
+        return {}
+    step = {"spacing": axis.scale * nm[0] / nm[1]}
+    return step | {"zorigin": -axis.offset / axis.scale} if axis.offset else step
+
+
+def _as_plain(info: FrameInfo, own: str) -> dict[str, Any]:
+    """How tifffile writes a TIFF that is nobody's."""
+    options: dict[str, Any] = {"description": own, "metadata": None, "photometric": "minisblack"}
+    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
+    nm = nanometres(unit)
+    if size is not None and nm is not None:
+        options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
+        options["resolutionunit"] = _CENTIMETRE
+    return options
 
 
 def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:
