@@ -166,10 +166,12 @@ def denoise_file(
         work = _Work(opened, options, denoisers, training, closing, std is not None, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
+        each = list(opened.acquisitions()) if options.stack else None
         results = work.results(spread, on_frame)
-        formats.write_frames(output, results, axes, overwrite=overwrite)
+        formats.write_frames(output, results, axes, acquisitions=each, overwrite=overwrite)
         if std is not None and spread is not None:
-            formats.write_frames(std, work.spreads(spread), axes, overwrite=overwrite)
+            spreads = work.spreads(spread)
+            formats.write_frames(std, spreads, axes, acquisitions=each, overwrite=overwrite)
         work.tell_mended()
     return DenoisedFile(
         outputs=(output,) if std is None else (output, std),

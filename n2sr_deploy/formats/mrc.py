@@ -27,10 +27,12 @@ from n2sr_deploy.frame import FrameInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.formats.base import ByFrame
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
 _ANGSTROM = 0.1  # nm
+_UNEVEN = 0.05  # of a step of tilt; stages are not exact
 _LABELS, _LABEL_LENGTH = 10, 80
 _OURS = b"N2SR"  # the kind of extended header that holds a record
 # Of FEI's extended header, one row a frame: its name, ours, and the factor to our unit.
@@ -72,15 +74,17 @@ def _opened(path: Path, file: Any) -> FrameFile:
         )
     stack = data[None] if data.ndim == 2 else data
     axes: tuple[Axis, ...] = (Axis(name="z", size=len(stack)),) if len(stack) > 1 else ()
+    by_frame: ByFrame = {}
     rows = _fei_rows(file, len(stack))
     info = _info(file)
     if rows is not None:
         info = _with_row(info, rows[0])
+        axes = _tilt(rows) if axes else ()
     kept = record.from_json(_own(file), info)
     if kept is not None:
-        info = kept[0]
-        if int(np.prod([axis.size for axis in kept[1]])) == len(stack):
-            axes = kept[1]
+        info = kept.info
+        if int(np.prod([axis.size for axis in kept.axes])) == len(stack):
+            axes, by_frame = kept.axes, kept.by_frame
 
     def read(index: int) -> AnyArray:
         return np.array(stack[index])
@@ -96,6 +100,7 @@ def _opened(path: Path, file: Any) -> FrameFile:
         axes=axes,
         info=info,
         info_of=info_of,
+        by_frame=by_frame,
         closing=file.close,
     )
 
@@ -123,7 +128,18 @@ def _fei_rows(file: Any, n_frames: int) -> AnyArray | None:
         rows: AnyArray = file.indexed_extended_header
     except (ValueError, TypeError, AttributeError):
         return None
-    return rows if rows is not None and rows.dtype.names and len(rows) >= n_frames else None
+    is_whole = rows is not None and rows.dtype.names and len(rows) >= n_frames
+    return rows[:n_frames] if is_whole else None
+
+
+def _tilt(rows: AnyArray) -> tuple[Axis, ...]:
+    """The frames' axis: the tilt, where it goes on in even steps."""
+    tilts = np.asarray(rows["Alpha tilt"], np.float64)
+    step = float(tilts[-1] - tilts[0]) / (len(tilts) - 1)
+    off = tilts - (tilts[0] + step * np.arange(len(tilts)))
+    if not (abs(step) > 0 and np.abs(off).max() <= _UNEVEN * abs(step)):
+        return (Axis(name="z", size=len(tilts)),)
+    return (Axis(name="tilt", size=len(tilts), scale=step, offset=float(tilts[0]), unit="deg"),)
 
 
 def _with_row(info: FrameInfo, row: Any) -> FrameInfo:
@@ -147,7 +163,7 @@ def _own(file: Any) -> str:
 def _write(path: Path, output: Output) -> None:
     info = output.info
     shape = (output.n_frames, *output.shape) if output.axes else output.shape
-    own = record.to_json(info, output.axes).encode()
+    own = record.to_json(output).encode()
     with mrcfile.new_mmap(
         path,
         shape,

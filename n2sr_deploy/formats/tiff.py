@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from n2sr_deploy.formats.base import ByFrame
     from n2sr_deploy.sampling import AnyArray
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -118,11 +119,12 @@ def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
     info = _info(file)
     n_frames = int(np.prod(shape[:-2], dtype=np.int64))
     leading = _leading(file, axes, shape)
+    by_frame: ByFrame = {}
     kept = record.from_json(_own(file), info)
     if kept is not None:
-        info = kept[0]
-        if int(np.prod([axis.size for axis in kept[1]], dtype=np.int64)) == n_frames:
-            leading = kept[1]
+        info = kept.info
+        if int(np.prod([axis.size for axis in kept.axes], dtype=np.int64)) == n_frames:
+            leading, by_frame = kept.axes, kept.by_frame
 
     def read(index: int) -> AnyArray:
         return _pixels(file, path, index, n_frames)
@@ -134,6 +136,7 @@ def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
         pixels=read,
         axes=leading,
         info=info,
+        by_frame=by_frame,
         closing=file.close,
     )
 
@@ -304,7 +307,7 @@ def _unescaped(unit: str) -> str:
 
 def _write(path: Path, output: Output) -> None:
     """As ImageJ and DigitalMicrograph open it calibrated; as plain TIFF what ImageJ cannot hold."""
-    own = record.to_json(output.info, output.axes)
+    own = record.to_json(output)
     n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
     options: dict[str, Any] = {"extratags": _dm_tags(output)}
     shape: tuple[int, ...] = (output.n_frames, *output.shape)
