@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.opening import Denoisers, Opened
-    from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.sampling import AnyArray, FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
     OpensTraining = Callable[[], AbstractContextManager[Progress]]
@@ -171,10 +171,14 @@ def denoise_file(
         work = _Work(opened, options, denoisers, training, closing, std is not None, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
+        each = list(opened.acquisitions()) if options.stack else None
         results = work.results(spread, on_frame)
-        formats.write_frames(output, results, axes, dtype=dtype, overwrite=overwrite)
+        formats.write_frames(
+            output, results, axes, dtype=dtype, acquisitions=each, overwrite=overwrite
+        )
         if std is not None and spread is not None:
-            formats.write_frames(std, work.spreads(spread), axes, overwrite=overwrite)
+            spreads = work.spreads(spread)
+            formats.write_frames(std, spreads, axes, acquisitions=each, overwrite=overwrite)
         work.tell()
     return DenoisedFile(
         outputs=(output,) if std is None else (output, std),

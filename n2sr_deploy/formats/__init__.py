@@ -7,6 +7,7 @@ its name below. Files are recognised by content first, then by extension.
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,13 @@ import numpy as np
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
-from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, ser, tiff
+from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, record, ser, tiff
 from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from n2sr_deploy.formats.base import Format
+    from n2sr_deploy.formats.base import ByFrame, Format
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray
 
@@ -147,6 +148,7 @@ def write_frames(
     axes: tuple[Axis, ...] = (),
     *,
     dtype: np.dtype[Any] | None = None,
+    acquisitions: Iterable[Mapping[str, float | str]] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write frames into one file, as they come; no more than one is held in memory.
@@ -157,12 +159,15 @@ def write_frames(
         The new file; its extension names the format.
     frames
         As many as `axes` have places, all of one shape and type. What is known of the first is
-        told of all.
+        told of all, beside their acquisitions.
     axes
         Along which they lie, the slowest first; none for a single image.
     dtype
         The type that their pixels get in the file; None: the first frame's, or where the format has
         no such pixels one that it has.
+    acquisitions
+        Of each frame; None: the frames' own where they are a list or an opened file, else the
+        first's, because what comes later is not known when a file begins.
 
     Raises
     ------
@@ -180,6 +185,8 @@ def write_frames(
         raise AssertionError(written_by)
     if dtype is not None:
         check_type(path, dtype)
+    if acquisitions is None:
+        acquisitions = _acquisitions(frames)
     coming = iter(frames)
     with files.replacing(path, overwrite=overwrite) as temporary:
         first = next(coming, None)
@@ -193,6 +200,7 @@ def write_frames(
             shape=first.shape,
             dtype=dtype,
             pixels=_pixels(path, first, coming, dtype, axes),
+            by_frame=_by_frame(acquisitions, axes),
         )
         try:
             written_by.write(temporary, output)
@@ -202,6 +210,20 @@ def write_frames(
             raise OutputError(
                 f"{path} cannot hold this frame as {written_by.name}: {error}"
             ) from error
+
+
+def _acquisitions(frames: Iterable[Frame]) -> Iterable[Mapping[str, float | str]]:
+    """Of each frame, where they need not be computed for it."""
+    if isinstance(frames, FrameFile):
+        return frames.acquisitions()
+    return [frame.acquisition for frame in frames] if isinstance(frames, (list, tuple)) else []
+
+
+def _by_frame(acquisitions: Iterable[Mapping[str, float | str]], axes: tuple[Axis, ...]) -> ByFrame:
+    """What differs from frame to frame, where there is one for each place of the axes."""
+    n_frames = math.prod(axis.size for axis in axes)
+    found = record.differing(acquisitions) if n_frames > 1 else {}
+    return {name: values for name, values in found.items() if len(values) == n_frames}
 
 
 def _pixels(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, Shape
 
     Closing = Callable[[], object]
+    ByFrame = Mapping[str, Sequence[float | str | None]]
 
 MAX_PIXELS = 2**30
 """Of one frame, 32768 x 32768; a larger one is a lying header."""
@@ -51,6 +52,20 @@ _NANOMETRES = {
     "mm": 1e6,
     "cm": 1e7,
     "m": 1e9,
+}
+
+# One of each in seconds.
+_SECONDS = {
+    "ns": 1e-9,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "seconds": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
 }
 
 
@@ -87,6 +102,9 @@ class FrameFile:
         What is known of all frames.
     info_of
         What is known of frame `index` only, in place of `info`.
+    by_frame
+        What of the acquisition differs from frame to frame: a value a frame, None where it has
+        none.
     signal, signals
         Which of the file's signals this is, and all that are images.
     closing
@@ -108,6 +126,7 @@ class FrameFile:
         axes: tuple[Axis, ...] = (),
         info: FrameInfo | None = None,
         info_of: Callable[[int], FrameInfo] | None = None,
+        by_frame: ByFrame | None = None,
         signal: str | None = None,
         signals: tuple[str, ...] = (),
         closing: Closing | None = None,
@@ -127,6 +146,7 @@ class FrameFile:
         self.signals = signals
         self._pixels = pixels
         self._info_of = info_of
+        self._by_frame = by_frame or {}
         self._closing = ExitStack()
         if closing is not None:
             self._closing.callback(closing)
@@ -165,10 +185,27 @@ class FrameFile:
         index = choose(self.path, len(self), index)
         try:
             pixels = self._pixels(index)
-            info = self.info if self._info_of is None else self._info_of(index)
+            info = self._info(index)
+            return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
         except Exception as error:  # libraries raise whatever on damaged files
             raise damaged(self.path, error) from error
-        return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
+
+    def acquisitions(self) -> Iterator[Mapping[str, float | str]]:
+        """Each frame's acquisition, without its pixels."""
+        try:
+            for index in range(len(self)):
+                yield self._info(index).acquisition
+        except Exception as error:  # libraries raise whatever on damaged files
+            raise damaged(self.path, error) from error
+
+    def _info(self, index: int) -> FrameInfo:
+        info = self.info if self._info_of is None else self._info_of(index)
+        if not self._by_frame:
+            return info
+        own = {name: values[index] for name, values in self._by_frame.items()}
+        told = {name: value for name, value in own.items() if value is not None}
+        shared = {name: value for name, value in info.acquisition.items() if name not in own}
+        return replace(info, acquisition=shared | told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +220,9 @@ class Output:
     dtype: np.dtype[Any]
     pixels: Iterator[AnyArray]
     """(H, W) each, of `dtype`; to be taken once."""
+    by_frame: ByFrame = field(default_factory=dict)
+    """What of the acquisition differs from frame to frame: a value a frame, None where it has
+    none."""
 
     @property
     def n_frames(self) -> int:
@@ -218,6 +258,11 @@ class Format:
 def nanometres(unit: str | None) -> float | None:
     """How many nanometres one `unit` is; None when it is no length n2sr knows."""
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
+
+
+def seconds(unit: str | None) -> float | None:
+    """How many seconds one `unit` is; None when it is no time n2sr knows."""
+    return _SECONDS.get(unit.strip().lower()) if unit else None
 
 
 def one_unit(

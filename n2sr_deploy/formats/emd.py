@@ -39,6 +39,7 @@ from n2sr_deploy.formats.hdf5_common import (
     named,
     number,
     place,
+    same_sizes,
     small,
     steps,
     text,
@@ -48,6 +49,8 @@ from n2sr_deploy.frame import FrameInfo
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from n2sr_deploy.formats.base import ByFrame
 
 _OURS = "n2sr"  # the root's attribute that holds a record
 _LARGEST_JSON = 2**24  # bytes
@@ -114,8 +117,10 @@ def _open_ncem(opened: Hdf5File, signal: str | None) -> FrameFile:
     axes = tuple(replace(dims[i], name=dims[i].name or f"axis {i}") for i in leading)
     info = _ncem_info(opened, where, group, dims[rows], dims[columns])
     kept = record.from_json(text(attributes(opened.root).get(_OURS)), info)
+    by_frame: ByFrame = {}
     if kept is not None:
-        info, axes = kept[0], kept_axes(axes, kept[1])
+        info, axes = kept.info, kept_axes(axes, kept.axes)
+        by_frame = kept.by_frame if same_sizes(axes, kept.axes) else {}
     return FrameFile(
         opened.path,
         shape=shape,
@@ -123,6 +128,7 @@ def _open_ncem(opened: Hdf5File, signal: str | None) -> FrameFile:
         pixels=frame_reader(dataset, rows, columns, leading),
         axes=axes,
         info=info,
+        by_frame=by_frame,
         signal=name,
         signals=tuple(found),
         closing=opened.close,
@@ -348,7 +354,7 @@ def _write(path: Path, output: Output) -> None:
     info = output.info
     with created(path, "writing EMD files") as file:
         file.attrs["version_major"], file.attrs["version_minor"] = 0, 2
-        file.attrs[_OURS] = record.to_json(info, output.axes).replace("\0", "")
+        file.attrs[_OURS] = record.to_json(output).replace("\0", "")
         for name in _GROUPS:
             told = info.metadata.get(name)
             _tell(file.create_group(name), told if isinstance(told, dict) else {})

@@ -501,6 +501,11 @@ def kept_axes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> tuple[Axis
     )
 
 
+def same_sizes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> bool:
+    """Whether nobody took frames away since."""
+    return [axis.size for axis in found] == [axis.size for axis in recorded]
+
+
 def _same(one: Axis, other: Axis) -> bool:
     numbers = (one.scale, other.scale), (one.offset, other.offset)
     return one.size == other.size and all(

@@ -40,6 +40,7 @@ from n2sr_deploy.formats.hdf5_common import (
     kind,
     number,
     place,
+    same_sizes,
     small,
     steps,
     text,
@@ -158,13 +159,15 @@ def _opened(
     check(dataset, f"/Experiments/{name}/data", shape)
     axes = tuple(_axis(described[i], int(dataset.shape[i]), f"axis {i}") for i in leading)
     calibration = calibrated(_axis(described[rows], 1, "y"), _axis(described[columns], 1, "x"))
+    info, kept = _info(parts, calibration, members)
     return FrameFile(
         path,
         shape=shape,
         dtype=dataset.dtype,
         pixels=frame_reader(dataset, rows, columns, leading),
         axes=axes,
-        info=_info(parts, calibration, members),
+        info=info,
+        by_frame=kept.by_frame if kept is not None and same_sizes(axes, kept.axes) else None,
         signal=name,
         signals=tuple(found),
         closing=closing,
@@ -222,7 +225,9 @@ def _plain(value: Any) -> Any:
     return None if value in (_NONE, "<undefined>") else value
 
 
-def _info(parts: dict[str, Any], calibration: dict[str, Any], members: Members) -> FrameInfo:
+def _info(
+    parts: dict[str, Any], calibration: dict[str, Any], members: Members
+) -> tuple[FrameInfo, record.Kept | None]:
     metadata = {}
     for name, old in (
         ("metadata", "mapped_parameters"),
@@ -239,14 +244,15 @@ def _info(parts: dict[str, Any], calibration: dict[str, Any], members: Members) 
     )
     kept = record.from_json(text(own.get("record")) if isinstance(own, dict) else "", info)
     if kept is None:
-        return info
+        return info, None
     told = {key: value for key, value in info.acquisition.items() if key != "date_time"}
-    return replace(
-        kept[0],
-        intensity=info.intensity or kept[0].intensity,
-        acquisition=dict(kept[0].acquisition) | told,
+    info = replace(
+        kept.info,
+        intensity=info.intensity or kept.info.intensity,
+        acquisition=dict(kept.info.acquisition) | told,
         **calibration,
     )
+    return info, kept
 
 
 def _intensity(metadata: dict[str, Any]) -> Intensity | None:
@@ -361,7 +367,7 @@ def _describe(group: Any, output: Output) -> None:
             },
         )
     metadata, original = _metadata(info)
-    metadata[_OURS] = {"record": record.to_json(info, output.axes), "history": list(info.history)}
+    metadata[_OURS] = {"record": record.to_json(output), "history": list(info.history)}
     store(group.create_group("metadata"), metadata)
     store(group.create_group("original_metadata"), original)
     group.create_group("learning_results")

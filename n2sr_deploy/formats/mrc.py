@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import textwrap
 import warnings
@@ -27,10 +28,14 @@ from n2sr_deploy.frame import FrameInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.formats.base import ByFrame
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
+_ORDER, _TRANSPOSED = (1, 2, 3), (2, 1, 3)  # which axes columns, rows and sections are
+_LARGEST_EXTENDED = 2**18  # bytes
 _ANGSTROM = 0.1  # nm
+_UNEVEN = 0.05  # of a step of tilt; stages are not exact
 _LABELS, _LABEL_LENGTH = 10, 80
 _OURS = b"N2SR"  # the kind of extended header that holds a record
 # Of FEI's extended header, one row a frame: its name, ours, and the factor to our unit.
@@ -63,27 +68,18 @@ def _open(path: Path, signal: str | None) -> FrameFile:
 
 
 def _opened(path: Path, file: Any) -> FrameFile:
-    data = file.data
-    if data is None:
-        raise FileFormatError(f"{path} is truncated or no MRC file: it has no data block")
-    if data.ndim not in (2, 3):
-        raise FrameError(
-            f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"
-        )
-    stack = data[None] if data.ndim == 2 else data
-    axes: tuple[Axis, ...] = (Axis(name="z", size=len(stack)),) if len(stack) > 1 else ()
+    stack = _stack(path, file)
+    by_frame: ByFrame = {}
     rows = _fei_rows(file, len(stack))
-    info = _info(file)
+    info = _info(path, file, is_fei=rows is not None)
+    axes = _axes(file, len(stack)) if rows is None else _tilt(rows)
     if rows is not None:
         info = _with_row(info, rows[0])
     kept = record.from_json(_own(file), info)
     if kept is not None:
-        info = kept[0]
-        if int(np.prod([axis.size for axis in kept[1]])) == len(stack):
-            axes = kept[1]
-
-    def read(index: int) -> AnyArray:
-        return np.array(stack[index])
+        info = kept.info
+        if int(np.prod([axis.size for axis in kept.axes])) == len(stack):
+            axes, by_frame = kept.axes, kept.by_frame
 
     def info_of(index: int) -> FrameInfo:
         return info if rows is None else _with_row(info, rows[index])
@@ -92,27 +88,78 @@ def _opened(path: Path, file: Any) -> FrameFile:
         path,
         shape=stack.shape[1:],
         dtype=stack.dtype,
-        pixels=read,
+        pixels=lambda index: np.array(stack[index]),
         axes=axes,
         info=info,
         info_of=info_of,
+        by_frame=by_frame,
         closing=file.close,
     )
 
 
-def _info(file: Any) -> FrameInfo:
+def _stack(path: Path, file: Any) -> AnyArray:
+    """All frames (N, H, W), still in the file."""
+    data = file.data
+    if data is None:
+        raise FileFormatError(f"{path} is truncated or no MRC file: it has no data block")
+    if data.ndim not in (2, 3):
+        raise FrameError(
+            f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"
+        )
+    stack: AnyArray = data[None] if data.ndim == 2 else data
+    order = tuple(int(file.header[name]) for name in ("mapc", "mapr", "maps"))
+    if order == _TRANSPOSED:
+        return stack.transpose(0, 2, 1)
+    if sorted(order) == sorted(_ORDER) and order != _ORDER:
+        raise FrameError(
+            f"{path} has the order of axes {order} (MAPC, MAPR, MAPS), but n2sr takes sections "
+            f"along z, {_ORDER} or {_TRANSPOSED}; reorder it first"
+        )
+    return stack
+
+
+def _axes(file: Any, n_frames: int) -> tuple[Axis, ...]:
+    """Of a stack; a volume's sections lie where the header says."""
+    if n_frames == 1:
+        return ()
+    step, offset = float(file.voxel_size.z), float(file.header.origin.z)
+    if not (file.is_volume() and 0 < step < np.inf):
+        return (Axis(name="z", size=n_frames),)
+    offset = offset if np.isfinite(offset) else 0.0
+    return (Axis(name="z", size=n_frames, scale=step, offset=offset, unit="Å"),)
+
+
+def _info(path: Path, file: Any, *, is_fei: bool) -> FrameInfo:
     size = float(file.voxel_size.y), float(file.voxel_size.x)
     origin = float(file.header.origin.y), float(file.header.origin.x)
     known = min(size) > 0 and max(size) < np.inf
     labels = tuple(str(label) for label in file.get_labels())
     others, history = _split(labels)
+    metadata: dict[str, Any] = {"labels": list(others)} if others else {}
+    if not is_fei:
+        metadata |= _extended_header(path, file)
     return FrameInfo(
         pixel_size=size if known else None,
         unit="Å" if known else None,
         origin=origin if known and np.isfinite(origin).all() else (0.0, 0.0),
-        metadata={"labels": list(others)} if others else {},
+        metadata=metadata,
         history=history,
     )
+
+
+def _extended_header(path: Path, file: Any) -> dict[str, Any]:
+    """Another program's, whose meaning n2sr does not know."""
+    kind, n_bytes = bytes(file.header.exttyp), int(file.extended_header.nbytes)
+    if kind == _OURS or n_bytes == 0:
+        return {}
+    name = kind.decode("ascii", "replace").strip("\0 ")
+    if n_bytes > _LARGEST_EXTENDED:
+        _log.warning(
+            "%s has an extended header %r of %d bytes, too large to be kept", path, name, n_bytes
+        )
+        return {}
+    told = base64.b64encode(file.extended_header.tobytes()).decode()
+    return {"MRC": {"exttyp": name, "extended_header_base64": told}}
 
 
 def _fei_rows(file: Any, n_frames: int) -> AnyArray | None:
@@ -123,7 +170,20 @@ def _fei_rows(file: Any, n_frames: int) -> AnyArray | None:
         rows: AnyArray = file.indexed_extended_header
     except (ValueError, TypeError, AttributeError):
         return None
-    return rows if rows is not None and rows.dtype.names and len(rows) >= n_frames else None
+    is_whole = rows is not None and rows.dtype.names and len(rows) >= n_frames
+    return rows[:n_frames] if is_whole else None
+
+
+def _tilt(rows: AnyArray) -> tuple[Axis, ...]:
+    """The frames' axis: the tilt, where it goes on in even steps."""
+    if len(rows) == 1:
+        return ()
+    tilts = np.asarray(rows["Alpha tilt"], np.float64)
+    step = float(tilts[-1] - tilts[0]) / (len(tilts) - 1)
+    off = tilts - (tilts[0] + step * np.arange(len(tilts)))
+    if not (abs(step) > 0 and np.abs(off).max() <= _UNEVEN * abs(step)):
+        return (Axis(name="z", size=len(tilts)),)
+    return (Axis(name="tilt", size=len(tilts), scale=step, offset=float(tilts[0]), unit="deg"),)
 
 
 def _with_row(info: FrameInfo, row: Any) -> FrameInfo:
@@ -147,7 +207,7 @@ def _own(file: Any) -> str:
 def _write(path: Path, output: Output) -> None:
     info = output.info
     shape = (output.n_frames, *output.shape) if output.axes else output.shape
-    own = record.to_json(info, output.axes).encode()
+    own = record.to_json(output).encode()
     with mrcfile.new_mmap(
         path,
         shape,
@@ -161,14 +221,17 @@ def _write(path: Path, output: Output) -> None:
         for index, pixels in enumerate(output.pixels):
             stack[index] = pixels
             seen.add(pixels)
-        if output.axes:
+        step = _z_step(output.axes)
+        if output.axes and not step:
             file.set_image_stack()
         nm = nanometres(info.unit)
         if info.pixel_size is not None and nm is not None:
             height, width = (size * nm / _ANGSTROM for size in info.pixel_size)
-            file.voxel_size = (width, height, 0.0)
+            file.voxel_size = (width, height, step)
             top, left = (at * nm / _ANGSTROM for at in info.origin)
             file.header.origin.x, file.header.origin.y = left, top
+            if step:
+                file.header.origin.z = output.axes[0].offset * step / output.axes[0].scale
         elif info.pixel_size is not None:
             _log.warning(
                 "MRC keeps lengths only: other software will not see the pixel size in %r",
@@ -180,6 +243,14 @@ def _write(path: Path, output: Output) -> None:
             file.header.label[i] = label.encode("ascii", "replace")[:_LABEL_LENGTH]
         file.header.nlabl = len(labels)
         seen.put_into(file.header)
+
+
+def _z_step(axes: tuple[Axis, ...]) -> float:
+    """From section to section of a volume, in ångström; 0 where the frames are no volume."""
+    if len(axes) != 1 or axes[0].scale <= 0:
+        return 0.0
+    nm = nanometres(axes[0].unit)
+    return 0.0 if nm is None else axes[0].scale * nm / _ANGSTROM
 
 
 class _Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import xml.etree.ElementTree as ElementTree
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,23 +19,29 @@ from n2sr_deploy.formats.base import (
     FrameFile,
     Output,
     acquired,
+    choose_signal,
+    distinct,
     nanometres,
     one_unit,
     only_signal,
     plain_values,
+    seconds,
 )
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from n2sr_deploy.formats.base import ByFrame
     from n2sr_deploy.sampling import AnyArray
 
+_log = logging.getLogger("n2sr")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CENTIMETRE = 3  # TIFF's ResolutionUnit
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
+_IMAGEJ_AXES = {0: "YX", 1: "ZYX", 2: "TZYX", 3: "TZCYX"}
 _AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
 
 # DigitalMicrograph's tags, of x, y and z each, and of the intensity.
@@ -63,10 +70,10 @@ PixelSize = tuple[tuple[float, float] | None, str | None]
 
 
 def _open(path: Path, signal: str | None) -> FrameFile:
-    only_signal(path, signal)
     with ExitStack() as opened, _cut_off() as cut:
-        file = opened.enter_context(tifffile.TiffFile(path))
-        frames = _opened(path, file)
+        # OME's headers may name other files, anywhere
+        file = opened.enter_context(tifffile.TiffFile(path, _multifile=False))
+        frames = _opened(path, file, signal)
         if cut:
             raise FileFormatError(f"{path} is truncated: {cut[0]}")
         opened.pop_all()
@@ -92,54 +99,88 @@ def _cut_off() -> Iterator[list[str]]:
         logger.removeHandler(listener)
 
 
-def _opened(path: Path, file: tifffile.TiffFile) -> FrameFile:
-    """The first series."""
+def _opened(path: Path, file: tifffile.TiffFile, signal: str | None) -> FrameFile:
+    images = _images(path, file)
+    signals = tuple(images) if len(images) > 1 else ()
+    if not signals:
+        only_signal(path, signal)
+    name = choose_signal(path, tuple(images), signal)
+    series = images[name]
+    axes, shape = _layout(path, series)
+    n_frames = int(np.prod(shape[:-2], dtype=np.int64))
+    said = (file.imagej_metadata or {}).get("images", 1)
+    if not signals and "S" not in str(series.axes) and said > n_frames:
+        raise FileFormatError(
+            f"{path} is truncated: it says it holds {said} frames, but not all are there"
+        )
+    info = _info(file, series)
+    leading = _leading(file, series.keyframe, axes, shape)
+    by_frame: ByFrame = {}
+    kept = record.from_json(_own(file, series.keyframe), info)
+    if kept is not None:
+        info = kept.info
+        if int(np.prod([axis.size for axis in kept.axes], dtype=np.int64)) == n_frames:
+            leading, by_frame = kept.axes, kept.by_frame
+    return FrameFile(
+        path,
+        shape=shape[-2:],
+        dtype=series.dtype,
+        pixels=lambda index: _pixels(path, series, index, n_frames),
+        axes=leading,
+        info=info,
+        by_frame=by_frame,
+        signal=name if signals else None,
+        signals=signals,
+        closing=file.close,
+    )
+
+
+def _images(path: Path, file: tifffile.TiffFile) -> dict[str, tifffile.TiffPageSeries]:
+    """The grey images by their names; the first image where all are coloured."""
     if not file.series:
         raise FileFormatError(f"{path} holds no image")
-    series = file.series[0]
+    if any(series.is_multifile for series in file.series):
+        raise FileFormatError(f"{path} keeps frames in other files; save them as one file")
+    if file.ome_metadata and file.series[0].kind != "ome":
+        _log.warning("%s names other files in its header; only its own frames are read", path)
+    grey = [
+        (f"image {i}" if not series.name else str(series.name), series)
+        for i, series in enumerate(file.series)
+        if not series.keyframe.is_reduced and _is_grey(series)
+    ] or [("image 0", file.series[0])]
+    names = distinct([name for name, _ in grey])
+    return dict(zip(names, (series for _, series in grey), strict=True))
+
+
+def _is_grey(series: tifffile.TiffPageSeries) -> bool:
+    axes = _axes(series)
+    return "S" not in axes and axes.endswith("YX")
+
+
+def _axes(series: tifffile.TiffPageSeries) -> str:
+    """A letter an axis; a stack of three is no colour, which microscopes' images have in 8 bits."""
     axes = str(series.axes)
-    shape = tuple(series.shape)
     if axes.startswith("S") and axes.endswith("YX") and series.dtype != np.uint8:
-        axes = axes.replace("S", "I")  # a stack of three: colour images of microscopes are 8-bit
+        return axes.replace("S", "I")
+    return axes
+
+
+def _layout(path: Path, series: tifffile.TiffPageSeries) -> tuple[str, tuple[int, ...]]:
+    """Axes and shape of a series of frames (H, W)."""
+    axes, shape = _axes(series), tuple(series.shape)
     if "S" in axes:
         raise FrameError(
             f"{path} is a colour image (shape {shape}); convert it to one grey channel (H, W) first"
         )
     if len(shape) < 2 or axes[-2:] != "YX":
         raise FrameError(f"{path} has axes {axes}, but n2sr takes rows and columns (YX)")
-    said = (file.imagej_metadata or {}).get("images", 1)
-    if "S" not in str(series.axes) and said > np.prod(shape[:-2], dtype=np.int64):
-        raise FileFormatError(
-            f"{path} is truncated: it says it holds {said} frames, but not all are there"
-        )
-    info = _info(file)
-    leading = _leading(file, axes, shape)
-    kept = record.from_json(_own(file), info)
-    if kept is not None:
-        info = kept[0]
-        if [axis.size for axis in kept[1]] == [axis.size for axis in leading]:
-            leading = kept[1]
-    n_frames = int(np.prod(shape[:-2], dtype=np.int64))
-
-    def read(index: int) -> AnyArray:
-        return _pixels(file, path, index, n_frames)
-
-    return FrameFile(
-        path,
-        shape=shape[-2:],
-        dtype=series.dtype,
-        pixels=read,
-        axes=leading,
-        info=info,
-        closing=file.close,
-    )
+    return axes, shape
 
 
-def _pixels(file: tifffile.TiffFile, path: Path, index: int, n_frames: int) -> AnyArray:
-    """One frame of the first series, without reading the others."""
-    series = file.series[0]
+def _pixels(path: Path, series: tifffile.TiffPageSeries, index: int, n_frames: int) -> AnyArray:
+    """One frame of a series, without reading the others."""
     if series.dataoffset is not None:  # one block, as ImageJ writes stacks
-        dtype = series.dtype.newbyteorder(file.byteorder)
+        dtype = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
         shape = n_frames, *series.shape[-2:]
         whole = np.memmap(path, dtype, mode="r", offset=series.dataoffset, shape=shape)
         return np.array(whole[index])
@@ -151,27 +192,51 @@ def _pixels(file: tifffile.TiffFile, path: Path, index: int, n_frames: int) -> A
     return np.asarray(series.asarray().reshape(n_frames, *series.shape[-2:])[index])
 
 
-def _leading(file: tifffile.TiffFile, axes: str, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+def _leading(
+    file: tifffile.TiffFile, page: Any, axes: str, shape: tuple[int, ...]
+) -> tuple[Axis, ...]:
     """The axes of a stack, calibrated as far as ImageJ's or DigitalMicrograph's tags tell."""
-    found = [
-        Axis(name=_AXIS_NAMES.get(letter, letter.lower()), size=int(size))
+    imagej = file.imagej_metadata or {}
+    found = tuple(
+        Axis(
+            name=_AXIS_NAMES.get(letter, letter.lower()),
+            size=int(size),
+            **_imagej_axis(imagej, letter),
+        )
         for letter, size in zip(axes[:-2], shape[:-2], strict=True)
-    ]
-    if len(found) != 1:
-        return tuple(found)
-    imagej, tags = file.imagej_metadata or {}, file.pages.first.tags
-    scale, offset, unit = 1.0, 0.0, None
-    if axes[0] == "T" and "finterval" in imagej:
-        scale, unit = float(imagej["finterval"]), str(imagej.get("tunit", "sec"))
-    elif axes[0] == "Z" and "spacing" in imagej:
-        scale, unit = float(imagej["spacing"]), _unescaped(str(imagej.get("unit", "")))
-    if _DM_SCALE[2] in tags:
-        scale, offset = float(tags[_DM_SCALE[2]].value), float(_tag(file, _DM_ORIGIN[2]) or 0)
-        unit = str(_tag(file, _DM_UNIT[2]) or "") or None
-    return (Axis(name=found[0].name, size=found[0].size, scale=scale, offset=offset, unit=unit),)
+    )
+    scale = _tag(page, _DM_SCALE[2])
+    if len(found) != 1 or scale is None:
+        return found
+    offset, unit = float(_tag(page, _DM_ORIGIN[2]) or 0), str(_tag(page, _DM_UNIT[2]) or "") or None
+    return (replace(found[0], scale=float(scale), offset=offset, unit=unit),)
 
 
-def _info(file: tifffile.TiffFile) -> FrameInfo:
+def _imagej_axis(imagej: Mapping[str, Any], letter: str) -> dict[str, Any]:
+    """Scale, offset and unit of time or depth, where ImageJ tells them."""
+    key = {"T": "finterval", "Z": "spacing"}.get(letter, "")
+    scale = _number(imagej.get(key))
+    if scale <= 0:
+        return {}
+    if letter == "T":
+        unit = str(imagej.get("tunit", "s"))
+        return {"scale": scale, "unit": "s" if unit == "sec" else unit}
+    unit = _unescaped(str(imagej.get("unit", "")))
+    offset = -_number(imagej.get("zorigin")) * scale
+    return {"scale": scale, "offset": offset + 0.0, "unit": unit or None}
+
+
+def _number(value: Any) -> float:
+    """Of ImageJ's description; 0 where there is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return found if np.isfinite(found) else 0.0
+
+
+def _info(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> FrameInfo:
+    page = series.keyframe
     metadata: dict[str, Any] = {}
     for maker in _MAKERS:
         found = getattr(file, f"{maker}_metadata", None)
@@ -180,60 +245,71 @@ def _info(file: tifffile.TiffFile) -> FrameInfo:
     if record.from_json(str(metadata.get("imagej", {}).get("Info", "")), FrameInfo()):
         del metadata["imagej"]  # n2sr's own
     for name in ("Software", "DateTime", "Artist", "ImageDescription"):
-        value = _tag(file, name)
-        if value and not (name == "ImageDescription" and metadata) and not _own(file):
+        value = _tag(page, name)
+        if value and not (name == "ImageDescription" and metadata) and not _own(file, page):
             metadata[name] = plain_values(value)
     fei = metadata.get("fei")
-    size, unit = _pixel_size(file, fei if isinstance(fei, dict) else {})
+    size, unit = _pixel_size(file, series, fei if isinstance(fei, dict) else {})
     return FrameInfo(
         pixel_size=size,
         unit=unit,
-        origin=_dm_origin(file) if size is not None else (0.0, 0.0),
-        intensity=_dm_intensity(file),
+        origin=_origin(file, page, size) if size is not None else (0.0, 0.0),
+        intensity=_dm_intensity(page),
         acquisition=acquired(metadata, _FEI),
         metadata=metadata,
     )
 
 
-def _own(file: tifffile.TiffFile) -> str:
+def _own(file: tifffile.TiffFile, page: Any) -> str:
     """Where `record` was put: ImageJ's Info, or the description of a plain file."""
     if file.imagej_metadata:
         return str(file.imagej_metadata.get("Info", ""))
-    description = str(_tag(file, "ImageDescription") or "")
+    description = str(_tag(page, "ImageDescription") or "")
     return description if description.startswith('{"n2sr"') else ""
 
 
-def _tag(file: tifffile.TiffFile, code: int | str) -> Any:
-    tag = file.pages.first.tags.get(code)
+def _tag(page: Any, code: int | str) -> Any:
+    tag = page.tags.get(code)
     return None if tag is None else tag.value
 
 
-def _dm_origin(file: tifffile.TiffFile) -> tuple[float, float]:
-    x, y = (_tag(file, code) for code in _DM_ORIGIN[:2])
-    return (float(y), float(x)) if x is not None and y is not None else (0.0, 0.0)
+def _origin(file: tifffile.TiffFile, page: Any, size: tuple[float, float]) -> tuple[float, float]:
+    """As DigitalMicrograph tells it, else as ImageJ does: which pixel lies at 0."""
+    x, y = (_tag(page, code) for code in _DM_ORIGIN[:2])
+    if x is not None and y is not None:
+        return float(y), float(x)
+    imagej = file.imagej_metadata or {}
+    top, left = (
+        -_number(imagej.get(key)) * side + 0.0
+        for key, side in zip(("yorigin", "xorigin"), size, strict=True)
+    )
+    return top, left
 
 
-def _dm_intensity(file: tifffile.TiffFile) -> Intensity | None:
-    scale = _tag(file, _DM_COUNT_SCALE)
+def _dm_intensity(page: Any) -> Intensity | None:
+    scale = _tag(page, _DM_COUNT_SCALE)
     if scale is None:
         return None
-    unit = _tag(file, _DM_COUNT_UNIT)
-    offset = float(_tag(file, _DM_COUNT_OFFSET) or 0)
+    unit = _tag(page, _DM_COUNT_UNIT)
+    offset = float(_tag(page, _DM_COUNT_OFFSET) or 0)
     return Intensity(scale=float(scale), offset=offset, unit=str(unit) if unit else None)
 
 
-def _pixel_size(file: tifffile.TiffFile, fei: dict[str, Any]) -> PixelSize:
+def _pixel_size(
+    file: tifffile.TiffFile, series: tifffile.TiffPageSeries, fei: dict[str, Any]
+) -> PixelSize:
     """Height and width of a pixel and their unit, from the tags that tell it best."""
+    page = series.keyframe
     if file.ome_metadata:
-        return _ome_pixel_size(file.ome_metadata)
-    width, height = (_tag(file, code) for code in _DM_SCALE[:2])
+        return _ome_pixel_size(file.ome_metadata, file.series.index(series))
+    width, height = (_tag(page, code) for code in _DM_SCALE[:2])
     if width is not None and height is not None:
-        units = [str(_tag(file, code) or "") or None for code in _DM_UNIT[:2]]
+        units = [str(_tag(page, code) or "") or None for code in _DM_UNIT[:2]]
         return one_unit((float(height), units[1]), (float(width), units[0]))
     scan = fei.get("Scan", {})
     if "PixelWidth" in scan and "PixelHeight" in scan:
         return (float(scan["PixelHeight"]) * 1e9, float(scan["PixelWidth"]) * 1e9), "nm"
-    tags = file.pages.first.tags
+    tags = page.tags
     per_unit = [_ratio(tags.get(name)) for name in ("YResolution", "XResolution")]
     if per_unit[0] is None or per_unit[1] is None:
         return None, None
@@ -252,17 +328,23 @@ def _ratio(tag: Any) -> float | None:
     return numerator / denominator if numerator and denominator else None
 
 
-def _ome_pixel_size(xml: str) -> PixelSize:
-    for element in ElementTree.fromstring(xml).iter():
-        if element.tag.endswith("}Pixels") and "PhysicalSizeX" in element.attrib:
-            width = float(element.attrib["PhysicalSizeX"])
-            height = float(element.attrib.get("PhysicalSizeY", width))
-            unit = element.attrib.get("PhysicalSizeXUnit", "µm")
-            nm = nanometres(unit), nanometres(element.attrib.get("PhysicalSizeYUnit", unit))
-            if nm[0] is not None and nm[1] is not None:
-                height *= nm[1] / nm[0]
-            return (height, width), unit
-    return None, None
+def _ome_pixel_size(xml: str, index: int) -> PixelSize:
+    """Of the image of that index; of the first where there are fewer."""
+    images = [
+        element.attrib
+        for element in ElementTree.fromstring(xml).iter()
+        if element.tag.endswith("}Pixels")
+    ]
+    told = images[index if index < len(images) else 0] if images else {}
+    if "PhysicalSizeX" not in told:
+        return None, None
+    width = float(told["PhysicalSizeX"])
+    height = float(told.get("PhysicalSizeY", width))
+    unit = told.get("PhysicalSizeXUnit", "µm")
+    nm = nanometres(unit), nanometres(told.get("PhysicalSizeYUnit", unit))
+    if nm[0] is not None and nm[1] is not None:
+        height *= nm[1] / nm[0]
+    return (height, width), unit
 
 
 def _unescaped(unit: str) -> str:
@@ -270,45 +352,69 @@ def _unescaped(unit: str) -> str:
     return unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")
 
 
-def _escaped(unit: str) -> str:
-    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
-    return plain.encode("ascii", "replace").decode()
-
-
 def _write(path: Path, output: Output) -> None:
     """As ImageJ and DigitalMicrograph open it calibrated; as plain TIFF what ImageJ cannot hold."""
-    info = output.info
-    own = record.to_json(info, output.axes)
-    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
+    own = record.to_json(output)
     n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
     options: dict[str, Any] = {"extratags": _dm_tags(output)}
+    shape: tuple[int, ...] = (output.n_frames, *output.shape)
     if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES:
-        metadata: dict[str, Any] = {"axes": "ZYX" if output.axes else "YX", "Info": own}
-        if output.axes:
-            axis = output.axes[-1]
-            metadata["axes"] = "TYX" if axis.name == "time" else "ZYX"
-            metadata["spacing" if metadata["axes"] == "ZYX" else "finterval"] = axis.scale
-        if size is not None:
-            options["resolution"] = 1 / size[1], 1 / size[0]
-            metadata["unit"] = _escaped(unit or "pixel")
-        options |= {"imagej": True, "metadata": metadata}
+        options |= _as_imagej(output, own)
+        if len(options["metadata"]["axes"]) == len(output.whole_shape):
+            shape = output.whole_shape
     else:
-        nm = nanometres(unit)
-        if size is not None and nm is not None:
-            options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
-            options["resolutionunit"] = _CENTIMETRE
-        options |= {
-            "description": own,
-            "metadata": None,
-            "photometric": "minisblack",
-            "bigtiff": n_bytes >= _IMAGEJ_BYTES,
-        }
+        options |= _as_plain(output.info, own) | {"bigtiff": n_bytes >= _IMAGEJ_BYTES}
     if not output.axes:
         tifffile.imwrite(path, next(output.pixels), **options)
         next(output.pixels, None)
         return
-    shape = (output.n_frames, *output.shape)
     tifffile.imwrite(path, output.pixels, shape=shape, dtype=output.dtype, **options)
+
+
+def _as_imagej(output: Output, own: str) -> dict[str, Any]:
+    """How tifffile writes what ImageJ can hold."""
+    info = output.info
+    letters = _IMAGEJ_AXES.get(len(output.axes), "ZYX")
+    if len(output.axes) == 1 and (
+        output.axes[0].name == "time" or seconds(output.axes[0].unit) is not None
+    ):
+        letters = "TYX"
+    metadata: dict[str, Any] = {"axes": letters, "Info": own}
+    options: dict[str, Any] = {"imagej": True, "metadata": metadata}
+    unit = None
+    if info.pixel_size is not None:
+        size, unit = _in_range(info.pixel_size, info.unit)
+        options["resolution"] = 1 / size[1], 1 / size[0]
+        metadata["unit"] = _ascii(unit or "pixel")
+    if len(letters) == len(output.whole_shape):
+        for letter, axis in zip(letters, output.axes, strict=False):
+            metadata |= _imagej_step(letter, axis, unit)
+    return options
+
+
+def _imagej_step(letter: str, axis: Axis, unit: str | None) -> dict[str, float]:
+    """From frame to frame, in seconds or in the image's unit; nothing where it is in neither."""
+    if axis.scale <= 0:
+        return {}
+    if letter == "T":
+        factor = seconds(axis.unit)
+        return {} if factor is None else {"finterval": axis.scale * factor}
+    nm = nanometres(axis.unit), nanometres(unit)
+    if letter != "Z" or nm[0] is None or nm[1] is None:
+        return {}
+    step = {"spacing": axis.scale * nm[0] / nm[1]}
+    return step | {"zorigin": -axis.offset / axis.scale} if axis.offset else step
+
+
+def _as_plain(info: FrameInfo, own: str) -> dict[str, Any]:
+    """How tifffile writes a TIFF that is nobody's."""
+    options: dict[str, Any] = {"description": own, "metadata": None, "photometric": "minisblack"}
+    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
+    nm = nanometres(unit)
+    if size is not None and nm is not None:
+        options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
+        options["resolutionunit"] = _CENTIMETRE
+    return options
 
 
 def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:
