@@ -20,6 +20,7 @@ from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats.base import choose
 from n2sr_deploy.learning import LearnOptions, learn
 from n2sr_deploy.mending import mend
+from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.uncertainty import standard_error
 from n2sr_deploy.version import VERSION
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
+    from n2sr_deploy.mending import Mended
+    from n2sr_deploy.model import ModelMetadata
+    from n2sr_deploy.noise import Noise
     from n2sr_deploy.opening import Denoisers, Opened
     from n2sr_deploy.sampling import AnyArray, FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
@@ -204,6 +208,26 @@ def _kept_type(opened: FrameFile, options: DenoiseOptions) -> np.dtype[Any] | No
     return opened.dtype.newbyteorder("=") if is_integer else None
 
 
+def _noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
+    """The frame's noise; a warning where the model was trained for noise of another kind.
+
+    A model that keeps rows apart does no harm where the noise is white; one that does not leaves
+    streaks where it is not.
+    """
+    if min(mended.noisy.shape) < SMALLEST:
+        return None
+    noise = measure_noise(mended.noisy, repaired=mended.repaired)
+    pattern, _, why = choose_pattern(noise)
+    if pattern.name not in ("cell", model.pattern.name):
+        _log.warning(
+            "%s; but the model was trained with pattern %s: noise may stay. "
+            "Train one on a frame of this kind",
+            why,
+            model.pattern,
+        )
+    return noise
+
+
 class _Rounding:
     """What rounding to integers did to the intensities."""
 
@@ -256,6 +280,7 @@ class _Work:
         self._closing = closing
         self._first: Frame | None = None
         self._mended: list[str] = []
+        self._noise: Noise | None = None  # of the first frame, where a model is given
         self._rounding = _Rounding()
         self._uncertainties: list[str] = []
         self.indexes: Sequence[int] = (
@@ -327,6 +352,8 @@ class _Work:
             denoiser = self._of_all or self._learned(measured, closing)
             self.n_samples = options.n_samples or denoiser.model.metadata.n_samples
             self.backend = denoiser.name
+            if options.model is not None and self._noise is None:
+                self._noise = _noise_of(mended, denoiser.model.metadata)
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired.frame)
             found = standard_error(repaired.frame, denoised, denoise) if self._calibrates else None
@@ -364,6 +391,7 @@ class _Work:
             f"n2sr {VERSION}: {what} of {self.n_samples} draws, seed {seed}, {which}, "
             f"preset {meta.preset}, pattern {meta.pattern}, {by}, {denoiser.name}"
         )
+        found = dict(meta.noise) if meta.noise and weights else None
         record = {
             "version": VERSION,
             "result": what,
@@ -377,7 +405,7 @@ class _Work:
             "repair": options.learn.repair,
             "dtype": options.dtype,
             "learned_from_frame": self._learned_from,
-            "noise": dict(meta.noise) if meta.noise and weights else None,
+            "noise": found if self._noise is None else self._noise.to_dict(),
         }
         return {
             "history": (*history, done),

@@ -252,3 +252,18 @@ def test_intensity_that_rounding_loses_is_told(run, model_path):
     np.save("b.npy", np.random.default_rng(0).poisson(3000, (96, 128)).astype(np.uint16))
     result = run("denoise", "b.npy", "-m", model_path, "-o", "b.tif", "--dtype", "same")
     assert "clipped" not in result.stderr
+
+
+def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
+    from benchmarks.simulation import unit_noise
+
+    rng = np.random.default_rng(0)
+    for name, along_rows in (("white", 0.0), ("streaks", 0.5)):
+        np.save(f"{name}.npy", (100 + 10 * unit_noise((256, 256), rng, along_rows)).astype("f4"))
+    white = run("denoise", "white.npy", "-m", model_path, "-o", "white.tif")
+    assert "trained with pattern" not in white.stderr
+    streaks = run("denoise", "streaks.npy", "-m", model_path, "-o", "streaks.tif")
+    assert "correlated along rows" in streaks.stderr
+    assert "the model was trained with pattern cell" in streaks.stderr
+    told = read_frame("streaks.tif").metadata["n2sr"]["noise"]
+    assert told["along_rows"][0] == pytest.approx(0.5, abs=0.05)
