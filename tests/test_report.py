@@ -62,8 +62,25 @@ def test_a_blurred_result_has_left_signal(along_rows):
 def test_the_noisy_frame_itself_has_noise_left(along_rows):
     frame = noisy_frame(along_rows)
     found, findings = levels(frame, frame.pixels)
-    assert found == ["good", "bad", "good"]
+    assert found == ["bad", "bad", "good"]
     assert findings.noise_left == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("removed", "level", "words"),
+    [
+        (0.0, "bad", "That cannot be told: the residual is empty: the result is hardly another"),
+        (0.05, "bad", "the residual has only 5."),
+        (0.3, "caution", "of the noise's standard deviation: most of the noise stayed"),
+        (0.8, "good", "None is seen"),
+    ],
+)
+def test_an_empty_residual_does_not_say_that_no_signal_is_left(removed, level, words):
+    """Of an untouched frame the page said that its residual has the noise's own spectrum."""
+    frame = noisy_frame()
+    _, findings = levels(frame, frame.pixels + removed * (lattice() - frame.pixels))
+    assert findings.verdicts[0].level == level
+    assert words in findings.verdicts[0].answer
 
 
 def test_streaks_of_correlated_noise_are_noise_left():
