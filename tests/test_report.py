@@ -354,6 +354,18 @@ def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(
     assert result.exit_code == 0, result.output
 
 
+def test_denoise_of_a_frame_too_small_to_judge_writes_nothing(tmp_path, noisy, model_path):
+    """The result was written before the report failed, and stood in the way of another try."""
+    write_frame(tmp_path / "a.tif", Frame(pixels=noisy.pixels[:40, :40]))
+    arguments = ["denoise", str(tmp_path / "a.tif"), "-m", str(model_path)]
+    arguments += ["-o", str(tmp_path / "b.tif")]
+    result = CliRunner().invoke(main, [*arguments, "--report", str(tmp_path / "b.html")])
+    assert result.exit_code == 2
+    assert "can be judged from 48 x 48 on; leave the report out" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
 def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):
     write_frame(files / "small.tif", noisy)
     result = CliRunner().invoke(
