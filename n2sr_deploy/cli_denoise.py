@@ -21,6 +21,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
+from n2sr_deploy.formats import extensions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command("denoise", short_help="Denoise a frame with a model, or learn one first.")
 @click.argument("noisy", type=PATH)
-@output_option("denoised frame: .tif, .mrc or .npy")
+@output_option(f"denoised frame: {' '.join(extensions(written=True))}")
 @model_option
 @click.option(
     "--std",

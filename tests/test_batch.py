@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from n2sr_deploy import read_frame, write_frame
+from n2sr_deploy import formats, read_frame, write_frame
 from n2sr_deploy.batch import BatchOptions, local, run_batch
 from n2sr_deploy.batch.manifest import NAME, Manifest
 from n2sr_deploy.batch.plan import planned
@@ -426,6 +426,7 @@ def test_names_of_results(run, raw, noisy, monkeypatch):
         "raw/deep/c.tif": "deep/c.tif",
     }
     assert plan(["raw"], extension=".npy")["raw/a.mrc"] == "a.mrc.npy"
+    assert plan(["raw"], extension=".zspy")["raw/a.mrc"] == "a.mrc.zspy"
     assert plan(["raw"], leave_out={"../raw/a.mrc"}) == {
         key: value for key, value in flat.items() if key != "raw/a.mrc"
     }
@@ -444,6 +445,16 @@ def test_files_beside_the_frames_are_no_frames(run, raw):
     assert plan(["raw/*.png"]).keys() == {"raw/report.png"}
     assert plan(["raw", "raw/notes.xml"]).keys() == {*frames, "raw/notes.xml"}
     assert "raw/s.emi" in plan(["raw", "raw/s.emi"])
+
+
+def test_every_format_that_is_written_can_be_asked_for():
+    """--format zspy was refused, and the help of denoise named three formats."""
+    for command, wanted in (("batch", "zspy|"), ("denoise", ".zspy")):
+        told = CliRunner().invoke(main, [command, "--help"], terminal_width=1000).output
+        for name in formats.extensions(written=True):
+            assert name[1:] in told
+        assert wanted in told.replace("]", "|")
+        assert "calibrated standard error" in told
 
 
 def test_names_that_cannot_be(run, raw, noisy, tmp_path):

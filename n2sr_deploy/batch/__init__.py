@@ -71,7 +71,8 @@ class BatchOptions:
     denoising: DenoiseOptions
     """Of each file; files of several frames are done as stacks."""
     std: bool = False
-    """Whether the spread is written too, as ``NAME.std.tif``."""
+    """Whether the calibrated standard error of each pixel is written too: of ``NAME.tif``, as
+    ``NAME.std.tif``."""
     recursive: bool = False
     """Whether folders in folders are looked into."""
     extension: str | None = None
