@@ -17,7 +17,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
-from n2sr_deploy.formats import FORMATS
+from n2sr_deploy.formats import extensions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     help="Where results and the manifest go; made if it is missing.",
 )
 @model_option
-@click.option("--std", is_flag=True, help="Also write the spread of the draws, as NAME.std.tif.")
+@click.option(
+    "--std",
+    is_flag=True,
+    help="Also write the calibrated standard error of each pixel: of a.tif, as a.std.tif.",
+)
 @click.option("--recursive", is_flag=True, help="Look into folders in folders too.")
 @click.option(
     "--format",
     "extension",
-    type=click.Choice([known.extensions[0][1:] for known in FORMATS if known.write]),
+    type=click.Choice([name[1:] for name in extensions(written=True)]),
     help="Of all results; by default each input's own, where n2sr writes it.",
 )
 @click.option(

@@ -21,6 +21,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
+from n2sr_deploy.formats import extensions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.command("denoise", short_help="Denoise a frame with a model, or learn one first.")
 @click.argument("noisy", type=PATH)
-@output_option("denoised frame: .tif, .mrc or .npy")
+@output_option(f"denoised frame: {' '.join(extensions(written=True))}")
 @model_option
 @click.option(
     "--std",
@@ -87,7 +88,9 @@ def denoise_command(
     check_denoising(model, samples, backend, options, std=std is not None)
     _check_stack(model, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
-    judge = None if report is None else _Judge(report, noisy, stack=stack, overwrite=overwrite)
+    judge = (
+        None if report is None else _Judge(report, noisy, signal, stack=stack, overwrite=overwrite)
+    )
     how = DenoiseOptions(
         model=None if model is None else str(model),
         n_samples=samples,
@@ -123,14 +126,19 @@ def denoise_command(
 class _Judge:
     """Keeps what the report of a frame needs while its denoiser is open, and writes it."""
 
-    def __init__(self, path: Path, noisy: Path, *, stack: bool, overwrite: bool) -> None:
-        from n2sr_deploy.report import check_report
+    def __init__(
+        self, path: Path, noisy: Path, signal: str | None, *, stack: bool, overwrite: bool
+    ) -> None:
+        from n2sr_deploy.formats import open_frames
+        from n2sr_deploy.report import check_report, check_size
 
         if stack:
             raise click.UsageError(
                 "--report judges one frame: choose it with --frame and leave out --stack"
             )
         check_report(path, overwrite=overwrite, inputs=[noisy])
+        with open_frames(noisy, signal) as opened:
+            check_size(opened.shape)
         self._path, self._overwrite = path, overwrite
         self._result: FrameResult | None = None
         self._known: Known | None = None

@@ -7,6 +7,7 @@
      ├─ FileFormatError (ValueError)    a file that is not, or not wholly, what it should be
      ├─ InputFileError (OSError)        a file that cannot be opened
      ├─ OutputError (OSError)           a result that cannot be written
+     │   └─ OutputExistsError              there is a file already
      ├─ ModelError (ValueError)         a checkpoint or exported model that cannot be used
      ├─ TrainingError (RuntimeError)    a training that led to nothing
      ├─ DeviceError (RuntimeError)      a GPU, its driver or n2sr's kernels that cannot be used
@@ -55,6 +56,10 @@ class InputFileError(N2SRError, OSError):
 
 class OutputError(N2SRError, OSError):
     """A result that cannot be written."""
+
+
+class OutputExistsError(OutputError):
+    """A result that may not replace the file that is there."""
 
 
 class ModelError(N2SRError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from n2sr_deploy.errors import InputFileError, OutputError
+from n2sr_deploy.errors import InputFileError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
+_MARK = 12  # hexadecimal digits
 _STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
 
 
@@ -67,7 +69,7 @@ def check_output(
     if path.is_dir() and not _may_be_a_store(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; choose another name or pass --overwrite")
+        raise OutputExistsError(f"{path} exists already; choose another name or pass --overwrite")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -79,6 +81,16 @@ def check_output(
 def _may_be_a_store(path: Path) -> bool:
     """Only what looks like one, inside and by name, is ever replaced."""
     return path.suffix.lower() == ".zspy" and is_folder_store(path)
+
+
+def temporary_of(path: Path) -> Path:
+    """Give a new name beside `path` that tells, to `mark_of`, whose temporary file it is."""
+    return path.with_name(f".n2sr-{mark_of(path)}{uuid.uuid4().hex[_MARK:]}{path.suffix}")
+
+
+def mark_of(path: Path) -> str:
+    """What stands after ``.n2sr-`` in the names of temporary files of `path`."""
+    return hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:_MARK]
 
 
 @contextmanager
@@ -94,7 +106,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         When `path` cannot become a new file, or the system refuses the writing (disk full).
     """
     check_output(path, overwrite=overwrite)
-    temporary = path.with_name(f".n2sr-{uuid.uuid4().hex}{path.suffix}")
+    temporary = temporary_of(path)
     try:
         yield temporary
         if temporary.is_dir() or path.is_dir():
@@ -116,7 +128,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """A folder cannot be renamed over another, so the old one is put aside first."""
     if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already; choose another name")
+        raise OutputExistsError(f"{path} exists already; choose another name")
     aside = temporary.with_name(f"{temporary.name}-old")
     if path.exists():
         path.rename(aside)
@@ -142,6 +154,6 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError as error:
-        raise OutputError(f"{path} exists already; choose another name") from error
+        raise OutputExistsError(f"{path} exists already; choose another name") from error
     except OSError:  # a file system without hard links
         temporary.replace(path)

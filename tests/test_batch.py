@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from n2sr_deploy import read_frame, write_frame
+from n2sr_deploy import formats, read_frame, write_frame
 from n2sr_deploy.batch import BatchOptions, local, run_batch
 from n2sr_deploy.batch.manifest import NAME, Manifest
 from n2sr_deploy.batch.plan import planned
@@ -25,6 +25,7 @@ from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
 from n2sr_deploy.denoise_file import DenoiseOptions
 from n2sr_deploy.errors import InputFileError, OutputError, SettingError
+from n2sr_deploy.files import temporary_of
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 
@@ -191,6 +192,35 @@ def test_a_torn_line_and_a_damaged_one_are_survived(run, raw, tmp_path, model_pa
     assert manifest.read_bytes().endswith(b"}\n")
 
 
+def test_only_temporary_files_of_its_own_are_removed(run, raw, tmp_path, model_path):
+    """Those of an `n2sr denoise` into a folder in it were removed too, while it wrote them."""
+    run("raw", "-o", "out", "-m", model_path)
+    out = tmp_path / "out"
+    (out / "deep").mkdir()
+    others = [temporary_of(out / name) for name in ("mine.tif", "deep/a.tif")]
+    ours = [temporary_of(out / name) for name in ("a.tif", "a.std.tif")]
+    for path in (*others, *ours):
+        path.write_bytes(b"half")
+    assert "removed 2 temporary files" in run("raw", "-o", "out", "-m", model_path).stderr
+    assert [path.exists() for path in (*others, *ours)] == [True, True, False, False]
+
+
+def test_a_file_that_appears_while_a_batch_runs_is_not_replaced(
+    run, raw, tmp_path, model_path, monkeypatch
+):
+    class Late(local._Worker):
+        def do(self, task, on_share):
+            if task.name == "a.tif":
+                (tmp_path / "out" / "a.tif").write_bytes(b"precious")
+            return super().do(task, on_share)
+
+    monkeypatch.setattr(local, "_Worker", Late)
+    result = run("raw", "-o", "out", "-m", model_path, code=1)
+    assert "a.tif exists already" in result.stdout
+    assert "1 denoised" in result.stdout
+    assert (tmp_path / "out" / "a.tif").read_bytes() == b"precious"
+
+
 def test_a_second_batch_into_the_folder_is_refused(run, raw, tmp_path, model_path):
     (tmp_path / "out").mkdir()
     with Manifest(tmp_path / "out"):
@@ -350,7 +380,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(run, noisy, tmp_path, 
         process.kill()
         process.wait()
         assert not psutil.wait_procs(workers, timeout=20)[1], "a worker outlived its batch"
-    (tmp_path / "out" / f".n2sr-{'0' * 32}.tif").write_bytes(b"left by a killed run")
+    temporary_of(tmp_path / "out" / "0.tif").write_bytes(b"left by a killed run")
     (tmp_path / "out" / ".n2sr-notes.txt").write_bytes(b"somebody's")
     result = run(*arguments, "-o", "out")
     assert "removed" in result.stderr
@@ -396,6 +426,7 @@ def test_names_of_results(run, raw, noisy, monkeypatch):
         "raw/deep/c.tif": "deep/c.tif",
     }
     assert plan(["raw"], extension=".npy")["raw/a.mrc"] == "a.mrc.npy"
+    assert plan(["raw"], extension=".zspy")["raw/a.mrc"] == "a.mrc.zspy"
     assert plan(["raw"], leave_out={"../raw/a.mrc"}) == {
         key: value for key, value in flat.items() if key != "raw/a.mrc"
     }
@@ -414,6 +445,16 @@ def test_files_beside_the_frames_are_no_frames(run, raw):
     assert plan(["raw/*.png"]).keys() == {"raw/report.png"}
     assert plan(["raw", "raw/notes.xml"]).keys() == {*frames, "raw/notes.xml"}
     assert "raw/s.emi" in plan(["raw", "raw/s.emi"])
+
+
+def test_every_format_that_is_written_can_be_asked_for():
+    """--format zspy was refused, and the help of denoise named three formats."""
+    for command, wanted in (("batch", "zspy|"), ("denoise", ".zspy")):
+        told = CliRunner().invoke(main, [command, "--help"], terminal_width=1000).output
+        for name in formats.extensions(written=True):
+            assert name[1:] in told
+        assert wanted in told.replace("]", "|")
+        assert "calibrated standard error" in told
 
 
 def test_names_that_cannot_be(run, raw, noisy, tmp_path):
@@ -441,7 +482,7 @@ def test_folders_that_zarr_keeps_are_files(run, noisy, tmp_path, model_path):
     arguments = ["raw", "-o", "out", "-m", model_path, "--recursive"]
     assert "2 denoised" in run(*arguments).stdout
     assert read_frame("out/deep/a.zspy").pixels.shape == noisy.shape
-    left = tmp_path / "out" / f".n2sr-{'0' * 32}.zspy"
+    left = temporary_of(tmp_path / "out" / "deep" / "a.zspy")
     (left / "data").mkdir(parents=True)
     assert "2 done before" in run(*arguments).stdout
     assert not left.exists()

@@ -62,8 +62,25 @@ def test_a_blurred_result_has_left_signal(along_rows):
 def test_the_noisy_frame_itself_has_noise_left(along_rows):
     frame = noisy_frame(along_rows)
     found, findings = levels(frame, frame.pixels)
-    assert found == ["good", "bad", "good"]
+    assert found == ["bad", "bad", "good"]
     assert findings.noise_left == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("removed", "level", "words"),
+    [
+        (0.0, "bad", "That cannot be told: the residual is empty: the result is hardly another"),
+        (0.05, "bad", "the residual has only 5."),
+        (0.3, "caution", "of the noise's standard deviation: most of the noise stayed"),
+        (0.8, "good", "None is seen"),
+    ],
+)
+def test_an_empty_residual_does_not_say_that_no_signal_is_left(removed, level, words):
+    """Of an untouched frame the page said that its residual has the noise's own spectrum."""
+    frame = noisy_frame()
+    _, findings = levels(frame, frame.pixels + removed * (lattice() - frame.pixels))
+    assert findings.verdicts[0].level == level
+    assert words in findings.verdicts[0].answer
 
 
 def test_streaks_of_correlated_noise_are_noise_left():
@@ -335,6 +352,18 @@ def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(
         main, ["report", *paths[:2], "-m", str(model_path), "-o", str(tmp_path / "c.html")]
     )
     assert result.exit_code == 0, result.output
+
+
+def test_denoise_of_a_frame_too_small_to_judge_writes_nothing(tmp_path, noisy, model_path):
+    """The result was written before the report failed, and stood in the way of another try."""
+    write_frame(tmp_path / "a.tif", Frame(pixels=noisy.pixels[:40, :40]))
+    arguments = ["denoise", str(tmp_path / "a.tif"), "-m", str(model_path)]
+    arguments += ["-o", str(tmp_path / "b.tif")]
+    result = CliRunner().invoke(main, [*arguments, "--report", str(tmp_path / "b.html")])
+    assert result.exit_code == 2
+    assert "can be judged from 48 x 48 on; leave the report out" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
 def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):

@@ -71,7 +71,8 @@ class BatchOptions:
     denoising: DenoiseOptions
     """Of each file; files of several frames are done as stacks."""
     std: bool = False
-    """Whether the spread is written too, as ``NAME.std.tif``."""
+    """Whether the calibrated standard error of each pixel is written too: of ``NAME.tif``, as
+    ``NAME.std.tif``."""
     recursive: bool = False
     """Whether folders in folders are looked into."""
     extension: str | None = None
@@ -146,7 +147,7 @@ def run_batch(
             settings_of(options.denoising, std=options.std),
             recursive=options.recursive,
             extension=options.extension,
-            leave_out=_outputs_of(manifest),
+            leave_out=manifest.outputs(),
         )
         summary = Summary()
         to_do = _sorted_out(jobs, manifest, summary, overwrite=options.overwrite)
@@ -163,15 +164,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-
-def _outputs_of(manifest: Manifest) -> set[str]:
-    """All that this batch wrote or may have written before."""
-    names: set[str] = set()
-    for entry in manifest.entries.values():
-        stem, dot, extension = entry.output.rpartition(".")
-        names |= {entry.output, *entry.sizes, f"{stem}.std{dot}{extension}"}
-    return names
 
 
 def _standing(job: Job, manifest: Manifest) -> Standing:
@@ -242,7 +234,8 @@ class _Run:
                 task, outcome = runner.next_result()
                 self._check_settings(outcome)
                 if self._is_tried_again(task, outcome):
-                    runner.submit(task)
+                    # The first try may have written one of them.
+                    runner.submit(replace(task, overwrite=True))
                 else:
                     n_open -= 1
                     self._end(self._jobs[task.name], outcome)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task, work
@@ -101,6 +102,7 @@ class ClusterRunner:
     def submit(self, task: Task) -> None:
         """Let a worker do it when one is free."""
         self._begins(task)
+        task = replace(task, overwrite=True)  # Dask does again what a lost worker had written
         future = self._client.submit(
             _worked, task.to_dict(), self._plugin, pure=False, key=f"n2sr-{uuid.uuid4().hex}"
         )

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 NAME = "n2sr-batch.jsonl"
-_TEMPORARY = re.compile(r"\.n2sr-[0-9a-f]{32}(\..*)?")  # as `n2sr_deploy.files` names them
+_TEMPORARY = re.compile(
+    r"\.n2sr-([0-9a-f]{12})[0-9a-f]{20}(\..*)?"
+)  # as `n2sr_deploy.files` names them
 _LOCKED_BYTE = 2**40  # beyond any line: Windows locks what others then cannot read
 
 
@@ -138,6 +140,14 @@ class Manifest:
             text = text[self._file.write(text) :]
         os.fsync(self._file.fileno())
 
+    def outputs(self) -> set[str]:
+        """All that this batch wrote, or may have written, by their paths within the folder."""
+        names: set[str] = set()
+        for entry in self.entries.values():
+            stem, dot, extension = entry.output.rpartition(".")
+            names |= {entry.output, *entry.sizes, f"{stem}.std{dot}{extension}"}
+        return names
+
     def are_there(self, entry: Entry) -> bool:
         """Whether all that an entry says was written is there, as large as it was."""
         return bool(entry.sizes) and all(
@@ -145,8 +155,14 @@ class Manifest:
         )
 
     def remove_leftovers(self) -> int:
-        """Remove temporary files of killed runs; tell how many there were."""
-        left = [path for path in self._folder.rglob(".n2sr-*") if _TEMPORARY.fullmatch(path.name)]
+        """Remove what killed runs left of their outputs; tell how many files there were."""
+        outputs = [self._folder / name for name in self.outputs()]
+        ours = {(path.parent, files.mark_of(path)) for path in outputs}
+        left = [
+            path
+            for path in self._folder.rglob(".n2sr-*")
+            if (found := _TEMPORARY.fullmatch(path.name)) and (path.parent, found[1]) in ours
+        ]
         for path in left:
             files.remove(path)
         return len(left)

@@ -31,6 +31,8 @@ class Job:
     """`output` within the batch's folder, with ``/``."""
     entry: Entry
     """What the manifest says when it begins."""
+    is_there: bool
+    """Whether any of its outputs was there when the batch was planned."""
 
     @property
     def outputs(self) -> list[Path]:
@@ -191,7 +193,8 @@ def _job(
         mtime_ns=mtime_ns,
         settings=settings,
     )
-    return Job(noisy=path, output=output, std=std, name=name, entry=entry)
+    is_there = any(each.exists() for each in (output, std) if each is not None)
+    return Job(noisy=path, output=output, std=std, name=name, entry=entry, is_there=is_there)
 
 
 def _check_distinct(jobs: Sequence[Job]) -> None:

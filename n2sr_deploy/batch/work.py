@@ -16,6 +16,7 @@ from n2sr_deploy.errors import (
     MissingExtraError,
     ModelError,
     N2SRError,
+    OutputExistsError,
     SettingError,
 )
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.learning import Progress, TrainingStatus
     from n2sr_deploy.opening import Denoisers
 
-_HOPELESS = FrameError, MissingExtraError, ModelError, SettingError
+_HOPELESS = FrameError, MissingExtraError, ModelError, OutputExistsError, SettingError
 _TELL_EVERY_S = 0.5
 _OF_TRAINING = 0.95  # of the time a file takes, where it is learned from
 
@@ -42,6 +43,8 @@ class Task:
     std: str | None
     options: Mapping[str, Any]
     """`DenoiseOptions.to_dict`."""
+    overwrite: bool
+    """Whether outputs that are there may be replaced."""
 
     @classmethod
     def of(cls, job: Job, options: DenoiseOptions) -> Self:
@@ -52,6 +55,7 @@ class Task:
             output=str(job.output.absolute()),
             std=None if job.std is None else str(job.std.absolute()),
             options=options.to_dict(),
+            overwrite=job.is_there,  # those that may not be replaced are no jobs any more
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,7 +143,7 @@ def _denoised(task: Task, denoisers: Denoisers, share: _Share) -> tuple[int, ...
         DenoiseOptions.from_dict(task.options),
         denoisers,
         std=None if task.std is None else Path(task.std),
-        overwrite=True,  # what may be replaced was decided before
+        overwrite=task.overwrite,
         training=share.training,
         on_frame=share.frame,
     )

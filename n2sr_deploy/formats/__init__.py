@@ -288,6 +288,16 @@ def _of_output(path: Path) -> Format:
     )
 
 
+def extensions(*, written: bool = False) -> tuple[str, ...]:
+    """Of the formats n2sr reads, or writes, with the dot; a format's usual one first."""
+    return tuple(
+        extension
+        for known in FORMATS
+        if not written or known.write is not None
+        for extension in known.extensions
+    )
+
+
 def names(*, written: bool = False) -> str:
     """The formats n2sr reads, or writes, with their extensions."""
     return ", ".join(

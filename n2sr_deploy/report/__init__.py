@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from n2sr_deploy.report.findings import ReportFindings, Verdict
-from n2sr_deploy.report.measuring import Halves, measure
+from n2sr_deploy.report.measuring import Halves, check_size, measure
 from n2sr_deploy.report.reporting import Known, check_report, known, picture_of, report_on
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ReportFindings",
     "Verdict",
     "check_report",
+    "check_size",
     "known",
     "measure",
     "picture_of",

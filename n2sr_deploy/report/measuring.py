@@ -10,7 +10,7 @@ import numpy as np
 
 from n2sr_deploy.defects import repair
 from n2sr_deploy.errors import FrameError
-from n2sr_deploy.noise import measure_noise, middle_of
+from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
 from n2sr_deploy.report.findings import Excess, ReportFindings, VarianceCurve
 from n2sr_deploy.report.places import significant_places
 from n2sr_deploy.report.spectra import Spectra, ring_correlation
@@ -18,7 +18,7 @@ from n2sr_deploy.report.verdicts import verdicts
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.sampling import AnyArray, FloatArray
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 _BLOCK = 32  # pixels; farther apart, errors are taken as independent
 _LEVELS = 16  # of intensity, on the curve of the variance
@@ -102,6 +102,7 @@ def measure(
 
 
 def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Frame | None) -> None:
+    check_size(noisy.shape)
     noisy.mean_and_std()  # refuses a constant frame
     for name, pixels in (
         ("denoised frame", denoised),
@@ -113,6 +114,15 @@ def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Fr
         check_shape(name, pixels.shape, noisy)
         if not np.isfinite(pixels).all():
             raise FrameError(f"the {name} has NaN or infinite pixels; denoise the frame again")
+
+
+def check_size(shape: Shape) -> None:
+    """Raise FrameError where frames of this shape are too small to be judged."""
+    if min(shape) < SMALLEST:
+        raise FrameError(
+            f"frame is {shape[0]} x {shape[1]} pixels, but can be judged from {SMALLEST} x "
+            f"{SMALLEST} on; leave the report out"
+        )
 
 
 def check_shape(name: str, shape: tuple[int, ...], noisy: Frame) -> None:

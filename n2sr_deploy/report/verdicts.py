@@ -25,6 +25,9 @@ FEW_PEAKS = 4
 NOISE_LEFT = 0.15, 0.3
 """Shares of the noise's standard deviation that stay where no signal is seen. A perfect
 result has up to 0.1, since signal too faint to be seen counts as well."""
+EMPTY_RESIDUAL = 0.5, 0.1
+"""Residuals of a smaller share of the noise's standard deviation (caution, bad) are no evidence:
+what a result kept of the noise hides the signal that it may lack. A perfect result leaves 1."""
 PLACES = 0, 10
 """Places with a structure that data deny, or lack, beyond chance: more than these."""
 SURELY_INVENTED = 8.0
@@ -87,7 +90,9 @@ def _signal_left(findings: ReportFindings) -> Verdict:
     real = [peak for peak in findings.peaks if peak.state != "unsupported"]
     damaged = sum(peak.state != "kept" for peak in real)
     lacking = [place for place in findings.places if not place.is_invented]
+    share = findings.residual_std / max(findings.noise.std, 1e-30)
     level = _worst(
+        _level(-share, (-EMPTY_RESIDUAL[0], -EMPTY_RESIDUAL[1])),
         _level(ring.share, SIGNAL_LEFT),
         _peaks_level(damaged, len(real)),
         _level(len(lacking), PLACES),
@@ -102,6 +107,14 @@ def _signal_left(findings: ReportFindings) -> Verdict:
         told.append(f"{damaged} of {len(real)} Bragg peaks are weakened or lost")
     if lacking:
         told.append(f"{_places(lacking)} the residual shows structure that noise does not make")
+    if share < EMPTY_RESIDUAL[1]:
+        told.insert(0, f"{_share_of_noise(share)}: the result is hardly another than the frame")
+    elif share < EMPTY_RESIDUAL[0]:
+        told.insert(0, f"{_share_of_noise(share)}: most of the noise stayed in the result")
+    if share < EMPTY_RESIDUAL[0]:
+        return Verdict(
+            question=SIGNAL, level=level, answer=f"That cannot be told: {'; '.join(told)}."
+        )
     if not told:
         peaks = f"; all {len(real)} Bragg peaks are kept" if real else ""
         return Verdict(
@@ -111,6 +124,12 @@ def _signal_left(findings: ReportFindings) -> Verdict:
         )
     beginning = {"good": "Hardly", "caution": "Some", "bad": "Yes"}[level]
     return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.")
+
+
+def _share_of_noise(share: float) -> str:
+    if share == 0:
+        return "the residual is empty"
+    return f"the residual has only {share:.1%} of the noise's standard deviation"
 
 
 def _noise_left(findings: ReportFindings) -> Verdict:
