@@ -745,3 +745,36 @@ def test_real_files():
     velox_frame = read_frame(edge / "debhyperspy_fei_emd_image.emd")
     assert velox_frame.pixel_size == pytest.approx((5.3024, 5.3024), rel=1e-4)
     assert velox_frame.acquisition["microscope"] == "Talos"
+
+
+@pytest.mark.parametrize("suffix", [".hspy", ".nxs", ".emd"])
+@pytest.mark.parametrize("falls", [(True, False), (False, True), (True, True)])
+def test_places_that_fall_are_where_the_file_says(tmp_path, suffix, falls):
+    pixels, path = random_pixels(SHAPE, "uint8"), tmp_path / f"a{suffix}"
+    steps = [-0.1 if falls[0] else 0.1, -0.25 if falls[1] else 0.25]
+    places = [6.3 + step * np.arange(n) for step, n in zip(steps, SHAPE, strict=True)]
+    if suffix == ".nxs":
+        with h5py.File(path, "w") as file:
+            group = file.create_group("scan")
+            group["counts"], group["y"], group["x"] = pixels, *places
+            group["y"].attrs["units"] = group["x"].attrs["units"] = "nm"
+            group.attrs["NX_class"], group.attrs["signal"] = "NXdata", "counts"
+            group.attrs["axes"] = ["y", "x"]
+    else:
+        write_frame(path, Frame(pixels=pixels))
+    if suffix == ".hspy":
+        with h5py.File(path, "r+") as file:
+            (group,) = file["Experiments"].values()
+            for i, step in enumerate(steps):
+                group[f"axis-{i}"].attrs.update({"scale": step, "offset": 6.3, "units": "nm"})
+    if suffix == ".emd":
+        with h5py.File(path, "r+") as file:
+            for dim, along in (("dim1", places[1]), ("dim2", places[0])):
+                file[f"data/frame/{dim}"][:] = along
+                file[f"data/frame/{dim}"].attrs["units"] = "[n_m]"
+    frame = read_frame(path)
+    for axis in (0, 1):
+        at = frame.origin[axis] + frame.pixel_size[axis] * np.arange(SHAPE[axis])
+        assert at == pytest.approx(np.sort(places[axis]))
+    order = tuple(slice(None, None, -1 if one else 1) for one in falls)
+    assert np.array_equal(frame.pixels, pixels[order])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -12,6 +13,7 @@ import tifffile
 
 from n2sr_deploy import open_frames, read_frame, write_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError
+from n2sr_deploy.formats import em
 from tests import fake_formats
 from tests.conftest import random_pixels
 
@@ -254,3 +256,74 @@ def test_a_cut_file_of_digitalmicrograph_leaves_nothing_open(tmp_path):
     with pytest.raises(FileFormatError, match=r"a\.dm4 is truncated"):
         read_frame(tmp_path / "a.dm4")
     gc.collect()  # what cannot be closed is told now, which pytest makes an error
+
+
+def test_a_damaged_emi_file_does_not_take_the_series_with_it(tmp_path, monkeypatch, caplog):
+    pixels = random_pixels((1, 20, 30), "uint16")
+    (tmp_path / "a_1.ser").write_bytes(fake_formats.ser(pixels))
+    (tmp_path / "a.emi").write_bytes(b"<ObjectInfo><a></b></ObjectInfo>")
+    for name in ("a_1.ser", "a.emi"):
+        caplog.clear()
+        assert np.array_equal(read_frame(tmp_path / name).pixels, pixels[0])
+        assert "a.emi cannot be read" in caplog.text
+    caplog.clear()
+    monkeypatch.setitem(sys.modules, "ncempy.io.ser", None)
+    assert np.array_equal(read_frame(tmp_path / "a_1.ser").pixels, pixels[0])
+    assert "a.emi cannot be read" in caplog.text
+    assert "ncempy" in caplog.text
+
+
+def test_the_series_of_an_emi_file_are_signals(tmp_path):
+    series = {n: random_pixels((1, 20, 30 + n), "uint16") for n in (1, 2, 10)}
+    for n, pixels in series.items():
+        (tmp_path / f"a[1]_{n}.ser").write_bytes(fake_formats.ser(pixels))
+    (tmp_path / "a[1].emi").write_bytes(b"<ObjectInfo></ObjectInfo>")
+    with pytest.raises(FileFormatError, match=r"3 signals.*'a\[1\]_1', 'a\[1\]_2', 'a\[1\]_10'"):
+        read_frame(tmp_path / "a[1].emi")
+    with open_frames(tmp_path / "a[1].emi", "a[1]_2") as opened:
+        assert opened.signal == "a[1]_2"
+        assert len(opened.signals) == 3
+        assert np.array_equal(opened.read(0).pixels, series[2][0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+@pytest.mark.filterwarnings("ignore")  # it leaves files to the garbage collector
+def test_grey_pictures_come_in_by_rosettasciio(tmp_path, suffix):
+    pytest.importorskip("rsciio.image")
+    imageio = pytest.importorskip("imageio.v3")
+    pixels = random_pixels((20, 30), "uint8")
+    imageio.imwrite(tmp_path / f"a{suffix}", pixels)
+    assert np.array_equal(read_frame(tmp_path / f"a{suffix}").pixels, pixels)
+
+
+def test_every_reader_of_an_extension_is_tried(tmp_path, monkeypatch):
+    rsciio = pytest.importorskip("rsciio")
+    pixels = random_pixels((20, 30), "uint16")
+    axes = [
+        {"name": name, "size": n, "navigate": False} for name, n in zip("yx", (20, 30), strict=True)
+    ]
+
+    def refuses(path, lazy=False):
+        raise ValueError("not mine")
+
+    def reads(path):
+        return [{"data": pixels, "axes": axes}]
+
+    for name, reader in (("first", refuses), ("second", reads)):
+        monkeypatch.setitem(sys.modules, f"fake_{name}", SimpleNamespace(file_reader=reader))
+    plugins = [
+        {"name": name, "file_extensions": ["XML"], "api": f"fake_{name}"}
+        for name in ("first", "second")
+    ]
+    (tmp_path / "a.xml").write_text("<a/>")
+    monkeypatch.setattr(rsciio, "IO_PLUGINS", plugins)
+    assert np.array_equal(read_frame(tmp_path / "a.xml").pixels, pixels)
+    monkeypatch.setattr(rsciio, "IO_PLUGINS", plugins[:1])
+    with pytest.raises(FileFormatError, match=r"not mine \(first\)"):
+        read_frame(tmp_path / "a.xml")
+
+
+def test_extensions_of_rosettasciio_are_known_to_it():
+    rsciio = pytest.importorskip("rsciio")
+    known = {f".{e.lower()}" for plugin in rsciio.IO_PLUGINS for e in plugin["file_extensions"]}
+    assert set(em.FORMAT.extensions) <= known

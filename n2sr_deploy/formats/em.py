@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import struct
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import numpy as np
 
 from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats.base import (
+    DAMAGE,
     Axis,
     Format,
     FrameFile,
@@ -56,8 +59,7 @@ class _Signal:
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     rsciio = required("rsciio", f"reading {path.suffix} files", "rosettasciio", "em")
-    found = [_signal(values) for values in _read(rsciio, path)]
-    images = [one for one in found if len(one.axes) >= 2]
+    images = [one for one in _read(rsciio, path) if len(one.axes) >= 2]
     titles = [str(one.metadata.get("General", {}).get("title") or path.stem) for one in images]
     named = dict(zip(distinct(titles), images, strict=True))
     signal = choose_signal(path, tuple(named), signal)
@@ -91,16 +93,37 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     )
 
 
-def _read(rsciio: Any, path: Path) -> list[dict[str, Any]]:
-    """By the reader of the extension; lazily, where it can."""
+def _read(rsciio: Any, path: Path) -> list[_Signal]:
+    """By the readers of the extension, the first that finds an image; lazily, where it can."""
     ending = path.suffix.lower().removeprefix(".")
+    failures: list[str] = []
+    found: list[_Signal] = []
     for plugin in rsciio.IO_PLUGINS:
-        if ending in (known.lower() for known in plugin["file_extensions"]):
-            reader = import_module(plugin["api"]).file_reader
-            lazily = {"lazy": True} if "lazy" in inspect.signature(reader).parameters else {}
-            signals: list[dict[str, Any]] = reader(str(path), **lazily)
+        if ending not in (known.lower() for known in plugin["file_extensions"]):
+            continue
+        try:
+            found = [_signal(values) for values in _read_by(plugin["api"], path)]
+        except (*DAMAGE, ImportError, SyntaxError, struct.error) as error:
+            failures.append(f"{error or type(error).__name__} ({plugin['name']})")
+            continue
+        if any(len(one.axes) >= 2 for one in found):
+            return found
+    if found or not failures:
+        return found
+    raise FileFormatError(
+        f"{path} is truncated, damaged or not what it seems: {'; '.join(failures)}"
+    )
+
+
+def _read_by(module: str, path: Path) -> list[dict[str, Any]]:
+    reader = import_module(module).file_reader
+    signals: list[dict[str, Any]]
+    if "lazy" in inspect.signature(reader).parameters:
+        with contextlib.suppress(*DAMAGE):  # not all that say so can
+            signals = reader(str(path), lazy=True)
             return signals
-    raise FileFormatError(f"{path} has an extension that this RosettaSciIO does not read")
+    signals = reader(str(path))
+    return signals
 
 
 def _signal(values: dict[str, Any]) -> _Signal:
@@ -150,8 +173,8 @@ def _apply(mapping: dict[str, Any], original: dict[str, Any], metadata: dict[str
 FORMAT = Format(
     name="RosettaSciIO",
     extensions=(
-        *(".asw", ".blo", ".bcf", ".dens", ".elid", ".empad", ".img", ".mrcz", ".png"),
-        *(".prz", ".rpl", ".sur", ".tvips", ".unf", ".xml"),
+        *(".app5", ".asw", ".bcf", ".blo", ".bmp", ".elid", ".img", ".jpeg", ".jpg", ".mrcz"),
+        *(".png", ".prz", ".rpl", ".sur", ".tvips", ".unf", ".wdf", ".xml"),
     ),
     ambiguous=(".img", ".png", ".xml"),
     recognises=lambda _path, _head: False,

@@ -10,6 +10,7 @@ from n2sr_deploy.formats.hdf5_common import (
     Hdf5File,
     attributes,
     calibrated,
+    falling,
     frame_reader,
     is_group,
     is_numeric,
@@ -61,7 +62,9 @@ def _opened(opened: Hdf5File, signal: str | None) -> FrameFile:
         path,
         shape=shape,
         dtype=dataset.dtype,
-        pixels=frame_reader(dataset, n_axes - 2, n_axes - 1, range(n_axes - 2)),
+        pixels=frame_reader(
+            dataset, n_axes - 2, n_axes - 1, range(n_axes - 2), falling(axes[-2], axes[-1])
+        ),
         axes=axes[:-2],
         info=_info(opened, axes[-2], axes[-1]),
         signal=name,

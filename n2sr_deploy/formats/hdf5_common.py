@@ -453,12 +453,17 @@ def steps(values: Any) -> tuple[float, float]:
 
 
 def frame_reader(
-    dataset: Any, rows: int, columns: int, leading: Sequence[int]
+    dataset: Any,
+    rows: int,
+    columns: int,
+    leading: Sequence[int],
+    falls: tuple[bool, bool] = (False, False),
 ) -> Callable[[int], AnyArray]:
     """Read frame `index` of a dataset in which these are the axes of its rows, columns and frames.
 
-    The frames' last axis is the fastest.
+    The frames' last axis is the fastest. Rows or columns whose places fall are turned round.
     """
+    order = tuple(slice(None, None, -1 if one else 1) for one in falls)
     sizes = tuple(int(dataset.shape[axis]) for axis in leading)
 
     def read(index: int) -> AnyArray:
@@ -467,7 +472,7 @@ def frame_reader(
         for axis, place in zip(leading, places, strict=True):
             chosen[axis] = int(place)
         pixels = np.asarray(dataset[tuple(chosen)])
-        return pixels.T if columns < rows else pixels
+        return (pixels.T if columns < rows else pixels)[order]
 
     return read
 
@@ -475,7 +480,8 @@ def frame_reader(
 def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
     """Pixel size, unit and origin of a `FrameInfo`; none where neither scale nor unit is told.
 
-    Metres, as Velox has them, in nanometres.
+    Metres, as Velox has them, in nanometres. The origin of an axis that falls is at its end, where
+    the frame begins once `frame_reader` turned it round.
     """
     if any(axis.unit is None and axis.scale == 1 for axis in (row, column)):
         return {}
@@ -485,11 +491,22 @@ def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
         else axis
         for axis in (row, column)
     )
-    size, unit = one_unit((abs(row.scale), row.unit), (abs(column.scale), column.unit))
+    row, column = (
+        replace(axis, offset=axis.offset + (axis.size - 1) * axis.scale, scale=-axis.scale)
+        if axis.scale < 0
+        else axis
+        for axis in (row, column)
+    )
+    size, unit = one_unit((row.scale, row.unit), (column.scale, column.unit))
     if size is None:
         return {}
-    factor = 1.0 if size[0] == abs(row.scale) else size[0] / abs(row.scale)
+    factor = 1.0 if size[0] == row.scale else size[0] / row.scale
     return {"pixel_size": size, "unit": unit, "origin": (row.offset * factor, column.offset)}
+
+
+def falling(row: Axis, column: Axis) -> tuple[bool, bool]:
+    """Whether the places along them fall from pixel to pixel."""
+    return row.scale < 0, column.scale < 0
 
 
 def kept_axes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> tuple[Axis, ...]:

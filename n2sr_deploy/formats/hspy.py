@@ -31,6 +31,7 @@ from n2sr_deploy.formats.hdf5_common import (
     calibrated,
     could_hold,
     created,
+    falling,
     frame_dataset,
     frame_reader,
     image_axes,
@@ -158,13 +159,13 @@ def _opened(
     shape = int(dataset.shape[rows]), int(dataset.shape[columns])
     check(dataset, f"/Experiments/{name}/data", shape)
     axes = tuple(_axis(described[i], int(dataset.shape[i]), f"axis {i}") for i in leading)
-    calibration = calibrated(_axis(described[rows], 1, "y"), _axis(described[columns], 1, "x"))
-    info, kept = _info(parts, calibration, members)
+    row, column = _axis(described[rows], shape[0], "y"), _axis(described[columns], shape[1], "x")
+    info, kept = _info(parts, calibrated(row, column), members)
     return FrameFile(
         path,
         shape=shape,
         dtype=dataset.dtype,
-        pixels=frame_reader(dataset, rows, columns, leading),
+        pixels=frame_reader(dataset, rows, columns, leading, falling(row, column)),
         axes=axes,
         info=info,
         by_frame=kept.by_frame if kept is not None and same_sizes(axes, kept.axes) else None,

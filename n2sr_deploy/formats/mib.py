@@ -22,10 +22,34 @@ _LARGEST_TEXT = 2**16  # of the .hdr file beside, bytes
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     only_signal(path, signal)
+    fields = _header(path)
+    frames = _frames(path, fields)
+    pixels = frames.dtype["pixels"]
+    return FrameFile(
+        path,
+        shape=pixels.shape,
+        dtype=pixels.base,
+        pixels=lambda index: np.array(frames[index]["pixels"][::-1]),  # the last row comes first
+        axes=(Axis(name="frame", size=len(frames)),) if len(frames) > 1 else (),
+        info=FrameInfo(
+            acquisition={"detector": "Merlin", "date_time": fields[9].strip()}
+            | _exposure(fields[10]),
+            metadata={"Merlin": {"header": ",".join(fields).strip(), "hdr": _beside(path)}},
+        ),
+    )
+
+
+def _header(path: Path) -> list[str]:
+    """The fields of the first frame's."""
     with path.open("rb") as file:
         fields = file.read(_LONGEST).split(b"\0")[0].decode("ascii", "replace").split(",")
     if fields[0] != "MQ1" or len(fields) < 12:
         raise FileFormatError(f"{path} is no Merlin file: it does not begin with MQ1")
+    return fields
+
+
+def _frames(path: Path, fields: list[str]) -> AnyArray:
+    """All frames, each a header and pixels, still in the file."""
     length, width, height, kind = int(fields[2]), int(fields[4]), int(fields[5]), fields[6]
     if kind not in _TYPES:
         raise FrameError(
@@ -36,33 +60,22 @@ def _open(path: Path, signal: str | None) -> FrameFile:
         raise FileFormatError(
             f"{path} says its frames are {height} x {width} pixels after {length} bytes of header"
         )
-    dtype = np.dtype(_TYPES[kind])
-    each = np.dtype([("head", f"V{length}"), ("pixels", dtype, (height, width))])
+    each = np.dtype([("head", f"V{length}"), ("pixels", _TYPES[kind], (height, width))])
     size = path.stat().st_size
     if size < each.itemsize or size % each.itemsize:
         raise FileFormatError(
             f"{path} is truncated: it has {size} bytes, which are no whole number of frames of "
             f"{each.itemsize} bytes"
         )
-    frames = np.memmap(path, each, mode="r")
+    return np.memmap(path, each, mode="r")
 
-    def read(index: int) -> AnyArray:
-        return np.array(frames[index]["pixels"][::-1])  # the last row comes first
 
+def _beside(path: Path) -> dict[str, str]:
+    """What the .hdr file beside it tells."""
     beside = path.with_suffix(".hdr")
-    text = beside.read_bytes()[:_LARGEST_TEXT].decode("latin-1") if beside.exists() else ""
-    return FrameFile(
-        path,
-        shape=(height, width),
-        dtype=dtype,
-        pixels=read,
-        axes=(Axis(name="frame", size=len(frames)),) if len(frames) > 1 else (),
-        info=FrameInfo(
-            acquisition={"detector": "Merlin", "date_time": fields[9].strip()}
-            | _exposure(fields[10]),
-            metadata={"Merlin": {"header": ",".join(fields).strip(), "hdr": _lines(text)}},
-        ),
-    )
+    if not beside.exists():
+        return {}
+    return _lines(beside.read_bytes()[:_LARGEST_TEXT].decode("latin-1"))
 
 
 def _exposure(text: str) -> dict[str, float | str]:

@@ -5,18 +5,22 @@ The series' own header is read here: ncempy allocates what a damaged one says.
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from n2sr_deploy.errors import FileFormatError, FrameError
+from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError
 from n2sr_deploy.formats.base import (
+    DAMAGE,
     Axis,
     Format,
     FrameFile,
     acquired,
+    choose_signal,
     only_signal,
     plain_values,
     required,
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.sampling import AnyArray
 
+_log = logging.getLogger("n2sr")
 _MAGIC = b"II\x97\x01"
 _IMAGES = 0x4122
 _BEFORE_4_7_3 = 0x0210  # of TIA: offsets of 32 bits
@@ -52,8 +57,7 @@ _ACQUISITION: dict[str, tuple[str, float] | str] = {
 
 
 def _open(path: Path, signal: str | None) -> FrameFile:
-    only_signal(path, signal)
-    path = _series_of(path)
+    path, signals = _series_of(path, signal)
     with path.open("rb") as file:
         axes, offsets = _header(path, file)
     x, y, dtype, shape = _head(path, offsets[0])
@@ -83,16 +87,22 @@ def _open(path: Path, signal: str | None) -> FrameFile:
             acquisition=acquired(told, _ACQUISITION),
             metadata={"EMI": told} if told else {},
         ),
+        signal=path.stem if signals else None,
+        signals=signals,
     )
 
 
 def _emi(path: Path) -> dict[str, Any]:
-    """What ``sample.emi`` tells of ``sample_1.ser``; nothing where it is away."""
+    """What ``sample.emi`` tells of ``sample_1.ser``; nothing where it is away or damaged."""
     beside = path.with_name(path.stem.rpartition("_")[0] + ".emi")
     if not beside.exists():
         return {}
-    ser = required("ncempy.io.ser", "reading EMI files", "ncempy", "formats")
-    told: dict[str, Any] = plain_values(ser.read_emi(beside))
+    try:
+        ser = required("ncempy.io.ser", "reading EMI files", "ncempy", "formats")
+        told: dict[str, Any] = plain_values(ser.read_emi(beside))
+    except (*DAMAGE, N2SRError, SyntaxError, struct.error) as error:  # ParseError is a SyntaxError
+        _log.warning("%s cannot be read, so the microscope is not known: %s", beside, error)
+        return {}
     return told
 
 
@@ -133,14 +143,24 @@ def _header(path: Path, file: BinaryIO) -> tuple[tuple[Axis, ...], tuple[int, ..
     return _frame_axes(axes, n_frames), numbers(f"{n_frames}{offset}")
 
 
-def _series_of(path: Path) -> Path:
-    """The SER file; of an EMI file, the first that lies beside it."""
+def _series_of(path: Path, signal: str | None) -> tuple[Path, tuple[str, ...]]:
+    """The SER file; of an EMI file, the one named of those beside it, and all their names."""
     if path.suffix.lower() != ".emi":
-        return path
-    beside = path.with_name(f"{path.stem}_1.ser")
-    if not beside.exists():
-        raise FileFormatError(f"{path} holds no pixels, and {beside.name} is not beside it")
-    return beside
+        only_signal(path, signal)
+        return path, ()
+    number = re.compile(re.escape(path.stem) + r"_(\d+)", re.IGNORECASE)
+    found = {
+        beside.stem: beside
+        for beside in path.parent.iterdir()
+        if beside.suffix.lower() == ".ser" and number.fullmatch(beside.stem)
+    }
+    if not found:
+        raise FileFormatError(f"{path} holds no pixels, and {path.stem}_1.ser is not beside it")
+    names = tuple(sorted(found, key=lambda name: int(name.rpartition("_")[2])))
+    if len(names) == 1:
+        only_signal(path, signal)
+        return found[names[0]], ()
+    return found[choose_signal(path, names, signal)], names
 
 
 def _head(path: Path, offset: int) -> tuple[Axis, Axis, str, tuple[int, int]]:
