@@ -519,3 +519,21 @@ def test_threads_are_shared_fairly(monkeypatch):
     assert [local.threads_each(n) for n in (1, 3, 16, 40)] == [16, 5, 1, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert local.threads_each(1) == 2
+
+
+def test_a_batch_that_is_refused_leaves_nothing_behind(tmp_path, model_path):
+    raw, empty = tmp_path / "raw", tmp_path / "empty"
+    for folder in (raw, empty):
+        folder.mkdir()
+    np.save(raw / "a.npy", np.ones((64, 64), np.uint16))
+    for inputs, out, message in (
+        (raw, raw, "is an input"),
+        (empty, tmp_path / "new", "no frame"),
+    ):
+        result = CliRunner().invoke(
+            main, ["batch", str(inputs), "-o", str(out), "-m", str(model_path)]
+        )
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert [path.name for path in raw.iterdir()] == ["a.npy"]
+    assert not (tmp_path / "new").exists()

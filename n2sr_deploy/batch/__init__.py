@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -16,7 +17,7 @@ from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import OutputError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from n2sr_deploy.denoise_file import DenoiseOptions
@@ -136,8 +137,7 @@ def run_batch(
     SettingError
         When a setting is wrong.
     """
-    _make(folder)
-    with Manifest(folder) as manifest:
+    with _made(folder), Manifest(folder) as manifest:
         n_left = manifest.remove_leftovers()
         if n_left:
             _log.info("removed %d temporary files of a run that was killed", n_left)
@@ -159,11 +159,19 @@ def run_batch(
     return summary
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder; it goes again if it was not there and nothing was written into it."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _standing(job: Job, manifest: Manifest) -> Standing:

@@ -8,6 +8,7 @@ The last line of an output counts. A line torn by a kill is cut off at the next 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -112,7 +113,11 @@ class Manifest:
         self.close()
 
     def close(self) -> None:
-        """Close the file; another batch may then begin."""
+        """Close the file; another batch may then begin. Of one that began nothing, none stays."""
+        is_empty = self._file.seek(0, os.SEEK_END) == 0
+        if is_empty:
+            with contextlib.suppress(PermissionError):  # Windows keeps open files
+                self.path.unlink(missing_ok=True)
         self._file.close()
 
     def append(self, entries: Sequence[Entry]) -> None:
