@@ -3,9 +3,9 @@
     python -m benchmarks.coverage [--only development held-out] [--models FOLDER]
 
 Simulated frames of many kinds, noise white or correlated along rows, each learned from alone with
-preset fast (in the first two sets most with fewer steps, to save hours), denoised as
+preset fast (most with fewer steps, to save hours), denoised as
 `n2sr denoise` does. The model of the error (`n2sr_deploy.uncertainty`) was chosen on the
-development frames; the held-out ones, and those learned from with all steps, had no part in it.
+development frames; the held-out ones had no part in it.
 PtCeO2 frames are measured where the files are at hand. `--models` keeps the trained networks for
 another run.
 """
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 NOMINAL = 0.6827, 0.9545
 NEAR = 0.05
 _FEWER_STEPS = 700
-_AS_USED = 9301
 _SHORTER = {3103: (200, 350), 3104: (150, 300), 8204: (200, 400)}
 
 
@@ -75,7 +74,7 @@ def _simulated(name: str, seed: int, index: int, size: int, along_rows: float = 
     whole = simulated_frame((size + 64, size + 64), rng)
     clean = 0.4 * whole[32:-32, 32:-32]  # its optics wrap around
     gain = float(np.exp(rng.uniform(np.log(0.003), np.log(0.1))))
-    steps = None if seed == _AS_USED or (index == 0 and not along_rows) else _FEWER_STEPS
+    steps = None if index == 0 and not along_rows else _FEWER_STEPS
     if seed in _SHORTER:
         steps = _SHORTER[seed][index % 2]
     return _case(f"{name} {index}", clean, gain, rng, along_rows, steps)
@@ -109,13 +108,7 @@ def held_out() -> Iterator[Case]:
             yield _case(name, clean, 0.05, np.random.default_rng(0))
 
 
-def as_used() -> Iterator[Case]:
-    """Frames learned from with all of the preset's steps; drawn after everything was chosen."""
-    for index, along_rows in enumerate((0.0, 0.0, 0.5, 0.0, 0.0, 0.3)):
-        yield _simulated("as used", _AS_USED, index, 384, along_rows)
-
-
-SETS = {"development": development, "held-out": held_out, "as used": as_used}
+SETS = {"development": development, "held-out": held_out}
 
 
 def measured(case: Case, folder: Path) -> dict[str, Any]:
