@@ -22,7 +22,7 @@ import numpy as np
 
 from n2sr_deploy import Denoiser, Frame, N2SRError, open_frames, write_frame
 from n2sr_deploy.formats import FORMATS, is_frame_file
-from n2sr_deploy.formats.base import nanometres
+from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import export_model, learn_checkpoint

@@ -23,7 +23,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
 )
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
-from n2sr_deploy.formats.base import plain_values, sought
+from n2sr_deploy.formats.metadata import plain_values, sought
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.version import VERSION
 

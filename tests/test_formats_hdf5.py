@@ -637,7 +637,7 @@ def test_attributes_of_wrong_kinds(tmp_path):
 
 
 def test_many_objects_and_deep_groups_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("n2sr_deploy.formats.hdf5_common._MOST_OBJECTS", 300)
+    monkeypatch.setattr("n2sr_deploy.formats.hdf5_file._MOST_OBJECTS", 300)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"] = random_pixels(SHAPE, "uint8")
         file.create_group("/".join("d" * 300))

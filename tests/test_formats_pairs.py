@@ -11,7 +11,8 @@ import pytest
 import tifffile
 
 from n2sr_deploy import Frame, open_frames, write_frames
-from n2sr_deploy.formats.base import Axis, nanometres
+from n2sr_deploy.formats.base import Axis
+from n2sr_deploy.formats.units import nanometres
 from tests import fake_formats
 from tests.conftest import random_pixels
 

@@ -7,7 +7,6 @@ its name below. Files are recognised by content first, then by extension.
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,21 @@ import numpy as np
 from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
 from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, record, ser, tiff
-from n2sr_deploy.formats.base import Axis, FrameFile, Output, damaged
+from n2sr_deploy.formats.base import (
+    Axis,
+    FrameFile,
+    Output,
+    damaged,
+    n_places,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from n2sr_deploy.formats.base import ByFrame, Format
+    from n2sr_deploy.formats.base import (
+        ByFrame,
+        Format,
+    )
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray
 
@@ -199,7 +207,7 @@ def write_frames(
             axes=axes,
             shape=first.shape,
             dtype=dtype,
-            pixels=_pixels(path, first, coming, dtype, axes),
+            pixels=_pixels(path, first, coming, dtype, n_places(axes)),
             by_frame=_by_frame(acquisitions, axes),
         )
         try:
@@ -221,7 +229,7 @@ def _acquisitions(frames: Iterable[Frame]) -> Iterable[Mapping[str, float | str]
 
 def _by_frame(acquisitions: Iterable[Mapping[str, float | str]], axes: tuple[Axis, ...]) -> ByFrame:
     """What differs from frame to frame, where there is one for each place of the axes."""
-    n_frames = math.prod(axis.size for axis in axes)
+    n_frames = n_places(axes)
     found = record.differing(acquisitions) if n_frames > 1 else {}
     return {name: values for name, values in found.items() if len(values) == n_frames}
 
@@ -231,10 +239,9 @@ def _pixels(
     first: Frame,
     others: Iterator[Frame],
     dtype: np.dtype[Any],
-    axes: tuple[Axis, ...],
+    n_frames: int,
 ) -> Iterator[AnyArray]:
-    """Of exactly as many frames as the axes have places."""
-    n_frames = Output(info=first, axes=axes, shape=(0, 0), dtype=dtype, pixels=iter(())).n_frames
+    """Of exactly so many frames."""
     n_written = 0
     for frame in itertools.chain([first], others):
         if n_written == n_frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -36,38 +37,6 @@ DAMAGE = (
     ValueError,
 )
 
-# One of each in nanometres, by the spellings found in files.
-_NANOMETRES = {
-    "pm": 1e-3,
-    "å": 0.1,
-    "angstrom": 0.1,
-    "a": 0.1,
-    "nm": 1.0,
-    "n_m": 1.0,
-    "µm": 1e3,
-    "μm": 1e3,
-    "um": 1e3,
-    "u_m": 1e3,
-    "micron": 1e3,
-    "mm": 1e6,
-    "cm": 1e7,
-    "m": 1e9,
-}
-
-# One of each in seconds.
-_SECONDS = {
-    "ns": 1e-9,
-    "µs": 1e-6,
-    "μs": 1e-6,
-    "us": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "sec": 1.0,
-    "seconds": 1.0,
-    "min": 60.0,
-    "h": 3600.0,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -81,6 +50,11 @@ class Axis:
     offset: float = 0.0
     """Of the first frame, in `unit`."""
     unit: str | None = None
+
+
+def n_places(axes: tuple[Axis, ...]) -> int:
+    """How many frames lie along the axes; one along none."""
+    return math.prod(axis.size for axis in axes)
 
 
 class FrameFile:
@@ -152,7 +126,7 @@ class FrameFile:
             self._closing.callback(closing)
 
     def __len__(self) -> int:
-        return int(np.prod([axis.size for axis in self.axes], dtype=np.int64))
+        return n_places(self.axes)
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +201,7 @@ class Output:
     @property
     def n_frames(self) -> int:
         """How many they are."""
-        return int(np.prod([axis.size for axis in self.axes], dtype=np.int64))
+        return n_places(self.axes)
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -253,28 +227,6 @@ class Format:
     """Those of the extensions that files of many other programs have as well."""
     types: tuple[str, ...] = field(default=())
     """Of pixels that it can hold; others become float32. None named: all."""
-
-
-def nanometres(unit: str | None) -> float | None:
-    """How many nanometres one `unit` is; None when it is no length n2sr knows."""
-    return _NANOMETRES.get(unit.strip().lower()) if unit else None
-
-
-def seconds(unit: str | None) -> float | None:
-    """How many seconds one `unit` is; None when it is no time n2sr knows."""
-    return _SECONDS.get(unit.strip().lower()) if unit else None
-
-
-def one_unit(
-    height: tuple[float, str | None], width: tuple[float, str | None]
-) -> tuple[tuple[float, float] | None, str | None]:
-    """Pixel size and unit from each side's; nothing where the units cannot be reconciled."""
-    if height[1] == width[1]:
-        return (height[0], width[0]), width[1]
-    nm = nanometres(height[1]), nanometres(width[1])
-    if nm[0] is None or nm[1] is None:
-        return None, None
-    return (height[0] * nm[0] / nm[1], width[0]), width[1]
 
 
 def required(module: str, purpose: str, package: str, extra: str) -> Any:
@@ -373,65 +325,3 @@ def whole_image(path: Path, shape: Sequence[int]) -> None:
         )
     if 0 in shape:
         raise FrameError(f"{path} is empty: it holds an array of shape {tuple(shape)}")
-
-
-def plain_values(value: Any, *, largest: int = 4096) -> Any:
-    """The value as JSON can keep it: mappings, lists, numbers, strings.
-
-    Arrays of more than `largest` elements (thumbnails, gain references) are told by their shape.
-    """
-    if isinstance(value, dict):
-        return {str(key): plain_values(inner, largest=largest) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_values(inner, largest=largest) for inner in value]
-    if isinstance(value, np.ndarray):
-        if value.size > largest:
-            return f"array of shape {value.shape}, {value.dtype}, left out"
-        return plain_values(value.tolist(), largest=largest)
-    if isinstance(value, np.generic):
-        return plain_values(value.item(), largest=largest)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace").rstrip("\0")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def sought(metadata: Mapping[str, Any], path: str) -> Any:
-    """What lies at ``a/b/c`` in nested mappings; None where nothing does."""
-    found: Any = metadata
-    for name in path.split("/"):
-        if not isinstance(found, dict) or name not in found:
-            return None
-        found = found[name]
-    return found
-
-
-def acquired(
-    metadata: Mapping[str, Any], table: Mapping[str, tuple[str, float] | str]
-) -> dict[str, float | str]:
-    """`FrameInfo.acquisition` from a file's own metadata.
-
-    Parameters
-    ----------
-    metadata
-        Nested mappings.
-    table
-        Where each name lies, ``a/b/c``; a number's also with what it is multiplied by.
-    """
-    values: dict[str, float | str] = {}
-    for name, where in table.items():
-        path, factor = where if isinstance(where, tuple) else (where, None)
-        found = sought(metadata, path)
-        if found is None or isinstance(found, (dict, list)) or found == "":
-            continue
-        if factor is None:
-            values[name] = str(found)
-            continue
-        try:
-            number = float(found) * factor
-        except (TypeError, ValueError):
-            continue
-        if np.isfinite(number):
-            values[name] = number
-    return values

@@ -12,15 +12,13 @@ from n2sr_deploy.formats.base import (
     Axis,
     Format,
     FrameFile,
-    acquired,
     choose_signal,
     damaged,
     distinct,
-    one_unit,
-    plain_values,
     required,
-    sought,
 )
+from n2sr_deploy.formats.metadata import acquired, plain_values, sought
+from n2sr_deploy.formats.units import one_unit
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:

@@ -17,34 +17,18 @@ from n2sr_deploy.formats.base import (
     Axis,
     Format,
     FrameFile,
-    acquired,
     choose_signal,
     distinct,
-    one_unit,
-    plain_values,
     required,
 )
+from n2sr_deploy.formats.metadata import hyperspy_acquisition, plain_values
+from n2sr_deploy.formats.units import one_unit
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.sampling import AnyArray
-
-_INSTRUMENT = "Acquisition_instrument/TEM/"
-_ACQUISITION: dict[str, tuple[str, float] | str] = {
-    "microscope": _INSTRUMENT + "microscope",
-    "mode": _INSTRUMENT + "acquisition_mode",
-    "date_time": "General/date",
-    "beam_energy_kev": (_INSTRUMENT + "beam_energy", 1.0),
-    "magnification": (_INSTRUMENT + "magnification", 1.0),
-    "camera_length_mm": (_INSTRUMENT + "camera_length", 1.0),
-    "stage_x_mm": (_INSTRUMENT + "Stage/x", 1.0),
-    "stage_y_mm": (_INSTRUMENT + "Stage/y", 1.0),
-    "stage_z_mm": (_INSTRUMENT + "Stage/z", 1.0),
-    "stage_tilt_alpha_deg": (_INSTRUMENT + "Stage/tilt_alpha", 1.0),
-    "stage_tilt_beta_deg": (_INSTRUMENT + "Stage/tilt_beta", 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ def _open(path: Path, signal: str | None) -> FrameFile:
             pixel_size=size if known else None,
             unit=unit if known else None,
             origin=(rows.offset, columns.offset) if known else (0.0, 0.0),
-            acquisition=acquired(chosen.metadata, _ACQUISITION),
+            acquisition=hyperspy_acquisition(chosen.metadata),
             metadata=plain_values(chosen.original or chosen.metadata),
         ),
         signal=signal,

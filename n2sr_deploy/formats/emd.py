@@ -17,34 +17,36 @@ from n2sr_deploy.formats.base import (
     Format,
     FrameFile,
     Output,
-    acquired,
     choose_signal,
-    plain_values,
-    sought,
 )
-from n2sr_deploy.formats.hdf5_common import (
+from n2sr_deploy.formats.hdf5_file import (
     Hdf5File,
-    attributes,
-    calibrated,
     created,
+    kind,
+)
+from n2sr_deploy.formats.hdf5_frames import (
+    calibrated,
     falling,
     frame_dataset,
     frame_reader,
     image_axes,
+    kept_axes,
+    named,
+    place,
+    same_sizes,
+)
+from n2sr_deploy.formats.hdf5_nodes import (
+    attributes,
     is_dataset,
     is_group,
     is_numeric,
-    kept_axes,
-    kind,
     n_bytes,
-    named,
     number,
-    place,
-    same_sizes,
     small,
     steps,
     text,
 )
+from n2sr_deploy.formats.metadata import acquired, plain_values, sought
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:

@@ -5,16 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import FileFormatError, FrameError
-from n2sr_deploy.formats.base import DAMAGE, Axis, Format, FrameFile
-from n2sr_deploy.formats.hdf5_common import (
+from n2sr_deploy.formats.base import (
+    DAMAGE,
+    Axis,
+    Format,
+    FrameFile,
+)
+from n2sr_deploy.formats.hdf5_file import (
     Hdf5File,
-    attributes,
+    kind,
+)
+from n2sr_deploy.formats.hdf5_frames import (
     calibrated,
     falling,
     frame_reader,
+)
+from n2sr_deploy.formats.hdf5_nodes import (
+    attributes,
     is_group,
     is_numeric,
-    kind,
     steps,
     text,
 )

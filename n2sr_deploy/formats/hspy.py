@@ -18,35 +18,38 @@ from n2sr_deploy.formats.base import (
     Format,
     FrameFile,
     Output,
-    acquired,
     choose_signal,
     damaged,
     required,
-    sought,
     whole_image,
 )
-from n2sr_deploy.formats.hdf5_common import (
+from n2sr_deploy.formats.hdf5_file import (
     Hdf5File,
-    attributes,
-    calibrated,
     could_hold,
     created,
+    kind,
+    too_little,
+)
+from n2sr_deploy.formats.hdf5_frames import (
+    calibrated,
     falling,
     frame_dataset,
     frame_reader,
     image_axes,
+    place,
+    same_sizes,
+)
+from n2sr_deploy.formats.hdf5_nodes import (
+    attributes,
     is_dataset,
     is_group,
     is_numeric,
-    kind,
     number,
-    place,
-    same_sizes,
     small,
     steps,
     text,
-    too_little,
 )
+from n2sr_deploy.formats.metadata import HYPERSPY, hyperspy_acquisition, sought
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
@@ -62,23 +65,6 @@ _UNNAMED = "__unnamed__"
 _DEEPEST, _MOST_MEMBERS = 32, 5000
 _TEM = "Acquisition_instrument/TEM"
 _NOISE = "Signal/Noise_properties/Variance_linear_model"
-_PLACES: dict[str, tuple[str, float] | str] = {
-    "microscope": "microscope",
-    "detector": "Detector/detector_type",
-    "mode": "acquisition_mode",
-    "beam_energy_kev": ("beam_energy", 1.0),
-    "beam_current_na": ("beam_current", 1.0),
-    "convergence_mrad": ("convergence_angle", 1.0),
-    "magnification": ("magnification", 1.0),
-    "camera_length_mm": ("camera_length", 1.0),
-    "exposure_s": ("Detector/Camera/exposure", 1.0),
-    "dwell_time_s": ("dwell_time", 1.0),
-    "stage_x_mm": ("Stage/x", 1.0),
-    "stage_y_mm": ("Stage/y", 1.0),
-    "stage_z_mm": ("Stage/z", 1.0),
-    "stage_tilt_alpha_deg": ("Stage/tilt_alpha", 1.0),
-    "stage_tilt_beta_deg": ("Stage/tilt_beta", 1.0),
-}
 
 
 def _open(path: Path, signal: str | None) -> FrameFile:
@@ -239,7 +225,7 @@ def _info(
     own = metadata["metadata"].pop(_OURS, {})
     info = FrameInfo(
         intensity=_intensity(metadata["metadata"]),
-        acquisition=_acquisition(metadata["metadata"]),
+        acquisition=hyperspy_acquisition(metadata["metadata"]),
         metadata=metadata,
         **calibration,
     )
@@ -268,20 +254,6 @@ def _intensity(metadata: dict[str, Any]) -> Intensity | None:
         unit=quantity[1] if quantity else None,
     )
     return None if found == Intensity() else found
-
-
-def _acquisition(metadata: dict[str, Any]) -> dict[str, float | str]:
-    found: dict[str, float | str] = {}
-    for instrument in ("SEM", "TEM"):
-        told = sought(metadata, f"Acquisition_instrument/{instrument}")
-        found |= acquired(told, _PLACES) if isinstance(told, dict) else {}
-    general = metadata.get("General")
-    date, time = (
-        text(general.get(key)) if isinstance(general, dict) else "" for key in ("date", "time")
-    )
-    if date:
-        found["date_time"] = f"{date}T{time}" if time else date
-    return found
 
 
 def tree(group: Any, members: Members, deepest: int = _DEEPEST) -> dict[str, Any]:
@@ -382,7 +354,7 @@ def _metadata(info: FrameInfo) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(told.get("metadata"), dict) and isinstance(told.get("original_metadata"), dict):
         metadata, original = _copied(told["metadata"]), told["original_metadata"]
     for name, value in info.acquisition.items():
-        where = _PLACES.get(name)
+        where = HYPERSPY.get(name)
         if where is not None:
             _put(metadata, f"{_TEM}/{where if isinstance(where, str) else where[0]}", value)
     date, is_split, time = str(info.acquisition.get("date_time", "")).partition("T")

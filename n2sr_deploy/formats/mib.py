@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.errors import FileFormatError, FrameError
-from n2sr_deploy.formats.base import Axis, Format, FrameFile, only_signal
+from n2sr_deploy.formats.base import (
+    Axis,
+    Format,
+    FrameFile,
+    only_signal,
+)
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from n2sr_deploy.formats.base import (
     Format,
     FrameFile,
     Output,
-    nanometres,
+    n_places,
     only_signal,
-    plain_values,
 )
+from n2sr_deploy.formats.metadata import plain_values
+from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _opened(path: Path, file: Any) -> FrameFile:
     kept = record.from_json(_own(file), info)
     if kept is not None:
         info = kept.info
-        if int(np.prod([axis.size for axis in kept.axes])) == len(stack):
+        if n_places(kept.axes) == len(stack):
             axes, by_frame = kept.axes, kept.by_frame
 
     def info_of(index: int) -> FrameInfo:

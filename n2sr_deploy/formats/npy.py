@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.errors import FileFormatError
-from n2sr_deploy.formats.base import Axis, Format, FrameFile, Output, only_signal, whole_image
+from n2sr_deploy.formats.base import (
+    Axis,
+    Format,
+    FrameFile,
+    Output,
+    only_signal,
+    whole_image,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

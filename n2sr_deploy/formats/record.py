@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.formats.base import Axis, nanometres, plain_values
+from n2sr_deploy.formats.base import Axis, n_places
+from n2sr_deploy.formats.metadata import plain_values
+from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from n2sr_deploy.formats.base import ByFrame, Output
+    from n2sr_deploy.formats.base import (
+        ByFrame,
+        Output,
+    )
 
 _KEY = "n2sr"
 _ROUNDED = 1e-5  # by TIFF's ratios of integers and MRC's float32
@@ -97,7 +102,7 @@ def _checked(values: dict[str, Any]) -> Kept:
         history=tuple(_of_type(line, str) for line in _of_type(values["history"], list)),
     )
     axes = tuple(_axis(axis) for axis in _of_type(values["axes"], list))
-    n_frames = math.prod(axis.size for axis in axes)
+    n_frames = n_places(axes)
     by_frame = {
         name: [None if value is None else _told(value) for value in _of_type(column, list)]
         for name, column in values.get("acquisition_by_frame", {}).items()

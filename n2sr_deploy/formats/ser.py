@@ -6,7 +6,6 @@ The series' own header is read here: ncempy allocates what a damaged one says.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import struct
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,12 +18,12 @@ from n2sr_deploy.formats.base import (
     Axis,
     Format,
     FrameFile,
-    acquired,
     choose_signal,
+    n_places,
     only_signal,
-    plain_values,
     required,
 )
+from n2sr_deploy.formats.metadata import acquired, plain_values
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def _frame_axes(axes: list[Axis], n_frames: int) -> tuple[Axis, ...]:
     """TIA's own where the series was recorded to its end; TIA names the fastest first."""
     if n_frames == 1:
         return ()
-    if math.prod(axis.size for axis in axes) != n_frames:
+    if n_places(tuple(axes)) != n_frames:
         return (Axis(name="frame", size=n_frames),)
     return tuple(reversed(axes))
 

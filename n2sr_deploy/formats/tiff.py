@@ -18,15 +18,13 @@ from n2sr_deploy.formats.base import (
     Format,
     FrameFile,
     Output,
-    acquired,
     choose_signal,
     distinct,
-    nanometres,
-    one_unit,
+    n_places,
     only_signal,
-    plain_values,
-    seconds,
 )
+from n2sr_deploy.formats.metadata import acquired, plain_values
+from n2sr_deploy.formats.units import nanometres, one_unit, seconds
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
@@ -119,7 +117,7 @@ def _opened(path: Path, file: tifffile.TiffFile, signal: str | None) -> FrameFil
     kept = record.from_json(_own(file, series.keyframe), info)
     if kept is not None:
         info = kept.info
-        if int(np.prod([axis.size for axis in kept.axes], dtype=np.int64)) == n_frames:
+        if n_places(kept.axes) == n_frames:
             leading, by_frame = kept.axes, kept.by_frame
     return FrameFile(
         path,

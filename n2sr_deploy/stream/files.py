@@ -23,7 +23,7 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
-from n2sr_deploy.formats.base import nanometres
+from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.stream.base import LiveFrame, LiveResult
 

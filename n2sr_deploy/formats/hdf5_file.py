@@ -1,43 +1,37 @@
-"""What the formats that lie in HDF5 files share: opening, links, attributes and pixels."""
+"""An HDF5 file opened with distrust: its links, compression and sizes are looked at first."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from n2sr_deploy.errors import FileFormatError, FrameError
 from n2sr_deploy.formats.base import (
     DAMAGE,
     MAX_PIXELS,
-    Axis,
     damaged,
-    distinct,
-    one_unit,
-    plain_values,
     required,
     whole_image,
 )
+from n2sr_deploy.formats.hdf5_nodes import (
+    attributes,
+    is_dataset,
+    is_group,
+    is_numeric,
+    n_bytes,
+    small,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from n2sr_deploy.formats.base import Output
-    from n2sr_deploy.sampling import AnyArray
-
-    Signal = tuple[str, Any, Any]
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-LARGEST_CHUNK = 2**32 - 1  # bytes, HDF5's own limit
 _CACHE = 2**26  # bytes of unpacked chunks that are kept, so that frames of one chunk unpack it once
-_LARGEST_ATTRIBUTE = 2**20  # bytes
-_LARGEST_VALUES = 4096  # elements of an array that counts as metadata
 _MOST_PACKED = 5000  # to one; deflate reaches 1032
 _MOST_LINKS, _MOST_OBJECTS, _DEEPEST = 16, 5000, 32
 _MOST_OPENED = 64  # files of a virtual dataset, to be looked into
@@ -45,7 +39,6 @@ _MOST_GAPS = 4  # pixels of an image to each that is stored; detectors of many c
 _MOST_LOOKED_AT = 500  # to tell the format
 _HEAP = b"GCOL\x01\0\0\0"
 _LOOKED_INTO = 2**19  # bytes; heaps of texts lie at the beginning as a rule
-_NUMBERS = "biufc"
 _TOO_FAR = "links to a file outside its folder, which n2sr does not follow"
 
 
@@ -321,11 +314,6 @@ def _check_heaps(path: Path) -> None:
         at = head.find(_HEAP, at + 1)
 
 
-def n_bytes(shape: Sequence[int], dtype: Any) -> int:
-    """Of an array."""
-    return math.prod(int(n) for n in shape) * int(np.dtype(dtype).itemsize)
-
-
 def could_hold(shape: Sequence[int], dataset: Any, stored: int, n_chunks: int) -> bool:
     """Whether so many stored bytes, in so many chunks, can be a frame of this shape.
 
@@ -344,223 +332,7 @@ def too_little(path: Path, dataset: Any, name: str, stored: int) -> FileFormatEr
     )
 
 
-def is_group(node: Any) -> bool:
-    """Of HDF5 or zarr."""
-    return hasattr(node, "keys") and hasattr(node, "attrs")
-
-
-def is_dataset(node: Any) -> bool:
-    """Of HDF5 or zarr."""
-    return hasattr(node, "shape") and hasattr(node, "attrs")
-
-
-def is_numeric(node: Any) -> bool:
-    """Whether it is a dataset of numbers."""
-    if not is_dataset(node):
-        return False
-    try:
-        return node.shape is not None and np.dtype(node.dtype).kind in _NUMBERS
-    except DAMAGE:
-        return False
-
-
 def _identity(node: Any) -> Any:
     """Equal for two paths to one object."""
     info = import_module("h5py").h5o.get_info(node.id)
     return info.fileno, info.addr
-
-
-def attributes(node: Any) -> dict[str, Any]:
-    """Of a group or dataset, as JSON can keep them; without those that cannot be read."""
-    found: dict[str, Any] = {}
-    try:
-        names = list(node.attrs)
-    except DAMAGE:
-        return found
-    for name in names:
-        try:
-            if _fits(node.attrs, name):
-                found[str(name)] = plain_values(unwrapped(node.attrs[name]))
-        except DAMAGE:
-            continue
-    return found
-
-
-def _fits(attrs: Any, name: str) -> bool:
-    if not hasattr(attrs, "get_id"):  # zarr's are JSON
-        return True
-    attribute = attrs.get_id(name)
-    return attribute.get_storage_size() <= _LARGEST_ATTRIBUTE and _is_plain(attribute.dtype)
-
-
-def _is_plain(dtype: Any) -> bool:
-    """Numbers or texts: libhdf5 crashes on damaged references and lists of lists."""
-    h5py = import_module("h5py")
-    return not dtype.hasobject or h5py.check_string_dtype(dtype) is not None
-
-
-def small(dataset: Any) -> Any:
-    """A dataset's value where it counts as metadata, as JSON can keep it; else None."""
-    try:
-        if getattr(dataset, "is_virtual", False) or getattr(dataset, "external", None):
-            return None
-        sizes = n_bytes(dataset.shape, dataset.dtype), n_bytes(dataset.chunks or (), dataset.dtype)
-        if hasattr(dataset, "id") and not _is_plain(dataset.dtype):
-            return None
-        if math.prod(dataset.shape) > _LARGEST_VALUES or max(sizes) > _LARGEST_ATTRIBUTE:
-            return None
-        return plain_values(unwrapped(dataset[()]))
-    except DAMAGE:
-        return None
-
-
-def unwrapped(value: Any) -> Any:
-    """The one element of an array of one, which some writers put around each value."""
-    if isinstance(value, np.ndarray) and value.shape == (1,):
-        return value[0]
-    return value
-
-
-def text(value: Any) -> str:
-    """Of an attribute; empty where it is none."""
-    return value.strip() if isinstance(value, str) else ""
-
-
-def number(value: Any, otherwise: float) -> float:
-    """Of an attribute; `otherwise` where it is none, or not finite."""
-    if isinstance(value, (bool, str)):
-        return otherwise
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return otherwise
-    return found if np.isfinite(found) else otherwise
-
-
-def steps(values: Any) -> tuple[float, float]:
-    """Offset and scale of an axis whose places are all written down; (0, 1) where they are not."""
-    shape = getattr(values, "shape", None)
-    if not is_numeric(values) or shape is None or len(shape) != 1 or shape[0] < 2:
-        return 0.0, 1.0
-    try:
-        if n_bytes(values.chunks or (), values.dtype) > _CACHE:
-            return 0.0, 1.0
-        first, last = float(values[0]), float(values[shape[0] - 1])
-    except DAMAGE:
-        return 0.0, 1.0
-    scale = (last - first) / (shape[0] - 1)
-    return (first, scale) if np.isfinite([first, scale]).all() and scale else (0.0, 1.0)
-
-
-def frame_reader(
-    dataset: Any,
-    rows: int,
-    columns: int,
-    leading: Sequence[int],
-    falls: tuple[bool, bool] = (False, False),
-) -> Callable[[int], AnyArray]:
-    """Read frame `index` of a dataset in which these are the axes of its rows, columns and frames.
-
-    The frames' last axis is the fastest. Rows or columns whose places fall are turned round.
-    """
-    order = tuple(slice(None, None, -1 if one else 1) for one in falls)
-    sizes = tuple(int(dataset.shape[axis]) for axis in leading)
-
-    def read(index: int) -> AnyArray:
-        places = np.unravel_index(index, sizes) if sizes else ()
-        chosen: list[Any] = [slice(None)] * len(dataset.shape)
-        for axis, place in zip(leading, places, strict=True):
-            chosen[axis] = int(place)
-        pixels = np.asarray(dataset[tuple(chosen)])
-        return (pixels.T if columns < rows else pixels)[order]
-
-    return read
-
-
-def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
-    """Pixel size, unit and origin of a `FrameInfo`; none where neither scale nor unit is told.
-
-    Metres, as Velox has them, in nanometres. The origin of an axis that falls is at its end, where
-    the frame begins once `frame_reader` turned it round.
-    """
-    if any(axis.unit is None and axis.scale == 1 for axis in (row, column)):
-        return {}
-    row, column = (
-        replace(axis, scale=axis.scale * 1e9, offset=axis.offset * 1e9, unit="nm")
-        if axis.unit == "m"
-        else axis
-        for axis in (row, column)
-    )
-    row, column = (
-        replace(axis, offset=axis.offset + (axis.size - 1) * axis.scale, scale=-axis.scale)
-        if axis.scale < 0
-        else axis
-        for axis in (row, column)
-    )
-    size, unit = one_unit((row.scale, row.unit), (column.scale, column.unit))
-    if size is None:
-        return {}
-    factor = 1.0 if size[0] == row.scale else size[0] / row.scale
-    return {"pixel_size": size, "unit": unit, "origin": (row.offset * factor, column.offset)}
-
-
-def falling(row: Axis, column: Axis) -> tuple[bool, bool]:
-    """Whether the places along them fall from pixel to pixel."""
-    return row.scale < 0, column.scale < 0
-
-
-def kept_axes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The recorded axes, whose numbers were not rounded, unless somebody changed them since."""
-    if len(found) != len(recorded):
-        return found
-    return tuple(
-        mine if _same(mine, its) else its for its, mine in zip(found, recorded, strict=True)
-    )
-
-
-def same_sizes(found: tuple[Axis, ...], recorded: tuple[Axis, ...]) -> bool:
-    """Whether nobody took frames away since."""
-    return [axis.size for axis in found] == [axis.size for axis in recorded]
-
-
-def _same(one: Axis, other: Axis) -> bool:
-    numbers = (one.scale, other.scale), (one.offset, other.offset)
-    return one.size == other.size and all(
-        abs(a - b) <= 1e-5 * max(abs(one.scale), abs(a)) for a, b in numbers
-    )
-
-
-def named(signals: Iterable[tuple[str, Signal]]) -> dict[str, Signal]:
-    """By their names, made distinct."""
-    pairs = list(signals)
-    names = distinct([name for name, _ in pairs])
-    return dict(zip(names, (what for _, what in pairs), strict=True))
-
-
-def frame_dataset(group: Any, output: Output, *, is_reversed: bool = False) -> Any:
-    """An empty HDF5 dataset ``data`` for all frames, each a chunk; the axes may be reversed."""
-    n_bytes = output.shape[0] * output.shape[1] * output.dtype.itemsize
-    order = slice(None, None, -1 if is_reversed else 1)
-    chunks = None
-    if output.axes and n_bytes <= LARGEST_CHUNK:
-        chunks = (*(1 for _ in output.axes), *output.shape)[order]
-    return group.create_dataset("data", output.whole_shape[order], output.dtype, chunks=chunks)
-
-
-def place(output: Output, index: int) -> tuple[int, ...]:
-    """Of a frame along the axes."""
-    if not output.axes:
-        return ()
-    sizes = tuple(axis.size for axis in output.axes)
-    return tuple(int(i) for i in np.unravel_index(index, sizes))
-
-
-def image_axes(output: Output) -> tuple[Axis, Axis]:
-    """Of the rows and the columns."""
-    info = output.info
-    size, (top, left) = info.pixel_size or (1.0, 1.0), info.origin
-    height, width = output.shape
-    return (
-        Axis(name="y", size=height, scale=size[0], offset=top, unit=info.unit),
-        Axis(name="x", size=width, scale=size[1], offset=left, unit=info.unit),
-    )

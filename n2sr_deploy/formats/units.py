@@ -1,0 +1,57 @@
+"""Units of length and time, by the spellings found in files."""
+
+from __future__ import annotations
+
+# One of each in nanometres, by the spellings found in files.
+_NANOMETRES = {
+    "pm": 1e-3,
+    "å": 0.1,
+    "angstrom": 0.1,
+    "a": 0.1,
+    "nm": 1.0,
+    "n_m": 1.0,
+    "µm": 1e3,
+    "μm": 1e3,
+    "um": 1e3,
+    "u_m": 1e3,
+    "micron": 1e3,
+    "mm": 1e6,
+    "cm": 1e7,
+    "m": 1e9,
+}
+
+# One of each in seconds.
+_SECONDS = {
+    "ns": 1e-9,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "seconds": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
+
+
+def nanometres(unit: str | None) -> float | None:
+    """How many nanometres one `unit` is; None when it is no length n2sr knows."""
+    return _NANOMETRES.get(unit.strip().lower()) if unit else None
+
+
+def seconds(unit: str | None) -> float | None:
+    """How many seconds one `unit` is; None when it is no time n2sr knows."""
+    return _SECONDS.get(unit.strip().lower()) if unit else None
+
+
+def one_unit(
+    height: tuple[float, str | None], width: tuple[float, str | None]
+) -> tuple[tuple[float, float] | None, str | None]:
+    """Pixel size and unit from each side's; nothing where the units cannot be reconciled."""
+    if height[1] == width[1]:
+        return (height[0], width[0]), width[1]
+    nm = nanometres(height[1]), nanometres(width[1])
+    if nm[0] is None or nm[1] is None:
+        return None, None
+    return (height[0] * nm[0] / nm[1], width[0]), width[1]
