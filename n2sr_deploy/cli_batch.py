@@ -113,14 +113,10 @@ def batch_command(
     killed. A file that fails stops no other; the exit code is then 1.
     """
     from n2sr_deploy.batch import BatchOptions, run_batch
-    from n2sr_deploy.denoise_file import DenoiseOptions
+    from n2sr_deploy.denoise_options import DenoiseOptions
     from n2sr_deploy.progress import shown_batch
 
-    check_denoising(model, samples, backend, options, std=std)
-    if per_frame and model is not None:
-        raise click.UsageError(
-            "--per-frame learns a network for each frame, but --model gives one; leave one out"
-        )
+    check_denoising(model, samples, backend, options, std=std, per_frame=per_frame)
     if scheduler is not None and (jobs != 1 or threads is not None):
         raise click.UsageError(
             "--jobs and --threads are about processes of this machine, but --scheduler has "

@@ -81,11 +81,12 @@ def denoise_command(
     overwrite: bool,
 ) -> None:
     """Denoise the frame NOISY, or with --stack all its frames. The raw file is only read."""
-    from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+    from n2sr_deploy.denoise_file import denoise_file
+    from n2sr_deploy.denoise_options import DenoiseOptions
     from n2sr_deploy.opening import Denoisers
     from n2sr_deploy.progress import shown_frames, shown_training
 
-    check_denoising(model, samples, backend, options, std=std is not None)
+    check_denoising(model, samples, backend, options, std=std is not None, per_frame=per_frame)
     _check_stack(model, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
     judge = (
@@ -177,10 +178,6 @@ class _Judge:
 
 
 def _check_stack(model: Path | None, frame: int | None, *, stack: bool, per_frame: bool) -> None:
-    if per_frame and model is not None:
-        raise click.UsageError(
-            "--per-frame learns a network for each frame, but --model gives one; leave one out"
-        )
     if per_frame and frame is not None:
         raise click.UsageError("--per-frame learns from every frame; leave out --frame")
     if stack and model is not None and frame is not None:

@@ -184,7 +184,13 @@ def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> 
 
 
 def check_denoising(
-    model: Path | None, samples: int | None, backend: str, options: LearnOptions, *, std: bool
+    model: Path | None,
+    samples: int | None,
+    backend: str,
+    options: LearnOptions,
+    *,
+    std: bool,
+    per_frame: bool,
 ) -> None:
     """Refuse, before any work, options that are out of range or contradict each other."""
     if model is not None:
@@ -194,6 +200,10 @@ def check_denoising(
                     f"--{name} is about training, but --model gives a trained network; "
                     "leave one out"
                 )
+    if per_frame and model is not None:
+        raise click.UsageError(
+            "--per-frame learns a network for each frame, but --model gives one; leave one out"
+        )
     if samples is not None and not 1 <= samples <= MAX_SAMPLES:
         raise click.UsageError(f"--samples is {samples}, but must be 1 to {MAX_SAMPLES} draws")
     if std and samples == 1:

@@ -23,7 +23,7 @@ from n2sr_deploy.batch.manifest import NAME, Manifest
 from n2sr_deploy.batch.plan import planned
 from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
-from n2sr_deploy.denoise_file import DenoiseOptions
+from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.errors import InputFileError, OutputError, SettingError
 from n2sr_deploy.files import temporary_of
 from n2sr_deploy.formats import open_frames, write_frames

@@ -16,7 +16,8 @@ from n2sr_deploy import (
     write_frame,
 )
 from n2sr_deploy.defects import measured_part
-from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+from n2sr_deploy.denoise_file import denoise_file
+from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.noise import choose_pattern
 from n2sr_deploy.opening import Denoisers

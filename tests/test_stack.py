@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from n2sr_deploy import Frame, read_frame
 from n2sr_deploy import denoise_file as module
 from n2sr_deploy.cli import main
-from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+from n2sr_deploy.denoise_file import denoise_file
+from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.learning import LearnOptions, TrainingStatus

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from n2sr_deploy.denoise_file import DenoiseOptions
+    from n2sr_deploy.denoise_options import DenoiseOptions
 
     Standing = Literal["to do", "done before", "of another input", "of other settings", "not ours"]
 

@@ -17,7 +17,7 @@ from n2sr_deploy.errors import InputFileError, OutputError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from n2sr_deploy.denoise_file import DenoiseOptions
+    from n2sr_deploy.denoise_options import DenoiseOptions
 
 
 @dataclass(frozen=True, kw_only=True)

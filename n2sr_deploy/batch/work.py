@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from n2sr_deploy import files
-from n2sr_deploy.denoise_file import DenoiseOptions, denoise_file
+from n2sr_deploy.denoise_file import denoise_file
+from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.errors import (
     FrameError,
     MissingExtraError,

@@ -1,0 +1,184 @@
+"""What is told of a denoised file: its history and record, its noise, what rounding lost."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
+from n2sr_deploy.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from n2sr_deploy.denoise_options import DenoiseOptions
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.mending import Mended
+    from n2sr_deploy.model import ModelMetadata
+    from n2sr_deploy.noise import Noise
+    from n2sr_deploy.sampling import AnyArray
+    from n2sr_deploy.uncertainty import Uncertainty
+
+_log = logging.getLogger("n2sr")
+_TOLD_CLIPPED, _TOLD_SHIFT = 1e-3, 1e-3  # shares from which rounding is worth a warning
+_REPAIRED = (
+    "hot pixels replaced by the median of their surroundings and offsets of rows and columns "
+    "subtracted in each frame that had them"
+)
+_MEAN, _ERROR = "mean", "standard error"
+
+
+def noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
+    """The frame's noise; a warning where the model was trained for noise of another kind.
+
+    A model that keeps rows apart does no harm where the noise is white; one that does not leaves
+    streaks where it is not.
+    """
+    if min(mended.noisy.shape) < SMALLEST:
+        return None
+    noise = measure_noise(mended.noisy, repaired=mended.repaired)
+    pattern, _, why = choose_pattern(noise)
+    if pattern.name not in ("cell", model.pattern.name):
+        _log.warning(
+            "%s; but the model was trained with pattern %s: noise may stay. "
+            "Train one on a frame of this kind",
+            why,
+            model.pattern,
+        )
+    return noise
+
+
+class Rounding:
+    """What rounding to integers did to the intensities."""
+
+    def __init__(self) -> None:
+        self._n_pixels = self._n_clipped = 0
+        self._before = self._after = 0.0
+
+    def add(self, before: AnyArray, after: AnyArray) -> None:
+        """Of one frame more."""
+        self._n_pixels += before.size
+        self._n_clipped += int(np.count_nonzero(np.abs(before - after.astype(np.float64)) > 0.5))
+        self._before += float(before.sum(dtype=np.float64))
+        self._after += float(after.sum(dtype=np.float64))
+
+    def tell(self) -> None:
+        """Warn where it changed them."""
+        if not self._n_pixels:
+            return
+        clipped = self._n_clipped / self._n_pixels
+        shift = abs(self._after - self._before) / max(abs(self._before), 1e-30)
+        if clipped > _TOLD_CLIPPED or shift > _TOLD_SHIFT:
+            _log.warning(
+                "--dtype same clipped %.2g %% of the pixels and rounded the rest: the mean went "
+                "from %.4g to %.4g; leave it out to keep the intensities",
+                100 * clipped,
+                self._before / self._n_pixels,
+                self._after / self._n_pixels,
+            )
+
+
+class Provenance:
+    """Gathers what was done to the frames of one file, and tells it.
+
+    Parameters
+    ----------
+    options
+        How they are denoised.
+    n_frames
+        That the file holds.
+    indexes
+        Of those that are denoised.
+    learned_from
+        The frame that one network for all was learned from; None: there is none such.
+    """
+
+    def __init__(
+        self,
+        options: DenoiseOptions,
+        n_frames: int,
+        indexes: Sequence[int],
+        learned_from: int | None,
+    ) -> None:
+        self._options, self._n_frames, self._indexes = options, n_frames, indexes
+        self._learned_from = learned_from
+        self._noise: Noise | None = None  # of the first frame, where a model is given
+        self._mended: list[str] = []
+        self._uncertainties: list[str] = []
+        self.rounding = Rounding()
+
+    def add_frame(self, mended: Mended, model: ModelMetadata) -> None:
+        """A frame that is about to be denoised."""
+        if mended.repaired.describe():
+            self._mended.append(mended.repaired.describe())
+        if self._options.model is not None and self._noise is None:
+            self._noise = noise_of(mended, model)
+
+    def add_uncertainty(self, uncertainty: Uncertainty) -> None:
+        """Its standard error."""
+        self._uncertainties.append(uncertainty.describe())
+
+    def of_result(
+        self, frame: Frame, mended: Mended, model: ModelMetadata, n_samples: int, backend: str
+    ) -> Frame:
+        """The denoised frame, with history and record."""
+        options, seed = self._options, self._options.learn.seed or 0
+        which, history = f"frame {frame.index} of {self._n_frames}", mended.history
+        weights: str | None = model.weights_sha256
+        if len(self._indexes) > 1:
+            which = f"frames 0 to {self._n_frames - 1}"
+            history = (*frame.history, _REPAIRED) if options.learn.repair else frame.history
+            weights = None if options.per_frame else weights
+        by = f"weights {weights[:12]}" if weights else "each frame's own weights"
+        done = (
+            f"n2sr {VERSION}: {_MEAN} of {n_samples} draws, seed {seed}, {which}, "
+            f"preset {model.preset}, pattern {model.pattern}, {by}, {backend}"
+        )
+        learned = dict(model.noise) if model.noise and weights else None
+        record = {
+            "version": VERSION,
+            "result": _MEAN,
+            "frames": which,
+            "weights_sha256": weights,
+            "preset": model.preset,
+            "pattern": str(model.pattern),
+            "n_samples": n_samples,
+            "seed": seed,
+            "backend": backend,
+            "repair": options.learn.repair,
+            "dtype": options.dtype,
+            "learned_from_frame": self._learned_from,
+            "noise": learned if self._noise is None else self._noise.to_dict(),
+        }
+        return replace(frame, history=(*history, done), metadata={**frame.metadata, "n2sr": record})
+
+    def tell(self) -> None:
+        """Log what a user would not see in the result."""
+        self.rounding.tell()
+        if len(self._uncertainties) == 1:
+            _log.info("%s", self._uncertainties[0])
+        n_frames = len(self._indexes)
+        if not self._mended or (self._options.model is None and n_frames == 1):
+            return  # a training has told it
+        if n_frames == 1:
+            _log.info("mended: %s", self._mended[0])
+        else:
+            _log.info(
+                "mended: hot pixels or offsets of lines in %d of %d frames",
+                len(self._mended),
+                n_frames,
+            )
+
+
+def of_standard_error(result: Frame) -> Frame:
+    """A denoised frame's history and record, as those of its standard error."""
+    record = {**result.metadata["n2sr"], "result": _ERROR, "dtype": "float32"}
+    done = result.history[-1].replace(f": {_MEAN} of ", f": {_ERROR} of ", 1)
+    return replace(
+        result,
+        history=(*result.history[:-1], done),
+        metadata={**result.metadata, "n2sr": record},
+    )
