@@ -124,7 +124,7 @@ def report_command(
     from n2sr_deploy.formats import read_frame
     from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
-    from n2sr_deploy.report.reporting import check_second
+    from n2sr_deploy.report.reporting import check_pixel_size, check_second
 
     if std is not None and model is not None:
         raise click.UsageError("--std and --model both tell the spread; leave one out")
@@ -134,6 +134,7 @@ def report_command(
     check_report(output, overwrite=overwrite, inputs=inputs)
     noisy_frame = read_frame(noisy, frame, signal)
     result = _same_frame(denoised, noisy_frame)
+    check_pixel_size("denoised frame", result, noisy_frame)
     made = _Made.of(result, denoised, seed)
     mended = mend(noisy_frame, repairs=made.repair and not no_repair)
     other = None
@@ -141,6 +142,7 @@ def report_command(
         other = read_frame(second, second_frame, signal if second == noisy else None)
         is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
         check_second(other, noisy_frame, is_same=is_same)
+        check_pixel_size("second exposure", other, noisy_frame)
         other = other.cropped(*mended.part)
     which = f", frame {noisy_frame.index}" if noisy_frame.n_frames > 1 else ""
     lines = [f"{noisy.name}{which}: {noisy_frame.describe()}", *result.history]

@@ -444,3 +444,25 @@ def test_without_matplotlib_the_error_names_the_extra(files, monkeypatch):
         drawing_module.check_drawing()
     result = run(files, "noisy.tif", "denoised.tif", "-o", "report.html")
     assert result.exit_code == 2
+
+
+def test_frames_of_other_pixel_sizes_are_refused(tmp_path):
+    pixels = np.random.default_rng(0).normal(100, 5, (64, 64)).astype(np.float32)
+    for name, size, unit in (("noisy", 0.1, "nm"), ("same", 1.001, "Å"), ("other", 0.2, "nm")):
+        write_frame(
+            tmp_path / f"{name}.tif", Frame(pixels=pixels, pixel_size=(size,) * 2, unit=unit)
+        )
+
+    def report(denoised, *options):
+        arguments = [tmp_path / "noisy.tif", tmp_path / f"{denoised}.tif", *options]
+        output = ["-o", tmp_path / f"{denoised}{len(options)}.html"]
+        return CliRunner().invoke(main, ["report", *map(str, [*arguments, *output])])
+
+    assert report("same").exit_code == 0
+    refused = report("other")
+    assert refused.exit_code == 2
+    assert (
+        "the denoised frame has pixels of 0.2 nm, but the noisy frame of 0.1 nm" in refused.stderr
+    )
+    refused = report("same", "--second", tmp_path / "other.tif")
+    assert "the second exposure has pixels of 0.2 nm" in refused.stderr

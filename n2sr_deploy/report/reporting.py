@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from n2sr_deploy import files
-from n2sr_deploy.errors import SettingError
+from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.report.drawing import check_drawing, overview_png
 from n2sr_deploy.report.measuring import Halves, check_shape, measure
 from n2sr_deploy.report.page import page
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.report.findings import ReportFindings
     from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
+
+
+_SAME_SIZE = 0.02  # by which sizes may differ that were calibrated apart
 
 
 class AnyDenoiser(Protocol):
@@ -172,3 +178,22 @@ def check_second(second: Frame, noisy: Frame, *, is_same: bool) -> None:
             "give another exposure of the same area, with --second and --second-frame"
         )
     check_shape("second exposure", second.shape, noisy)
+
+
+def check_pixel_size(name: str, frame: Frame, noisy: Frame) -> None:
+    """Refuse a frame whose pixels are known to be of another size: it shows another area."""
+    size, expected = _in_nm(frame), _in_nm(noisy)
+    if size is None or expected is None or np.allclose(size, expected, rtol=_SAME_SIZE):
+        return
+    raise FrameError(
+        f"the {name} has pixels of {size[0]:.4g} nm, but the noisy frame of "
+        f"{expected[0]:.4g} nm; give frames of one area"
+    )
+
+
+def _in_nm(frame: Frame) -> tuple[float, float] | None:
+    nm = nanometres(frame.unit)
+    if frame.pixel_size is None or nm is None:
+        return None
+    height, width = frame.pixel_size
+    return height * nm, width * nm
