@@ -12,6 +12,7 @@ the frame itself, in two ways that are then weighed against each other:
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -35,15 +36,14 @@ _log = logging.getLogger("n2sr")
 # Chosen on the development frames of benchmarks/coverage.py; how, in 0012-spread.md.
 _SMOOTH = 4.0  # pixels; a variance of 4 draws, 3 degrees of freedom, is averaged over about 200
 _EVERYWHERE = 0.03  # share of the error's mean square that is the same at every pixel
-_OF_TWIN = 1.8  # the error's mean square over the twin's, and its uncertainty as a share
-_OF_TWIN_ERROR = 0.45
-_OF_RESIDUAL = 1.25  # likewise over what the residual tells
-_OF_RESIDUAL_ERROR = 0.1
-# Cycles per pixel. Errors are at low frequencies, where noise above would only add; a wider band is
-# taken where the residual rises above the noise's scatter there, by so many standard errors.
-_BANDS = 0.1, 0.15, 0.25
-_RISES = 2.5
-_FLOOR_ERROR = 0.005  # share by which the noise's power may be wrong
+_TIMES_TWIN = 2.0  # the error's mean square over the twin's, and its uncertainty as a share
+_TIMES_TWIN_ERROR = 0.5
+_CELL_ERROR = 0.8  # by which share a cell of the spectrum may depart from that
+_TIMES_ESTIMATE = 1.1  # what is still missing on average, and how far frames scatter around it
+_ESTIMATE_ERROR = 0.2
+# Cycles per pixel. Errors are at low frequencies; above, noise would only add.
+_BANDS = 0.02, 0.04, 0.07, 0.1, 0.15, 0.25
+_FLOOR_ERROR = 0.02  # share by which the noise's power may be wrong
 _OF_SPREAD = 0.9  # the error's mean square over that of the raw spread, where no twin can be made
 _OF_SPREAD_ERROR = 1.0
 _SEED = 0x6E327374  # of the twin's noise; unlike any that someone simulates noise with
@@ -92,15 +92,19 @@ def standard_error(
     The standard error and how well its scale is known. Deterministic if `denoise` is. Of frames
     below 48 x 48 pixels, and of ones without noise, the scale is a guess, which is logged.
     """
+    twin = _Twin.of(frame, denoised, denoise)
     variance = smoothed(np.square(denoised.std, dtype=np.float64), _SMOOTH)
-    inside = float(middle_of(variance).mean())
-    estimate = _mean_square(frame, denoised, denoise)
-    if estimate is None:
+    if twin is None:
         _log.warning(
             "this frame is too small, or without noise, to calibrate the spread on it: the "
             "standard error's scale is that of other frames, right within a factor of two"
         )
+        inside = float(variance.mean())
         estimate = _Estimate(_OF_SPREAD * inside, _OF_SPREAD * _OF_SPREAD_ERROR * inside)
+    else:
+        variance = twin.completed(variance)
+        inside = twin.average(middle_of(variance))
+        estimate = twin.mean_square()
     scale = estimate.value / inside if inside > 0 else 0.0
     squared = scale * ((1 - _EVERYWHERE) * variance + _EVERYWHERE * inside)
     if not inside > 0:
@@ -129,65 +133,106 @@ def smoothed(values: AnyArray, size: float) -> AnyArray:
     return np.asarray(values)
 
 
-def _mean_square(
-    frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
-) -> _Estimate | None:
-    """What twin and residual tell together; None where there can be no twin."""
-    noisy, result = middle_of(frame.pixels), middle_of(denoised.mean)
-    if min(noisy.shape) < SMALLEST:
-        return None
-    noise = measure_noise(frame)
-    if noise.std < NOISELESS * noisy.std():
-        return None
-    spectrum = Spectrum(noisy)
-    floor = spectrum.levelled_floor()
-    added = _coloured(floor) * noise.std_at(result)
-    twin_error = denoise(Frame(pixels=(result + added).astype(np.float32))).mean - result
-    twin = float(np.square(twin_error).mean())
-    told = _told_by_residual(spectrum, floor, noisy - result, twin_error, added)
-    prior = _Estimate(_OF_TWIN * twin, _OF_TWIN * _OF_TWIN_ERROR * twin)
-    # What is lost in the result is lost in the twin from the start: it may be far too hopeful.
-    doubt = max(told.value - 2 * told.error - prior.value, 0.0)
-    prior = prior._replace(error=math.hypot(prior.error, doubt))
-    weights = [1 / max(estimate.error, 1e-30) ** 2 for estimate in (prior, told)]
-    value = (prior.value * weights[0] + told.value * weights[1]) / sum(weights)
-    return _Estimate(max(value, twin), 1 / math.sqrt(sum(weights)))
+@dataclass(frozen=True)
+class _Twin:
+    """The middle of the denoised frame, given noise like the frame's and denoised again."""
+
+    spectrum: Spectrum
+    floor: AnyArray
+    residual: AnyArray
+    """(h, w) in counts: noisy minus denoised."""
+    added: AnyArray
+    error: AnyArray
+    variance: AnyArray
+    """Of the twin's draws, averaged as the frame's."""
+
+    @classmethod
+    def of(
+        cls, frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
+    ) -> _Twin | None:
+        """None of a frame that is too small or without noise."""
+        noisy, result = middle_of(frame.pixels), middle_of(denoised.mean)
+        if min(noisy.shape) < SMALLEST:
+            return None
+        noise = measure_noise(frame)
+        if noise.std < NOISELESS * noisy.std():
+            return None
+        spectrum = Spectrum(noisy)
+        floor = spectrum.levelled_floor()
+        added = _coloured(floor) * noise.std_at(result)
+        again = denoise(Frame(pixels=(result + added).astype(np.float32)))
+        variance = smoothed(np.square(again.std, dtype=np.float64), _SMOOTH)
+        return cls(spectrum, floor, noisy - result, added, again.mean - result, variance)
+
+    def average(self, values: AnyArray) -> float:
+        """Of (h, w), weighted as spectra see a frame: most in its middle."""
+        return float(np.average(values, weights=np.square(self.spectrum.window)))
+
+    def completed(self, variance: AnyArray) -> AnyArray:
+        """(H, W): by twice as many draws, where the twin is."""
+        variance = variance.copy()
+        middle = tuple(
+            slice((n - m) // 2, (n + m) // 2)
+            for n, m in zip(variance.shape, self.error.shape, strict=True)
+        )
+        own = self.average(self.variance)
+        if own > 0:
+            times = self.average(variance[middle]) / own
+            variance[middle] = (variance[middle] + times * self.variance) / 2
+        return variance
+
+    def mean_square(self) -> _Estimate:
+        """What twin and residual tell together of the error's mean square.
+
+        The spectrum is cut into cells, where the frame shows signal and where not, from low to high
+        frequencies. One factor takes the twin's error to the frame's, and each cell may depart
+        from it as far as its residual says.
+        """
+        cells, whole = self._cells()
+        twin, told, error = np.array(cells).T
+        scatter = np.square(_CELL_ERROR * _TIMES_TWIN * twin)
+        weight = twin / (np.square(error) + scatter)
+        prior = 1 / (_TIMES_TWIN_ERROR * _TIMES_TWIN) ** 2
+        weights = float(weight @ twin) + prior
+        times = max((float(weight @ told) + prior * _TIMES_TWIN) / weights, 1.0)
+        expected = times * twin
+        share = np.square(error) / (np.square(error) + np.square(_CELL_ERROR * expected))
+        values = np.maximum(share * expected + (1 - share) * told, twin)
+        value = _TIMES_ESTIMATE * (float(values.sum()) + times * (whole - float(twin.sum())))
+        independent = float(((1 - share) * np.square(error)).sum())
+        common = whole * float(share @ twin) / max(float(twin.sum()), 1e-300) / math.sqrt(weights)
+        own = _ESTIMATE_ERROR * value
+        return _Estimate(value, math.hypot(math.sqrt(independent), common, own))
+
+    def _cells(self) -> tuple[list[tuple[float, float, float]], float]:
+        """Of each cell the twin's error, what the residual tells and how surely; the twin's of all.
+
+        The residual tells its power above the noise's, and twice the covariance that error and
+        noise have in the twin. All in counts squared.
+        """
+        spectrum, floor = self.spectrum, self.floor
+        error, added = (np.fft.fft2(x * spectrum.window) for x in (self.error, self.added))
+        twin = spectrum.density(error) / floor.size
+        common = (error * added.conj()).real / np.square(spectrum.window).sum()
+        power = spectrum.density(np.fft.fft2(self.residual * spectrum.window))
+        told = (power - floor + 2 * common) / floor.size
+        fy, fx = (np.fft.fftfreq(n) for n in self.residual.shape)
+        frequency = np.hypot(fy[:, None], fx[None, :])
+        lowest = 2.5 / min(self.residual.shape)  # below, the window smears what the mean is off
+        edges = [lowest, *(band for band in _BANDS if band > 1.5 * lowest)]
+        cells = []
+        for low, high in itertools.pairwise(edges):
+            band = (frequency >= low) & (frequency < high)
+            for cell in (band & spectrum.signal, band & ~spectrum.signal):
+                noise = floor[cell] / floor.size
+                scatter = math.sqrt(2 * SHARED * float(np.square(noise).sum()))
+                sure = math.hypot(scatter, _FLOOR_ERROR * float(noise.sum()))
+                if sure > 0:
+                    cells.append((float(twin[cell].sum()), float(told[cell].sum()), sure))
+        return cells, float(twin.sum())
 
 
 def _coloured(floor: AnyArray) -> AnyArray:
     """(h, w) normal noise of unit variance, correlated as the floor says."""
     white = np.fft.fft2(np.random.default_rng(_SEED).normal(size=floor.shape))
     return np.asarray(np.fft.ifft2(white * np.sqrt(floor / floor.mean())).real)
-
-
-def _told_by_residual(
-    spectrum: Spectrum, floor: AnyArray, residual: AnyArray, twin_error: AnyArray, added: AnyArray
-) -> _Estimate:
-    """At low frequencies the residual's power above the noise's, and twice the covariance.
-
-    At higher frequencies the twin's error: the residual says too little there.
-    """
-    power = spectrum.density(np.fft.fft2(residual * spectrum.window))
-    transforms = [np.fft.fft2(image * spectrum.window) for image in (twin_error, added)]
-    twin = spectrum.density(transforms[0])
-    common = (transforms[0] * transforms[1].conj()).real / np.square(spectrum.window).sum()
-    fy, fx = (np.fft.fftfreq(n) for n in residual.shape)
-    frequency = np.hypot(fy[:, None], fx[None, :])
-    lowest = 2.5 / min(residual.shape)  # below, the window smears what the mean is off
-    value, squared, reach = 0.0, 0.0, lowest
-    for low, high in zip((lowest, *_BANDS), _BANDS, strict=False):
-        band = (frequency >= low) & (frequency < high)
-        risen = float((power - floor + 2 * common)[band].sum()) / floor.size
-        scatter = 2 * SHARED * float(np.square(floor[band]).sum()) / floor.size**2
-        level = _FLOOR_ERROR * float(floor[band].sum()) / floor.size
-        error = math.hypot(math.sqrt(scatter), level)
-        least = float(twin[band].sum()) / floor.size
-        if low > lowest and risen - least < _RISES * error:
-            break
-        value += risen
-        squared += error**2
-        reach = high
-    value += float(twin[frequency >= reach].sum()) / floor.size
-    value *= _OF_RESIDUAL
-    own = _OF_RESIDUAL_ERROR * max(value, float(twin.sum()) / floor.size)
-    return _Estimate(value, math.hypot(_OF_RESIDUAL * math.sqrt(squared), own))
