@@ -13,8 +13,8 @@ from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, build_plan, engine_key
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.layout import input_shapes
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
-from n2sr_deploy.pipeline import input_shapes
 from n2sr_deploy.sampling import Window, draw
 
 if TYPE_CHECKING:

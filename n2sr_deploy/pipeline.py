@@ -6,8 +6,6 @@ A `Program` is a network with the memory and the recorded graphs for the frames 
 
 from __future__ import annotations
 
-import ctypes
-import itertools
 import logging
 import time
 from collections import OrderedDict, deque
@@ -17,300 +15,28 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Statistics
+from n2sr_deploy.cuda.device import PIXEL_TYPES
 from n2sr_deploy.denoiser import Denoised, check_frame
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError, SettingError
 from n2sr_deploy.frame import Frame, is_resolved
-from n2sr_deploy.sampling import Window, check_key
+from n2sr_deploy.layout import layouts
+from n2sr_deploy.plan import Kind, Plan
+from n2sr_deploy.sampling import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork, InputShape
+    from n2sr_deploy.backends.base import DeviceNetwork
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
 _PLANS_KEPT = 2  # of each slot: frames of other shapes or types
-_KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
-
-
-class _Layout(NamedTuple):
-    """How a frame is cut: how many draws the network is given at once, and tiles."""
-
-    at_once: int
-    seen: Shape
-    """Of a tile, what the network sees of the padded frame; all tiles see as much."""
-
-
-class _Kind(NamedTuple):
-    """What a plan is made for."""
-
-    shape: Shape
-    dtype: np.dtype
-    n_samples: int
-
-
-def layouts(model: ExportedModel, shape: Shape, n_samples: int) -> Iterator[_Layout]:
-    """The fastest first, then ones that need less and less memory."""
-    meta = model.metadata
-    padded = meta.padded(shape)
-    at_once = n_samples
-    while at_once > 1:
-        yield _Layout(at_once, padded)
-        at_once = -(-at_once // 2)
-    seen = padded
-    while True:
-        yield _Layout(1, seen)
-        smaller = tuple(
-            min(length, max(-(-length // 2 // multiple) * multiple, _least_seen(model, axis)))
-            for axis, (length, multiple) in enumerate(zip(seen, meta.pad_multiple, strict=True))
-        )
-        if smaller == seen:
-            return
-        seen = smaller[0], smaller[1]
-
-
-def input_shapes(model: ExportedModel, shape: Shape, n_samples: int) -> list[InputShape]:
-    """What a network is given of frames of this shape when memory does not matter.
-
-    Parameters
-    ----------
-    model
-        The exported model.
-    shape
-        (H, W) of the frames.
-    n_samples
-        M.
-
-    Returns
-    -------
-    (draws at once, 1, h, w) each; two where draws are also laid transposed, of frames that are not
-    square.
-    """
-    layout = next(layouts(model, shape, n_samples))
-    stride = model.metadata.pattern.stride
-    height, width = (seen // s for seen, s in zip(layout.seen, stride, strict=True))
-    batches = _batches(model, n_samples, layout)
-    kinds = dict.fromkeys((count, is_transposed) for _, count, is_transposed in batches)
-    return [
-        (count, 1, *((width, height) if turned else (height, width))) for count, turned in kinds
-    ]
-
-
-def _batches(
-    model: ExportedModel, n_samples: int, layout: _Layout
-) -> Iterator[tuple[int, int, bool]]:
-    """First draw and number of draws that lie alike, and whether they are transposed."""
-    meta = model.metadata
-    stride = meta.pattern.stride
-    is_square = layout.seen[0] * stride[1] == layout.seen[1] * stride[0]
-    apart = meta.n_orientations == 8 and not is_square
-    size = meta.pattern.group_size if apart else n_samples
-    for group in range(0, n_samples, size):
-        end = min(group + size, n_samples)
-        for first in range(group, end, layout.at_once):
-            yield first, min(layout.at_once, end - first), apart and group // size % 2 == 1
-
-
-def _overlap(model: ExportedModel, axis: int) -> int:
-    multiple = model.metadata.pad_multiple[axis]
-    return -(-model.metadata.receptive_radius[axis] // multiple) * multiple
-
-
-def _least_seen(model: ExportedModel, axis: int) -> int:
-    """Of a tile: as much again as it overlaps its neighbours on both sides."""
-    return 4 * _overlap(model, axis) or model.metadata.pad_multiple[axis]
-
-
-def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Along an axis: where tiles that see `seen` pixels begin, and from where to where they count.
-
-    Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
-    """
-    begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
-    ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
-    return list(zip(begins, [0, *ends[:-1]], ends, strict=True))
-
-
-class _Plan:
-    """The memory of one kind of frame in one slot, and the graph of its work."""
-
-    def __init__(
-        self,
-        model: ExportedModel,
-        network: DeviceNetwork,
-        device: Device,
-        kind: _Kind,
-        layout: _Layout,
-        stream: int,
-    ) -> None:
-        self.model, self.network, self.device, self.kind = model, network, device, kind
-        self._stream = stream
-        self.layout = layout
-        self.has_run = False
-        self._graph: int | None = None
-        meta = model.metadata
-        self._draws_of = Draws(0, kind.n_samples, meta.pattern.group_size, meta.n_orientations == 8)
-        stride = meta.pattern.stride
-        self._batches = list(_batches(model, kind.n_samples, layout))
-        self._cells = layout.seen[0] // stride[0], layout.seen[1] // stride[1]
-        with ExitStack() as opened:
-            self._allocate(opened)
-            self._contexts = {
-                (count, is_transposed): self._context(opened, count, is_transposed)
-                for count, is_transposed in {batch[1:] for batch in self._batches}
-            }
-            self._opened = opened.pop_all()
-        self._is_capturable = all(context.is_capturable for context in self._contexts.values())
-
-    def _allocate(self, opened: ExitStack) -> None:
-        kind, seen = self.kind, self.layout.seen
-        number = 2 if self.network.is_half else 4
-        n_pixels = kind.shape[0] * kind.shape[1]
-        sizes = {
-            "pixels": n_pixels * kind.dtype.itemsize,
-            "key": _KEY_BYTES,
-            "statistics": _STATISTICS_BYTES,
-            "of_result": _STATISTICS_BYTES,
-            "scratch": self.device.scratch_bytes(),
-            "draws": kind.n_samples * self._cells[0] * self._cells[1] * number,
-            "outputs": kind.n_samples * seen[0] * seen[1] * number,
-            "mean": n_pixels * 4,
-            "std": n_pixels * 4,
-        }
-        self._at: dict[str, int] = {}
-        for name, n_bytes in sizes.items():
-            self._at[name] = self.device.allocate(n_bytes)
-            opened.callback(self.device.free, self._at[name])
-        self._host = {}
-        for name in ("pixels", "key", "statistics", "mean", "std"):
-            self._host[name] = self.device.pinned(sizes[name])
-            opened.callback(self.device.unpin, self._host[name])
-        self._pixels = self._host["pixels"].view(kind.dtype).reshape(kind.shape)
-        self._key = self._host["key"].view(np.uint64)
-        self.statistics = self._host["statistics"].view(np.float64)
-        self.mean, self.std = (
-            self._host[name].view(np.float32).reshape(kind.shape) for name in ("mean", "std")
-        )
-
-    def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> DeviceContext:
-        height, width = self._cells[::-1] if is_transposed else self._cells
-        context = self.network.context((count, 1, height, width), self._stream)
-        opened.callback(context.close)
-        return context
-
-    def close(self) -> None:
-        """Release memory and graph."""
-        self._opened.callback(self._forget_graph)
-        self._opened.close()
-
-    def _forget_graph(self) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            self.device.end_graph(graph)
-
-    def _tiles(self) -> Iterator[tuple[Window, Part]]:
-        """What is drawn of the frame, and what of it goes where."""
-        meta, shape, seen = self.model.metadata, self.kind.shape, self.layout.seen
-        padded = meta.padded(shape)
-        rows, columns = (
-            _cut(padded[axis], seen[axis], _overlap(self.model, axis)) for axis in (0, 1)
-        )
-        stride_y, stride_x = meta.pattern.stride
-        for (y, top, bottom), (x, left, right) in itertools.product(rows, columns):
-            height, width = min(bottom, shape[0]) - top, min(right, shape[1]) - left
-            if height > 0 and width > 0:
-                yield (
-                    Window(y // stride_y, x // stride_x, *self._cells),
-                    Part(top - y, left - x, height, width, *seen, shape[1]),
-                )
-
-    def fill(self, frame: Frame, key: tuple[int, int]) -> None:
-        """Copy a frame and the key of its draws into pinned memory."""
-        np.copyto(self._pixels, frame.pixels, casting="unsafe")
-        self._key[:] = key
-
-    def run(self) -> None:
-        """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
-        if self._graph is None and self._is_capturable:
-            self._record()
-        if self._graph is not None:
-            self.device.replay(self._graph, self._stream)
-        else:
-            self.enqueue()
-
-    def _record(self) -> None:
-        """Where that fails, frames go on unrecorded."""
-        self.device.begin_capture(self._stream)
-        try:
-            try:
-                self.enqueue()
-            finally:
-                self._graph = self.device.end_capture(self._stream)
-        except DeviceError as error:
-            self._is_capturable = False
-            self._forget_graph()
-            _log.warning("no CUDA graph can be recorded, frames take longer without: %s", error)
-
-    def enqueue(self) -> None:
-        """All the work of a frame whose pixels and key are in pinned memory."""
-        device, at, kind, stream = self.device, self._at, self.kind, self._stream
-        n_pixels = kind.shape[0] * kind.shape[1]
-        device.upload(at["key"], self._host["key"], stream)
-        device.upload(at["pixels"], self._host["pixels"], stream)
-        device.statistics(
-            at["pixels"], kind.dtype, n_pixels, at["scratch"], at["statistics"], stream
-        )
-        for window, part in self._tiles():
-            self._enqueue_tile(window, part)
-        device.shift_mean(
-            at["mean"], n_pixels, at["scratch"], at["statistics"], at["of_result"], stream
-        )
-        for name in ("statistics", "mean", "std"):
-            device.download(self._host[name], at[name], stream)
-
-    def _enqueue_tile(self, window: Window, part: Part) -> None:
-        device, at, kind, stream = self.device, self._at, self.kind, self._stream
-        is_half = self.network.is_half
-        device.draw(
-            at["pixels"],
-            kind.dtype,
-            kind.shape,
-            self.model.metadata.pattern,
-            window,
-            self._draws_of,
-            at["key"],
-            at["statistics"],
-            at["draws"],
-            is_half,
-            stream,
-        )
-        number = 2 if is_half else 4
-        input_bytes = window.height * window.width * number
-        output_bytes = part.of_height * part.of_width * number
-        for first, count, is_transposed in self._batches:
-            self._contexts[count, is_transposed].enqueue(
-                at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes
-            )
-        stride_y, stride_x = self.model.metadata.pattern.stride
-        top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
-        offset = 4 * (top * part.row + left)
-        device.merge(
-            at["outputs"],
-            is_half,
-            self._draws_of,
-            part,
-            at["statistics"],
-            at["mean"] + offset,
-            at["std"] + offset,
-            stream,
-        )
 
 
 class _InFlight(NamedTuple):
-    plan: _Plan
+    plan: Plan
     frame: Frame
     began: float
     enqueued: float
@@ -322,7 +48,7 @@ class _Slot:
     def __init__(self, model: ExportedModel, network: DeviceNetwork, device: Device) -> None:
         self._model, self._network, self._device = model, network, device
         self._stream: int | None = None
-        self._plans: OrderedDict[_Kind, _Plan] = OrderedDict()
+        self._plans: OrderedDict[Kind, Plan] = OrderedDict()
         self._in_flight: _InFlight | None = None
 
     @property
@@ -337,7 +63,7 @@ class _Slot:
         """Enqueue a frame's work; for a kind of frame that is new, plan it and do it at once."""
         began = time.perf_counter()
         own = frame.pixels.dtype
-        kind = _Kind(frame.shape, own if own in PIXEL_TYPES else np.dtype(np.float32), n_samples)
+        kind = Kind(frame.shape, own if own in PIXEL_TYPES else np.dtype(np.float32), n_samples)
         try:
             if self._stream is None:
                 self._stream = self._device.stream()
@@ -352,7 +78,7 @@ class _Slot:
             raise
         self._in_flight = _InFlight(plan, frame, began, time.perf_counter())
 
-    def _planned(self, kind: _Kind, frame: Frame, key: tuple[int, int], stream: int) -> _Plan:
+    def _planned(self, kind: Kind, frame: Frame, key: tuple[int, int], stream: int) -> Plan:
         """With as much at once as the memory allows; the frame's work has been done, unrecorded.
 
         What a library sets up when it first runs must not be recorded.
@@ -363,7 +89,7 @@ class _Slot:
         for layout in layouts(self._model, kind.shape, kind.n_samples):
             with ExitStack() as opened:
                 try:
-                    plan = _Plan(self._model, self._network, self._device, kind, layout, stream)
+                    plan = Plan(self._model, self._network, self._device, kind, layout, stream)
                     opened.callback(plan.close)
                     plan.fill(frame, key)
                     plan.enqueue()

@@ -25,7 +25,8 @@ from n2sr_deploy.errors import (
     OutOfDeviceMemoryError,
     OutputError,
 )
-from n2sr_deploy.pipeline import FramePipeline, Program, input_shapes
+from n2sr_deploy.layout import input_shapes
+from n2sr_deploy.pipeline import FramePipeline, Program
 from tests.fake_device import FakeDevice, FakeNetwork
 
 SHAPE = (4, 1, 48, 64)

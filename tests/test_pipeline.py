@@ -16,7 +16,8 @@ from n2sr_deploy.errors import (
     OutOfDeviceMemoryError,
     SettingError,
 )
-from n2sr_deploy.pipeline import FramePipeline, Program, layouts
+from n2sr_deploy.layout import layouts, tiles
+from n2sr_deploy.pipeline import FramePipeline, Program
 from tests.conftest import random_pixels, tiny_config
 from tests.fake_device import FakeDevice, FakeNetwork
 
@@ -184,21 +185,15 @@ def test_a_gpu_that_is_too_small_says_so_and_leaves_nothing(model):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (33, 95), (500, 130)])
-def test_layouts_cover_the_frame_exactly_once(device, model, shape):
-    from n2sr_deploy.pipeline import _Kind, _Plan
-
-    network = FakeNetwork(model, device)
+def test_layouts_cover_the_frame_exactly_once(model, shape):
     for layout in layouts(model, shape, 3):
-        kind = _Kind(shape, np.dtype(np.uint8), 3)
-        plan = _Plan(model, network, device, kind, layout, 0)
         covered = np.zeros(shape, int)
-        for window, part in plan._tiles():
+        for window, part in tiles(model, shape, layout):
             top, left = part.top + 2 * window.top, part.left + 2 * window.left
             covered[top : top + part.height, left : left + part.width] += 1
             assert part.top + part.height <= part.of_height
             assert part.left + part.width <= part.of_width
         assert (covered == 1).all()
-        plan.close()
 
 
 def test_what_the_network_was_not_built_for_is_told_and_leaves_nothing(device, model, noisy):

@@ -1,0 +1,124 @@
+"""How a frame on a GPU is cut: draws at once, and tiles."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+from n2sr_deploy.cuda.device import Part
+from n2sr_deploy.sampling import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from n2sr_deploy.backends.base import InputShape
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import Shape
+
+
+class Layout(NamedTuple):
+    """How a frame is cut: how many draws the network is given at once, and tiles."""
+
+    at_once: int
+    seen: Shape
+    """Of a tile, what the network sees of the padded frame; all tiles see as much."""
+
+    def cells(self, stride: Shape) -> Shape:
+        """Height and width of a draw of a tile."""
+        return self.seen[0] // stride[0], self.seen[1] // stride[1]
+
+
+def layouts(model: ExportedModel, shape: Shape, n_samples: int) -> Iterator[Layout]:
+    """The fastest first, then ones that need less and less memory."""
+    meta = model.metadata
+    padded = meta.padded(shape)
+    at_once = n_samples
+    while at_once > 1:
+        yield Layout(at_once, padded)
+        at_once = -(-at_once // 2)
+    seen = padded
+    while True:
+        yield Layout(1, seen)
+        smaller = tuple(
+            min(length, max(-(-length // 2 // multiple) * multiple, _least_seen(model, axis)))
+            for axis, (length, multiple) in enumerate(zip(seen, meta.pad_multiple, strict=True))
+        )
+        if smaller == seen:
+            return
+        seen = smaller[0], smaller[1]
+
+
+def input_shapes(model: ExportedModel, shape: Shape, n_samples: int) -> list[InputShape]:
+    """What a network is given of frames of this shape when memory does not matter.
+
+    Parameters
+    ----------
+    model
+        The exported model.
+    shape
+        (H, W) of the frames.
+    n_samples
+        M.
+
+    Returns
+    -------
+    (draws at once, 1, h, w) each; two where draws are also laid transposed, of frames that are not
+    square.
+    """
+    layout = next(layouts(model, shape, n_samples))
+    height, width = layout.cells(model.metadata.pattern.stride)
+    kinds = dict.fromkeys(batch[1:] for batch in batches(model, n_samples, layout))
+    return [
+        (count, 1, *((width, height) if turned else (height, width))) for count, turned in kinds
+    ]
+
+
+def batches(
+    model: ExportedModel, n_samples: int, layout: Layout
+) -> Iterator[tuple[int, int, bool]]:
+    """First draw and number of draws that lie alike, and whether they are transposed."""
+    meta = model.metadata
+    stride = meta.pattern.stride
+    is_square = layout.seen[0] * stride[1] == layout.seen[1] * stride[0]
+    apart = meta.n_orientations == 8 and not is_square
+    size = meta.pattern.group_size if apart else n_samples
+    for group in range(0, n_samples, size):
+        end = min(group + size, n_samples)
+        for first in range(group, end, layout.at_once):
+            yield first, min(layout.at_once, end - first), apart and group // size % 2 == 1
+
+
+def tiles(model: ExportedModel, shape: Shape, layout: Layout) -> Iterator[tuple[Window, Part]]:
+    """What is drawn of frames of this shape, and what of it goes where."""
+    meta, seen = model.metadata, layout.seen
+    padded = meta.padded(shape)
+    rows, columns = (_cut(padded[axis], seen[axis], _overlap(model, axis)) for axis in (0, 1))
+    stride_y, stride_x = meta.pattern.stride
+    cells = layout.cells(meta.pattern.stride)
+    for (y, top, bottom), (x, left, right) in itertools.product(rows, columns):
+        height, width = min(bottom, shape[0]) - top, min(right, shape[1]) - left
+        if height > 0 and width > 0:
+            yield (
+                Window(y // stride_y, x // stride_x, *cells),
+                Part(top - y, left - x, height, width, *seen, shape[1]),
+            )
+
+
+def _overlap(model: ExportedModel, axis: int) -> int:
+    multiple = model.metadata.pad_multiple[axis]
+    return -(-model.metadata.receptive_radius[axis] // multiple) * multiple
+
+
+def _least_seen(model: ExportedModel, axis: int) -> int:
+    """Of a tile: as much again as it overlaps its neighbours on both sides."""
+    return 4 * _overlap(model, axis) or model.metadata.pad_multiple[axis]
+
+
+def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
+    """Along an axis: where tiles that see `seen` pixels begin, and from where to where they count.
+
+    Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
+    """
+    begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
+    ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
+    return list(zip(begins, [0, *ends[:-1]], ends, strict=True))

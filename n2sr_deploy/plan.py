@@ -1,0 +1,191 @@
+"""One kind of frame on a GPU: its memory, and the graph of its work."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from n2sr_deploy.cuda.device import Draws, Key, Statistics
+from n2sr_deploy.errors import DeviceError
+from n2sr_deploy.layout import batches, tiles
+
+if TYPE_CHECKING:
+    from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork
+    from n2sr_deploy.cuda.device import Device, Part
+    from n2sr_deploy.frame import Frame
+    from n2sr_deploy.layout import Layout
+    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.sampling import Shape, Window
+
+_log = logging.getLogger("n2sr")
+_KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
+
+
+class Kind(NamedTuple):
+    """What a plan is made for."""
+
+    shape: Shape
+    dtype: np.dtype
+    n_samples: int
+
+
+class Plan:
+    """The memory of one kind of frame in one slot, and the graph of its work."""
+
+    def __init__(
+        self,
+        model: ExportedModel,
+        network: DeviceNetwork,
+        device: Device,
+        kind: Kind,
+        layout: Layout,
+        stream: int,
+    ) -> None:
+        self.model, self.network, self.device, self.kind = model, network, device, kind
+        self._stream = stream
+        self.layout = layout
+        self.has_run = False
+        self._graph: int | None = None
+        meta = model.metadata
+        self._draws_of = Draws(0, kind.n_samples, meta.pattern.group_size, meta.n_orientations == 8)
+        self._batches = list(batches(model, kind.n_samples, layout))
+        self._cells = layout.cells(meta.pattern.stride)
+        with ExitStack() as opened:
+            self._allocate(opened)
+            self._contexts = {
+                (count, is_transposed): self._context(opened, count, is_transposed)
+                for count, is_transposed in {batch[1:] for batch in self._batches}
+            }
+            self._opened = opened.pop_all()
+        self._is_capturable = all(context.is_capturable for context in self._contexts.values())
+
+    def _allocate(self, opened: ExitStack) -> None:
+        kind, seen = self.kind, self.layout.seen
+        number = 2 if self.network.is_half else 4
+        n_pixels = kind.shape[0] * kind.shape[1]
+        sizes = {
+            "pixels": n_pixels * kind.dtype.itemsize,
+            "key": _KEY_BYTES,
+            "statistics": _STATISTICS_BYTES,
+            "of_result": _STATISTICS_BYTES,
+            "scratch": self.device.scratch_bytes(),
+            "draws": kind.n_samples * self._cells[0] * self._cells[1] * number,
+            "outputs": kind.n_samples * seen[0] * seen[1] * number,
+            "mean": n_pixels * 4,
+            "std": n_pixels * 4,
+        }
+        self._at: dict[str, int] = {}
+        for name, n_bytes in sizes.items():
+            self._at[name] = self.device.allocate(n_bytes)
+            opened.callback(self.device.free, self._at[name])
+        self._host = {}
+        for name in ("pixels", "key", "statistics", "mean", "std"):
+            self._host[name] = self.device.pinned(sizes[name])
+            opened.callback(self.device.unpin, self._host[name])
+        self._pixels = self._host["pixels"].view(kind.dtype).reshape(kind.shape)
+        self._key = self._host["key"].view(np.uint64)
+        self.statistics = self._host["statistics"].view(np.float64)
+        self.mean, self.std = (
+            self._host[name].view(np.float32).reshape(kind.shape) for name in ("mean", "std")
+        )
+
+    def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> DeviceContext:
+        height, width = self._cells[::-1] if is_transposed else self._cells
+        context = self.network.context((count, 1, height, width), self._stream)
+        opened.callback(context.close)
+        return context
+
+    def close(self) -> None:
+        """Release memory and graph."""
+        self._opened.callback(self._forget_graph)
+        self._opened.close()
+
+    def _forget_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self.device.end_graph(graph)
+
+    def fill(self, frame: Frame, key: tuple[int, int]) -> None:
+        """Copy a frame and the key of its draws into pinned memory."""
+        np.copyto(self._pixels, frame.pixels, casting="unsafe")
+        self._key[:] = key
+
+    def run(self) -> None:
+        """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
+        if self._graph is None and self._is_capturable:
+            self._record()
+        if self._graph is not None:
+            self.device.replay(self._graph, self._stream)
+        else:
+            self.enqueue()
+
+    def _record(self) -> None:
+        """Where that fails, frames go on unrecorded."""
+        self.device.begin_capture(self._stream)
+        try:
+            try:
+                self.enqueue()
+            finally:
+                self._graph = self.device.end_capture(self._stream)
+        except DeviceError as error:
+            self._is_capturable = False
+            self._forget_graph()
+            _log.warning("no CUDA graph can be recorded, frames take longer without: %s", error)
+
+    def enqueue(self) -> None:
+        """All the work of a frame whose pixels and key are in pinned memory."""
+        device, at, kind, stream = self.device, self._at, self.kind, self._stream
+        n_pixels = kind.shape[0] * kind.shape[1]
+        device.upload(at["key"], self._host["key"], stream)
+        device.upload(at["pixels"], self._host["pixels"], stream)
+        device.statistics(
+            at["pixels"], kind.dtype, n_pixels, at["scratch"], at["statistics"], stream
+        )
+        for window, part in tiles(self.model, kind.shape, self.layout):
+            self._enqueue_tile(window, part)
+        device.shift_mean(
+            at["mean"], n_pixels, at["scratch"], at["statistics"], at["of_result"], stream
+        )
+        for name in ("statistics", "mean", "std"):
+            device.download(self._host[name], at[name], stream)
+
+    def _enqueue_tile(self, window: Window, part: Part) -> None:
+        device, at, kind, stream = self.device, self._at, self.kind, self._stream
+        is_half = self.network.is_half
+        device.draw(
+            at["pixels"],
+            kind.dtype,
+            kind.shape,
+            self.model.metadata.pattern,
+            window,
+            self._draws_of,
+            at["key"],
+            at["statistics"],
+            at["draws"],
+            is_half,
+            stream,
+        )
+        number = 2 if is_half else 4
+        input_bytes = window.height * window.width * number
+        output_bytes = part.of_height * part.of_width * number
+        for first, count, is_transposed in self._batches:
+            self._contexts[count, is_transposed].enqueue(
+                at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes
+            )
+        stride_y, stride_x = self.model.metadata.pattern.stride
+        top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
+        offset = 4 * (top * part.row + left)
+        device.merge(
+            at["outputs"],
+            is_half,
+            self._draws_of,
+            part,
+            at["statistics"],
+            at["mean"] + offset,
+            at["std"] + offset,
+            stream,
+        )
