@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from n2sr_deploy.backends import open_network
-from n2sr_deploy.backends.choosing import ON_GPU
+from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser
-from n2sr_deploy.errors import DeviceError, MissingExtraError, N2SRError
+from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pipeline import FramePipeline, Program
@@ -95,25 +95,17 @@ def _pipeline_that_works(
     except DeviceError as error:
         _log.warning("the GPU is not used: %s", error)
         return None
-    left_out: list[str] = []
     frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))
-    for backend in ON_GPU:
-        try:
+
+    def opened(backend: str) -> FramePipeline:
+        with ExitStack() as stack:
             program = _program(model, backend, device, n_in_flight)
-            with ExitStack() as opened:
-                opened.callback(program.close)
-                program.prepare(frame, n_samples)
-                opened.pop_all()
-        except MissingExtraError:
-            left_out.append(f"{backend} is not installed")
-        except N2SRError as error:
-            left_out.append(f"{backend} fails")
-            _log.warning("backend %s is left out: %s", backend, error)
-        else:
-            why = f"since {', '.join(left_out)}" if left_out else "the first choice"
-            _log.info("backend: %s, %s", program.network.name, why)
-            return FramePipeline(program)
-    return None
+            stack.callback(program.close)
+            program.prepare(frame, n_samples)
+            stack.pop_all()
+        return FramePipeline(program)
+
+    return first_that_works(ON_GPU, opened)[0]
 
 
 class Denoisers:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from n2sr_deploy.errors import MissingExtraError, ModelError, check_choice
+from n2sr_deploy.errors import MissingExtraError, ModelError, N2SRError, check_choice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from n2sr_deploy.backends.base import Backend, DeviceNetwork
     from n2sr_deploy.backends.openvino import OpenVINOBackend
@@ -36,6 +36,14 @@ class NetworkLoader(Protocol):
         self, onnx: bytes, device: CudaDevice, precision: str, stride: Shape
     ) -> DeviceNetwork:
         """Load it."""
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Opened = TypeVar("_Opened", bound=_Named)
 
 
 def _ort() -> Loader:
@@ -187,7 +195,7 @@ def open_backend(
         When it needs a GPU and there is none that works.
     """
     if name == "auto":
-        return _first_that_works(onnx, stride, n_threads)
+        return _first_on_cpu(onnx, stride, n_threads)
     check_choice("backend", name, ("auto", *BACKENDS))
     if name in ON_CPU:
         return ON_CPU[name]()(onnx, n_threads=n_threads)
@@ -199,22 +207,48 @@ def open_backend(
     return DeviceBackend(network, device, stride)
 
 
-def _first_that_works(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
+def first_that_works(
+    names: Iterable[str], opened: Callable[[str], _Opened]
+) -> tuple[_Opened | None, str]:
+    """Open one backend after another until one works. Which it is, and why, is logged.
+
+    Parameters
+    ----------
+    names
+        Of backends, in the order they are tried.
+    opened
+        Opens and tries the backend of a name; what it opened and cannot use, it closes.
+
+    Returns
+    -------
+    What was opened, or None where none works; and what became of the others, in words.
+    """
     left_out: list[str] = []
-    for name in FASTEST_FIRST:
+    for name in names:
         try:
-            backend = ON_CPU[name]()(onnx, n_threads=n_threads)
-            _warm_up(backend, stride)
+            found = opened(name)
         except MissingExtraError:
             left_out.append(f"{name} is not installed")
-        except ModelError as error:
+        except N2SRError as error:
             left_out.append(f"{name} fails")
             _log.warning("backend %s is left out: %s", name, error)
         else:
             why = f"since {', '.join(left_out)}" if left_out else "the first choice"
-            _log.info("backend: %s, %s", backend.name, why)
-            return backend
-    raise ModelError(f"no backend can run this model ({', '.join(left_out)}); see: n2sr doctor")
+            _log.info("backend: %s, %s", found.name, why)
+            return found, ", ".join(left_out)
+    return None, ", ".join(left_out)
+
+
+def _first_on_cpu(onnx: bytes, stride: Shape, n_threads: int) -> Backend:
+    def opened(name: str) -> Backend:
+        backend = ON_CPU[name]()(onnx, n_threads=n_threads)
+        _warm_up(backend, stride)
+        return backend
+
+    backend, left_out = first_that_works(FASTEST_FIRST, opened)
+    if backend is None:
+        raise ModelError(f"no backend can run this model ({left_out}); see: n2sr doctor")
+    return backend
 
 
 def _warm_up(backend: Backend, stride: Shape) -> None:
