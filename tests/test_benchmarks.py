@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import peers, quality, results
+from benchmarks import latency, peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
@@ -205,3 +205,28 @@ def test_what_noise2void_complains_of_is_told(noisy_columns, monkeypatch, tmp_pa
 def test_noise2void_masks_along_what_the_noise_is_correlated(along_rows, along_columns, mask):
     noise = replace(NOISE, along_rows=along_rows, along_columns=along_columns)
     assert peers.struct_mask(noise) == mask
+
+
+def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
+    checkpoint, monkeypatch, capsys
+):
+    kept = {}
+    monkeypatch.setattr(latency, "untrained", lambda preset: checkpoint)
+    monkeypatch.setattr(latency, "keep", lambda name, figures: kept.update(figures))
+    monkeypatch.setattr(latency, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(latency, "matrix_rate", lambda: 1e9)
+    sizes = ["--size", "64", "64", "--size", "64", "128"]
+    given = ["latency", *sizes, "--frames", "1", "--backends", "ort"]
+    monkeypatch.setattr(sys, "argv", given)
+    latency.main()
+    rows = kept["ours"]["rows"]
+    assert [row["size"] for row in rows] == [[64, 64], [64, 128]]
+    for row, slower in zip(rows, kept["balanced"]["rows"], strict=True):
+        ratio = slower["total_ms"]["p50"] / row["total_ms"]["p50"]
+        assert row["balanced_times_fast"] == pytest.approx(ratio)
+        assert 0 < row["own_share"] < 1
+    assert [row["size"] for row in kept["papers"]["rows"]] == [[64, 64]]
+    assert "times_faster_than_the_paper" in rows[0]
+    assert "times_faster_than_the_paper" not in rows[1]
+    told = capsys.readouterr().out
+    assert told.count("beside infer (at most 10%); balanced takes") == 2

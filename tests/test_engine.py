@@ -220,21 +220,10 @@ def rtx():
 @pytest.fixture(scope="module", params=["fast", "balanced", "best", "paper"])
 def preset_models(request):
     """A preset's network in both precisions."""
-    from n2sr_deploy.version import VERSION
-    from n2sr_train import Checkpoint, TrainingConfig, export_model
-    from n2sr_train.network import build_network
+    from benchmarks.latency import untrained
+    from n2sr_train import export_model
 
-    config = TrainingConfig.named(request.param)
-    network = build_network(config.network, config.pattern.stride, seed=0)
-    checkpoint = Checkpoint(
-        weights=network.state_dict(),
-        config=config,
-        history=[],
-        summary={},
-        pixel_size=None,
-        unit=None,
-        n2sr_version=VERSION,
-    )
+    checkpoint = untrained(request.param)
     return {precision: export_model(checkpoint, precision) for precision in ("fp32", "fp16")}
 
 
