@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from n2sr_deploy.doctor import report
 from n2sr_deploy.errors import SettingError
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import PIXEL_TYPES
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.denoiser import Denoiser
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.sampling import AnyArray, Shape
 
 FORMAT_VERSION = 1
 PERCENTILES = 50, 90, 99
+N_IN_FLIGHT = 2  # on a GPU: one is copied while another is computed
 _DIFFERENT_FRAMES = 4  # taken in turn, or the processor's caches are measured
 _SAME = "backend", "size", "n_samples", "dtype"  # what two rows must agree in to be compared
 
@@ -42,8 +44,8 @@ class Workload:
     """M; None: the model's own."""
     n_frames: int = 100
     """Of each size on each backend."""
-    n_warm_up: int = 2
-    """Frames before those, not counted."""
+    n_warm_up: int = 2 * N_IN_FLIGHT
+    """Frames before those, not counted: for each in flight, a GPU plans one and records one."""
 
     def __post_init__(self) -> None:
         names = [str(np.dtype(known)) for known in PIXEL_TYPES]
@@ -76,7 +78,8 @@ def measure(
     -------
     What JSON keeps: ``environment``, ``model``, and ``rows``, one for each size and backend, with
     the percentiles of every stage in milliseconds. Frames of all backends alternate, so that a
-    busy machine slows them alike.
+    busy machine slows them alike. On a GPU, ``frames_per_s_in_flight`` tells what as many frames
+    again take with `N_IN_FLIGHT` in flight; on a CPU frames come one after another, and it is None.
 
     Raises
     ------
@@ -89,14 +92,21 @@ def measure(
             denoisers: list[Denoiser | FramePipeline] = []
             for name in workload.backends:
                 denoisers.append(
-                    open_denoiser(model, name, shape=size, n_samples=workload.n_samples)
+                    open_denoiser(
+                        model,
+                        name,
+                        shape=size,
+                        n_samples=workload.n_samples,
+                        n_in_flight=N_IN_FLIGHT,
+                    )
                 )
                 opened.callback(denoisers[-1].close)
-            taken = _timed(denoisers, _random_frames(size, workload.dtype), workload, progress)
-            rows += [
-                _row(denoiser, size, workload, timings)
-                for denoiser, timings in zip(denoisers, taken, strict=True)
-            ]
+            frames = _random_frames(size, workload.dtype)
+            taken = _timed(denoisers, frames, workload, progress)
+            for denoiser, timings in zip(denoisers, taken, strict=True):
+                in_flight = _in_flight_per_s(denoiser, frames, workload)
+                row = _row(denoiser, size, workload, timings)
+                rows.append({**row, "frames_per_s_in_flight": in_flight})
     meta = model.metadata
     return {
         "n2sr_bench": FORMAT_VERSION,
@@ -136,6 +146,22 @@ def _timed(
                 timings.append(done.timings)
         progress()
     return taken
+
+
+def _in_flight_per_s(
+    denoiser: Denoiser | FramePipeline, frames: list[AnyArray], workload: Workload
+) -> float | None:
+    """Frames a second by the clock; None where no two can be in flight."""
+    if not isinstance(denoiser, FramePipeline) or denoiser.most_in_flight < N_IN_FLIGHT:
+        return None
+    began = time.perf_counter()
+    for n in range(workload.n_frames):
+        if denoiser.n_in_flight == N_IN_FLIGHT:
+            denoiser.collect()
+        denoiser.submit(frames[n % len(frames)], workload.n_samples, frame_index=n)
+    while denoiser.n_in_flight:
+        denoiser.collect()
+    return workload.n_frames / (time.perf_counter() - began)
 
 
 def _row(
@@ -186,16 +212,18 @@ def table(result: Mapping[str, Any]) -> list[str]:
     stages = list(dict.fromkeys(stage for row in rows for stage in row["stages_ms"]))
     head = [f"{'backend':{width}}  {'frame':>11}  {'M':>3}  {'p50':>8}  {'p90':>8}  {'p99':>8}  "]
     head += [f"{stage:>11}  " for stage in stages]
-    lines = ["".join([*head, "beside infer  frames/s"])]
+    lines = ["".join([*head, "beside infer  frames/s  in flight/s"])]
     for row in rows:
         size = " x ".join(map(str, row["size"]))
         total = "  ".join(f"{row['total_ms'][f'p{p}']:8.2f}" for p in PERCENTILES)
         spent = [row["stages_ms"].get(stage) for stage in stages]
         each = "  ".join(f"{stage['p50']:11.2f}" if stage else f"{'':11}" for stage in spent)
         own = f"{row['own_share']:12.1%}" if row["own_share"] is not None else f"{'':12}"
+        overlapped = row["frames_per_s_in_flight"]
+        in_flight = f"{overlapped:11.1f}" if overlapped is not None else f"{'':11}"
         lines.append(
             f"{row['backend']:{width}}  {size:>11}  {row['n_samples']:3}  {total}  {each}  "
-            f"{own}  {row['frames_per_s']:8.1f}"
+            f"{own}  {row['frames_per_s']:8.1f}  {in_flight}"
         )
     return lines
 

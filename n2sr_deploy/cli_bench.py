@@ -65,6 +65,7 @@ def bench_command(
     """Measure how long MODEL takes for a frame, stage by stage, in milliseconds.
 
     A frame lies in memory before and its mean and spread after; files are not part of it.
+    frames/s is of one frame after the other; in flight/s, on a GPU, of two at a time.
     """
     from n2sr_deploy import bench
     from n2sr_deploy.model import ExportedModel

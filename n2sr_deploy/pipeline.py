@@ -183,6 +183,11 @@ class Program:
         """How many frames are."""
         return len(self._busy)
 
+    @property
+    def most_in_flight(self) -> int:
+        """How many can be; fewer than was asked for once the GPU's memory did not suffice."""
+        return len(self._slots)
+
     def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
         """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
         for _ in range(2 * len(self._slots)):  # each slot plans, then records
@@ -257,6 +262,11 @@ class FramePipeline:
     def n_in_flight(self) -> int:
         """How many frames were submitted and not collected."""
         return len(self._waiting)
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many frames can be submitted before one must be collected."""
+        return self._program.most_in_flight
 
     def submit(
         self,

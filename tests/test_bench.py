@@ -10,6 +10,9 @@ from click.testing import CliRunner
 from n2sr_deploy import bench
 from n2sr_deploy.cli_bench import bench_command
 from n2sr_deploy.errors import N2SRError, SettingError
+from n2sr_deploy.pipeline import FramePipeline, Program
+from tests.conftest import random_pixels
+from tests.fake_device import FakeDevice, FakeNetwork
 
 
 @pytest.fixture
@@ -28,6 +31,55 @@ def test_every_size_is_measured_on_every_backend(result):
         assert max(stage["p50"] for stage in row["stages_ms"].values()) <= total["p50"]
         assert row["frames_per_s"] == pytest.approx(1e3 / total["p50"])
         assert 0 < row["own_share"] < 1
+        assert row["frames_per_s_in_flight"] is None, "on a CPU"
+
+
+@pytest.fixture
+def on_a_gpu(model, monkeypatch):
+    """Pipelines that the next measurement opens, on a device that is none."""
+    opened = []
+
+    class Watched(FramePipeline):
+        seen = 0
+
+        def submit(self, *arguments, **settings):
+            super().submit(*arguments, **settings)
+            self.seen = max(self.seen, self.n_in_flight)
+
+    def open_on(device):
+        def open_denoiser(model, name, *, n_in_flight, **_):
+            program = Program(model, FakeNetwork(model, device), device, n_in_flight)
+            opened.append(Watched(program))
+            return opened[-1]
+
+        monkeypatch.setattr(bench, "open_denoiser", open_denoiser)
+        return opened
+
+    return open_on
+
+
+def test_on_a_gpu_frames_in_flight_are_measured_too(model, on_a_gpu):
+    device = FakeDevice()
+    opened = on_a_gpu(device)
+    workload = bench.Workload(sizes=[(32, 48)], backends=["any"], n_frames=5)
+    result = bench.measure(model, workload)
+    assert opened[0].seen == 2
+    assert device.n_captures == 2, "both are recorded before anything is timed"
+    (row,) = result["rows"]
+    assert row["frames_per_s_in_flight"] > 0
+    assert bench.table(result)[1].endswith(f"{row['frames_per_s_in_flight']:11.1f}")
+
+
+def test_where_only_one_frame_fits_nothing_is_told_of_more(model, on_a_gpu):
+    roomy = FakeDevice()
+    with FramePipeline(Program(model, FakeNetwork(model, roomy), roomy, 1)) as pipeline:
+        pipeline.denoise(random_pixels((96, 128), "uint16"))
+        needed = sum(memory.nbytes for memory in roomy.memory.values())
+    opened = on_a_gpu(FakeDevice(int(1.01 * needed)))
+    workload = bench.Workload(sizes=[(96, 128)], backends=["any"], n_frames=2)
+    (row,) = bench.measure(model, workload)["rows"]
+    assert opened[0].seen == 1
+    assert row["frames_per_s_in_flight"] is None
 
 
 def test_progress_is_told_as_often_as_was_said(model):

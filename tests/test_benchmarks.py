@@ -208,10 +208,10 @@ def test_noise2void_masks_along_what_the_noise_is_correlated(along_rows, along_c
 
 
 def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
-    checkpoint, monkeypatch, capsys
+    model, monkeypatch, capsys
 ):
     kept = {}
-    monkeypatch.setattr(latency, "untrained", lambda preset: checkpoint)
+    monkeypatch.setattr(latency, "export_model", lambda checkpoint: model)
     monkeypatch.setattr(latency, "keep", lambda name, figures: kept.update(figures))
     monkeypatch.setattr(latency, "copy_rate", lambda: 1e9)
     monkeypatch.setattr(latency, "matrix_rate", lambda: 1e9)
