@@ -10,7 +10,8 @@ import numpy as np
 from n2sr_deploy import engine
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.backends.on_device import DeviceBackend
-from n2sr_deploy.backends.tensorrt import TensorRTNetwork, build_plan, engine_key
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
+from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.layout import input_shapes
@@ -86,7 +87,7 @@ def build_engines(
 def _verify(
     model: ExportedModel, library: str, plan: bytes, shape: InputShape, device: CudaDevice
 ) -> None:
-    """Compare with ONNX Runtime, draw by draw of a phantom; raise where they differ too much."""
+    """Check its types, and compare with ONNX Runtime, draw by draw of a phantom; or raise."""
     meta = model.metadata
     stride = meta.pattern.stride
     subsampled = _draws_of_phantom(model, shape)
@@ -95,6 +96,7 @@ def _verify(
         model.onnx, library, device, meta.precision, stride, plans={shape: plan}
     )
     with contextlib.closing(DeviceBackend(network, device, stride)) as backend:
+        check_engine(network.engine_information(shape), meta.precision)
         backend.infer(subsampled, found)
     wanted = np.empty_like(found[:1])
     share = 0.0

@@ -2,7 +2,8 @@
 
 An engine file (a plan) is a program: only files that this user alone may write are loaded, and
 only if everything the plan depends on is as it was. Beside `NAME.plan` lies `NAME.json`, which
-tells all that; nothing is prefixed to the plan itself.
+tells all that; nothing is prefixed to the plan itself. `NAME.kernels` is what the library compiled
+of the plan when it first ran; without it, it only starts more slowly.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 FORMAT_VERSION = 1
+_DIGEST_BYTES = hashlib.sha256().digest_size
 LOCK_TIMEOUT_S = 1800.0  # of a build in another process
 
 
@@ -102,14 +104,40 @@ def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
         "model": dict(props),
     }
     # The plan last: without it, what is told of it does no harm.
-    for target, content in (
-        (path.with_suffix(".json"), json.dumps(told, indent=1).encode()),
-        (path, plan),
-    ):
-        with files.replacing(target, overwrite=True) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_bytes(content)
+    _write(path.with_suffix(".json"), json.dumps(told, indent=1).encode())
+    _write(path, plan)
     return path
+
+
+def keep_kernels(key: EngineKey, kernels: bytes) -> None:
+    """Write what the library compiled while it ran an engine, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        As `keep` does.
+    """
+    path = _own_folder() / f"{key.name}.kernels"
+    _write(path, hashlib.sha256(kernels).digest() + kernels)
+
+
+def find_kernels(key: EngineKey) -> bytes | None:
+    """What `keep_kernels` kept; None where there is none, or it is damaged or not to be trusted."""
+    path = path_of(key).with_suffix(".kernels")
+    try:
+        _check_owner(path.parent)
+        _check_owner(path)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ModelError) as error:
+        _log.warning("kernels that were compiled before are not used: %s", error)
+        return None
+    digest, kernels = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if digest != hashlib.sha256(kernels).digest():
+        _log.warning("%s is damaged: its kernels are compiled again", path)
+        return None
+    return kernels
 
 
 def find(key: EngineKey) -> bytes | None:
@@ -190,6 +218,12 @@ def building(key: EngineKey) -> Iterator[None]:
 def option_of(library: str) -> str:
     """``tensorrt_rtx`` as users write it: ``tensorrt-rtx``."""
     return library.replace("_", "-")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with files.replacing(path, overwrite=True) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(content)
 
 
 def _own_folder() -> Path:

@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import time
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from click.testing import CliRunner
 
 from n2sr_deploy import building, engine
 from n2sr_deploy.backends import tensorrt as backend
-from n2sr_deploy.backends.tensorrt import TensorRTNetwork, build_plan, engine_key
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
+from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine, check_network
 from n2sr_deploy.cli import main
 from n2sr_deploy.engine import EngineKey
 from n2sr_deploy.errors import (
@@ -227,6 +229,15 @@ def preset_models(request):
     return {precision: export_model(checkpoint, precision) for precision in ("fp32", "fp16")}
 
 
+def weights_in(plan):
+    """Types of the convolutions' weights in a plan of TensorRT for RTX, which holds them in words.
+
+    Its inspector does not tell them, and loads a plan only where there is a GPU.
+    """
+    tensor = rb"tensor=\{[^}]*const_payload_size=\d+ dims=\{ \d+ \d+ 3 3 \}.*?type=(\w+) \}"
+    return {found.decode() for found in re.findall(tensor, plan)}
+
+
 def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models):
     phases = []
     for precision, model in preset_models.items():
@@ -234,13 +245,13 @@ def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models):
         plan = build_plan(
             model.onnx, "tensorrt_rtx", precision, shape, lambda *done: phases.append(done)
         )
-        assert len(plan) > 100_000
+        assert weights_in(plan) == {{"fp32": "float", "fp16": "half"}[precision]}
     assert phases
     assert all(0 <= share <= 1 for _, share in phases)
 
 
 def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
-    logger = backend._logger(rtx)
+    logger = backend.open_logger(rtx)
     for precision, model in preset_models.items():
         builder = rtx.Builder(logger)
         network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -254,10 +265,10 @@ def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
         )
         assert (given.name, result.name) == ("subsampled", "denoised")
         assert given.dtype == result.dtype == rtx.DataType.FLOAT
-        backend._check_precision(rtx, network, precision)
+        check_network(rtx, network, precision)
         other = "fp16" if precision == "fp32" else "fp32"
         with pytest.raises(ModelError, match=f"not in {other}; export its checkpoint with"):
-            backend._check_precision(rtx, network, other)
+            check_network(rtx, network, other)
 
 
 def test_what_is_no_model_is_refused_with_the_parsers_words(rtx):
@@ -384,13 +395,55 @@ class FakeEngine:
         return self.trt.runs
 
 
+class FakeRTX(FakeTensorRT):
+    """Compiles kernels when a context is made, as TensorRT for RTX does."""
+
+    __name__ = "tensorrt_rtx"
+    IRuntimeCache = object
+    fits = True
+
+    def __init__(self):
+        self.given = []  # what caches were filled with
+
+    def deserialize_cuda_engine(self, plan):
+        return FakeRTXEngine(self)
+
+
+class FakeRTXEngine(FakeEngine):
+    kernels = None
+
+    def create_runtime_config(self):
+        return self
+
+    def create_runtime_cache(self):
+        return self
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
+
+    def create_execution_context(self, config):
+        config.cache.kernels = b"compiled"
+        return super().create_execution_context(config.strategy)
+
+    def deserialize(self, blob):
+        self.trt.given.append(blob)
+        self.kernels = blob if self.trt.fits else None
+        return self.trt.fits
+
+    def serialize(self):
+        return self.kernels
+
+
 class FakeGPU(FakeDevice):
     name, capability, index = "NVIDIA Fake", 89, 0
 
 
-@pytest.fixture
-def trt(monkeypatch):
-    trt = FakeTensorRT()
+@pytest.fixture(params=[FakeTensorRT])
+def trt(request, monkeypatch):
+    trt = request.param()
     monkeypatch.setattr(backend, "import_library", lambda library: trt)
     driver = type("Driver", (), {"version": "580.1"})()
     monkeypatch.setattr(backend, "find_driver", lambda: driver)
@@ -457,6 +510,85 @@ def test_failures_of_an_engine_are_told(cache, trt):
         network_of().context(SHAPE, 7).enqueue(1, 2)
 
 
+# kernels that were compiled before
+
+on_rtx = pytest.mark.parametrize("trt", [FakeRTX], indirect=True)
+
+
+def run_once():
+    """As a process does that runs an engine; its kernels' file."""
+    network = network_of()
+    network.context(SHAPE, 7).close()
+    network.close()
+    return engine.path_of(engine_key(b"onnx", "tensorrt", "fp16", SHAPE, FakeGPU())).with_suffix(
+        ".kernels"
+    )
+
+
+@on_rtx
+def test_kernels_are_compiled_once(cache, trt):
+    keep_engine()
+    path = run_once()
+    assert trt.given == []
+    assert path.stat().st_mode & 0o077 == 0
+    written = path.stat().st_mtime_ns, path.stat().st_ino
+    run_once()
+    assert trt.given == [b"compiled"]
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == written, "nothing was new"
+
+
+@on_rtx
+@pytest.mark.parametrize("damage", ["cut", "open to others", "refused"])
+def test_kernels_that_cannot_be_used_are_told_and_compiled_again(cache, trt, damage, caplog):
+    keep_engine()
+    path = run_once()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "open to others":
+        path.chmod(0o666)
+    trt.fits = damage != "refused"
+    run_once()
+    told = {
+        "cut": "is damaged: its kernels are compiled again",
+        "open to others": "can be written by other users",
+        "refused": "do not fit here: they are compiled again",
+    }
+    assert told[damage] in caplog.text
+    assert trt.given == ([b"compiled"] if damage == "refused" else [])
+    caplog.clear()
+    trt.fits = True
+    run_once()
+    assert trt.given[-1] == b"compiled"
+    assert not caplog.records
+
+
+@on_rtx
+def test_kernels_that_cannot_be_kept_stop_nothing(cache, trt, monkeypatch, caplog):
+    keep_engine()
+
+    def full(*_):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(engine, "keep_kernels", full)
+    run_once()
+    assert "compiled kernels are not kept, the next start is as slow: the disk" in caplog.text
+
+
+def test_without_a_cache_of_kernels_none_is_kept(cache, trt):
+    keep_engine()
+    assert not run_once().exists()
+
+
+def test_the_real_library_has_the_cache_that_the_fake_has(rtx):
+    assert hasattr(rtx.ICudaEngine, "create_runtime_config")
+    of_config = "create_runtime_cache set_runtime_cache set_execution_context_allocation_strategy"
+    for kind, names in (
+        (rtx.IRuntimeConfig, of_config),
+        (rtx.IRuntimeCache, "serialize deserialize"),
+    ):
+        assert not [name for name in names.split() if not hasattr(kind, name)]
+
+
 # all of it together, on a GPU that is none
 
 
@@ -464,6 +596,7 @@ class Compiled(FakeNetwork):
     """An engine that computes what the model does, or something else."""
 
     error = 0.0
+    weights = "Float"
 
     def __init__(self, onnx, library, device, precision, stride, plans=None):
         super().__init__(self.model, device)
@@ -480,6 +613,10 @@ class Compiled(FakeNetwork):
 
         context.enqueue = enqueue
         return context
+
+    def engine_information(self, shape):
+        layers = [{"LayerType": "CaskConvolution", "Weights": {"Type": self.weights}}]
+        return json.dumps({"Layers": layers})
 
     def _spoil(self, outputs, shape):
         self.device.at(outputs, shape, np.float32)[...] += self.error
@@ -518,6 +655,22 @@ def test_an_engine_that_computes_something_else_is_not_kept(compiled, model, cac
     with pytest.raises(ModelError, match=r"differs from ONNX Runtime's by .*nothing was kept"):
         building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
     assert not list(cache.glob("*.plan"))
+
+
+def test_an_engine_that_computes_in_another_type_is_not_kept(compiled, model, cache):
+    compiled.weights = "Half"
+    with pytest.raises(ModelError, match=r"weights of type Half, but fp32 was asked for"):
+        building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert not list(cache.glob("*.plan"))
+
+
+def test_what_an_engine_tells_of_its_weights_is_compared():
+    told = '{"Layers": ["a name", {"Weights": {"Type": "%s"}}, {"Weights": {}}, {"Bias": {}}]}'
+    check_engine(told % "Float", "fp32")
+    check_engine(told % "Half", "fp16")
+    check_engine('{"Layers": [{"LayerType": "Myelin"}, "a name"]}', "fp16")
+    with pytest.raises(ModelError, match="type Float, but fp16"):
+        check_engine(told % "Float", "fp16")
 
 
 def run(*arguments):

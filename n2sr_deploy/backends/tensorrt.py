@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from n2sr_deploy import engine
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
@@ -24,12 +24,13 @@ _log = logging.getLogger("n2sr")
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _OLDEST = 10, 13
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "network_flags": ("STRONGLY_TYPED",),
     "set_flags": ("REQUIRE_USER_ALLOCATION",),  # where there is one: for CUDA graphs
     "cleared_flags": ("TF32",),
     "max_aux_streams": 0,  # a graph is captured from one stream
     "workspace_bytes": 2**32,
+    "profiling_verbosity": "DETAILED",  # so that an engine tells what it computes in
 }
 """Of the builder; another value of any of them is another engine."""
 
@@ -82,94 +83,8 @@ def engine_key(
         driver=find_driver().version,
         precision=precision,
         shape=shape,
-        options=repr(_SETTINGS),
+        options=repr(SETTINGS),
     )
-
-
-def build_plan(
-    onnx: bytes,
-    library: str,
-    precision: str,
-    shape: InputShape,
-    progress: Callable[[str, float], object] | None = None,
-) -> bytes:
-    """Compile a model for input of one shape. TensorRT for RTX needs no GPU for it.
-
-    Parameters
-    ----------
-    onnx
-        The ONNX file; its own types are those the engine computes in.
-    library
-        ``tensorrt`` or ``tensorrt_rtx``.
-    precision
-        ``fp32`` or ``fp16``: what every convolution must compute in.
-    shape
-        (M, 1, H / stride_y, W / stride_x) of the input.
-    progress
-        Called with the phase and the share of it that is done.
-
-    Returns
-    -------
-    The plan.
-
-    Raises
-    ------
-    MissingExtraError, ModelError
-        When the library is missing or broken, cannot read the model or compile it, or would not
-        compute in the precision.
-    """
-    trt = import_library(library)
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    flags = [
-        1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
-        for name in _SETTINGS["network_flags"]
-    ]
-    network = builder.create_network(sum(flags))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx):
-        told = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ModelError(f"{LIBRARIES[library]} cannot read the model: {told or logger.told()}")
-    _check_precision(trt, network, precision)
-    network.get_input(0).shape = shape
-    config = _configured(trt, builder)
-    monitor = _monitor(trt, progress)
-    config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
-    if monitor.was_interrupted:
-        raise KeyboardInterrupt
-    if plan is None:
-        raise ModelError(f"{LIBRARIES[library]} cannot compile the model: {logger.told()}")
-    return bytes(plan)
-
-
-def _configured(trt: Any, builder: Any) -> Any:
-    """By `_SETTINGS`."""
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _SETTINGS["workspace_bytes"])
-    config.max_aux_streams = _SETTINGS["max_aux_streams"]
-    for names, change in (
-        (_SETTINGS["set_flags"], config.set_flag),
-        (_SETTINGS["cleared_flags"], config.clear_flag),
-    ):
-        for name in names:
-            if hasattr(trt.BuilderFlag, name):
-                change(getattr(trt.BuilderFlag, name))
-    return config
-
-
-def _check_precision(trt: Any, network: Any, precision: str) -> None:
-    """A strongly typed network computes in the types it has, so those are what is checked."""
-    wanted = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}[precision]
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    found = {
-        layer.get_output(0).dtype for layer in layers if layer.type == trt.LayerType.CONVOLUTION
-    }
-    if found != {wanted}:
-        raise ModelError(
-            f"the model's convolutions compute in {', '.join(sorted(map(str, found))) or 'nothing'}"
-            f", not in {precision}; export its checkpoint with --precision {precision}"
-        )
 
 
 class _Told:
@@ -183,7 +98,9 @@ class _Told:
         return " ".join("; ".join(self.errors).split()) or "it gives no reason"
 
 
-def _logger(trt: Any) -> Any:
+def open_logger(trt: Any) -> Any:
+    """The library's one logger; its errors so far are forgotten."""
+
     class Logger(_Told, trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -200,36 +117,6 @@ def _logger(trt: Any) -> Any:
     logger = trt._n2sr_logger
     logger.errors.clear()
     return logger
-
-
-def _monitor(trt: Any, progress: Callable[[str, float], object] | None) -> Any:
-    """Tells of the progress; an exception, like Ctrl-C, must not pass through the library."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._n_steps: dict[str, int] = {}
-            self.was_interrupted = False
-
-        def _tell(self, phase: str, share: float) -> None:
-            try:
-                if progress is not None:
-                    progress(phase, share)
-            except KeyboardInterrupt:
-                self.was_interrupted = True
-
-        def phase_start(self, phase: str, parent: str | None, n_steps: int) -> None:
-            self._n_steps[phase] = max(n_steps, 1)
-            self._tell(phase, 0.0)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            self._tell(phase, min((step + 1) / self._n_steps.get(phase, 1), 1.0))
-            return not self.was_interrupted
-
-        def phase_finish(self, phase: str) -> None:
-            self._tell(phase, 1.0)
-
-    return Monitor()
 
 
 class TensorRTNetwork:
@@ -270,9 +157,10 @@ class TensorRTNetwork:
         self._trt = import_library(library)
         self._onnx, self._library, self._device = onnx, library, device
         self._precision, self._stride, self._plans = precision, stride, plans or {}
-        self._logger = _logger(self._trt)
+        self._logger = open_logger(self._trt)
         self._runtime = self._trt.Runtime(self._logger)
         self._engines: dict[InputShape, Any] = {}
+        self._kernels: dict[InputShape, Kernels] = {}
 
     @property
     def name(self) -> str:
@@ -282,14 +170,32 @@ class TensorRTNetwork:
 
     def context(self, shape: InputShape, stream: int) -> TensorRTContext:
         """For input of this shape, for which an engine must have been built."""
-        if shape not in self._engines:
-            self._engines[shape] = self._loaded(shape)
+        loaded = self._opened(shape)
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        kernels = self._kernels.get(shape)
+        if kernels is None:
+            running = loaded.create_execution_context(strategy)
+        else:
+            running = loaded.create_execution_context(kernels.config(strategy))
+            kernels.keep()
         return TensorRTContext(
-            self._trt, self._engines[shape], shape, stream, self._device, self._logger
+            self._trt, loaded, running, shape, stream, self._device, self._logger
         )
 
-    def _loaded(self, shape: InputShape) -> Any:
-        key = engine_key(self._onnx, self._library, self._precision, shape, self._device)
+    def engine_information(self, shape: InputShape) -> str:
+        """What the engine for input of this shape tells of itself, in JSON."""
+        inspector = self._opened(shape).create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def _opened(self, shape: InputShape) -> Any:
+        if shape not in self._engines:
+            key = engine_key(self._onnx, self._library, self._precision, shape, self._device)
+            self._engines[shape] = self._loaded(key, shape)
+            if hasattr(self._trt, "IRuntimeCache"):
+                self._kernels[shape] = Kernels(self._engines[shape], key)
+        return self._engines[shape]
+
+    def _loaded(self, key: EngineKey, shape: InputShape) -> Any:
         plan = self._plans.get(shape) or engine.find(key)
         rows, columns = shape[2] * self._stride[0], shape[3] * self._stride[1]
         command = (
@@ -311,8 +217,49 @@ class TensorRTNetwork:
         return loaded
 
     def close(self) -> None:
-        """Release the engines."""
+        """Release the engines; what was compiled while they ran is kept."""
+        for kernels in self._kernels.values():
+            kernels.keep()
+        self._kernels.clear()
         self._engines.clear()
+
+
+class Kernels:
+    """What TensorRT for RTX compiles of a plan when it runs, kept for the next process.
+
+    Parameters
+    ----------
+    loaded
+        The engine.
+    key
+        The engine's.
+    """
+
+    def __init__(self, loaded: Any, key: EngineKey) -> None:
+        self._key = key
+        self._config = loaded.create_runtime_config()
+        self._cache = self._config.create_runtime_cache()
+        self._kept = engine.find_kernels(key)
+        if self._kept is not None and not self._cache.deserialize(self._kept):
+            _log.warning("kernels of %s do not fit here: they are compiled again", key.name)
+        self._config.set_runtime_cache(self._cache)
+
+    def config(self, strategy: Any) -> Any:
+        """What a context is made by."""
+        self._config.set_execution_context_allocation_strategy(strategy)
+        return self._config
+
+    def keep(self) -> None:
+        """Write what is new; that it cannot be kept is no reason to fail."""
+        serialized = self._cache.serialize()
+        kernels = bytes(serialized) if serialized is not None else self._kept
+        if kernels is None or kernels == self._kept:
+            return
+        try:
+            engine.keep_kernels(self._key, kernels)
+        except OutputError as error:
+            _log.warning("compiled kernels are not kept, the next start is as slow: %s", error)
+        self._kept = kernels
 
 
 class TensorRTContext:
@@ -322,14 +269,14 @@ class TensorRTContext:
         self,
         trt: Any,
         loaded: Any,
+        running: Any,
         shape: InputShape,
         stream: int,
         device: CudaDevice,
         logger: Any,
     ) -> None:
         self._stream, self._device, self._logger = stream, device, logger
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = loaded.create_execution_context(strategy)
+        self._context = running
         if self._context is None:
             raise DeviceError(f"TensorRT cannot run the engine here ({logger.told()})")
         n_bytes = max(int(loaded.device_memory_size_v2), 1)

@@ -1,0 +1,163 @@
+"""Compiles a model with TensorRT or TensorRT for RTX."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from n2sr_deploy.backends.tensorrt import LIBRARIES, SETTINGS, import_library, open_logger
+from n2sr_deploy.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from n2sr_deploy.backends.base import InputShape
+
+_log = logging.getLogger("n2sr")
+_TYPES = {"fp32": {"Float", "FP32"}, "fp16": {"Half", "FP16"}}  # as engines tell of weights
+
+
+def build_plan(
+    onnx: bytes,
+    library: str,
+    precision: str,
+    shape: InputShape,
+    progress: Callable[[str, float], object] | None = None,
+) -> bytes:
+    """Compile a model for input of one shape. TensorRT for RTX needs no GPU for it.
+
+    Parameters
+    ----------
+    onnx
+        The ONNX file; its own types are those the engine computes in.
+    library
+        ``tensorrt`` or ``tensorrt_rtx``.
+    precision
+        ``fp32`` or ``fp16``: what every convolution must compute in.
+    shape
+        (M, 1, H / stride_y, W / stride_x) of the input.
+    progress
+        Called with the phase and the share of it that is done.
+
+    Returns
+    -------
+    The plan.
+
+    Raises
+    ------
+    MissingExtraError, ModelError
+        When the library is missing or broken, cannot read the model or compile it, or would not
+        compute in the precision.
+    """
+    trt = import_library(library)
+    logger = open_logger(trt)
+    builder = trt.Builder(logger)
+    flags = [
+        1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+        for name in SETTINGS["network_flags"]
+    ]
+    network = builder.create_network(sum(flags))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        told = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+        raise ModelError(f"{LIBRARIES[library]} cannot read the model: {told or logger.told()}")
+    check_network(trt, network, precision)
+    network.get_input(0).shape = shape
+    config = _configured(trt, builder)
+    monitor = _monitor(trt, progress)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor.was_interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise ModelError(f"{LIBRARIES[library]} cannot compile the model: {logger.told()}")
+    return bytes(plan)
+
+
+def _configured(trt: Any, builder: Any) -> Any:
+    """By `SETTINGS`."""
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, SETTINGS["workspace_bytes"])
+    config.max_aux_streams = SETTINGS["max_aux_streams"]
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, SETTINGS["profiling_verbosity"])
+    for names, change in (
+        (SETTINGS["set_flags"], config.set_flag),
+        (SETTINGS["cleared_flags"], config.clear_flag),
+    ):
+        for name in names:
+            if hasattr(trt.BuilderFlag, name):
+                change(getattr(trt.BuilderFlag, name))
+    return config
+
+
+def check_network(trt: Any, network: Any, precision: str) -> None:
+    """A strongly typed network computes in the types it has, so those are what is checked."""
+    wanted = {"fp32": trt.DataType.FLOAT, "fp16": trt.DataType.HALF}[precision]
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    found = {
+        layer.get_output(0).dtype for layer in layers if layer.type == trt.LayerType.CONVOLUTION
+    }
+    if found != {wanted}:
+        raise ModelError(
+            f"the model's convolutions compute in {', '.join(sorted(map(str, found))) or 'nothing'}"
+            f", not in {precision}; export its checkpoint with --precision {precision}"
+        )
+
+
+def check_engine(information: str, precision: str) -> None:
+    """Compare the weights that an engine computes with against the precision it was asked for.
+
+    Parameters
+    ----------
+    information
+        What the engine's inspector tells, JSON. Where it tells of no weights, as when the whole
+        network became one layer, nothing is checked.
+    precision
+        ``fp32`` or ``fp16``.
+
+    Raises
+    ------
+    ModelError
+        When there are weights of another type.
+    """
+    layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
+    weights = [layer["Weights"] for layer in layers if isinstance(layer.get("Weights"), dict)]
+    found = {str(told["Type"]) for told in weights if "Type" in told}
+    if not found:
+        _log.debug("the engine does not tell the type of its weights")
+    elif not found <= _TYPES[precision]:
+        raise ModelError(
+            f"the engine computes with weights of type {', '.join(sorted(found))}, but {precision} "
+            "was asked for; nothing was kept. Another version of the library may do better"
+        )
+
+
+def _monitor(trt: Any, progress: Callable[[str, float], object] | None) -> Any:
+    """Tells of the progress; an exception, like Ctrl-C, must not pass through the library."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._n_steps: dict[str, int] = {}
+            self.was_interrupted = False
+
+        def _tell(self, phase: str, share: float) -> None:
+            try:
+                if progress is not None:
+                    progress(phase, share)
+            except KeyboardInterrupt:
+                self.was_interrupted = True
+
+        def phase_start(self, phase: str, parent: str | None, n_steps: int) -> None:
+            self._n_steps[phase] = max(n_steps, 1)
+            self._tell(phase, 0.0)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            self._tell(phase, min((step + 1) / self._n_steps.get(phase, 1), 1.0))
+            return not self.was_interrupted
+
+        def phase_finish(self, phase: str) -> None:
+            self._tell(phase, 1.0)
+
+    return Monitor()
