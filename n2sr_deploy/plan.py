@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Draws, Key, Statistics
+from n2sr_deploy.cuda.device import Draws, Key, Pixels, Statistics, Values
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.layout import batches, tiles
 
@@ -138,35 +138,30 @@ class Plan:
 
     def enqueue(self) -> None:
         """All the work of a frame whose pixels and key are in pinned memory."""
-        device, at, kind, stream = self.device, self._at, self.kind, self._stream
-        n_pixels = kind.shape[0] * kind.shape[1]
+        device, at, stream = self.device, self._at, self._stream
+        pixels = Pixels(at["pixels"], self.kind.dtype, self.kind.shape)
         device.upload(at["key"], self._host["key"], stream)
         device.upload(at["pixels"], self._host["pixels"], stream)
-        device.statistics(
-            at["pixels"], kind.dtype, n_pixels, at["scratch"], at["statistics"], stream
-        )
-        for window, part in tiles(self.model, kind.shape, self.layout):
-            self._enqueue_tile(window, part)
+        device.statistics(pixels, at["scratch"], at["statistics"], stream)
+        for window, part in tiles(self.model, pixels.shape, self.layout):
+            self._enqueue_tile(pixels, window, part)
         device.shift_mean(
-            at["mean"], n_pixels, at["scratch"], at["statistics"], at["of_result"], stream
+            at["mean"], pixels.size, at["scratch"], at["statistics"], at["of_result"], stream
         )
         for name in ("statistics", "mean", "std"):
             device.download(self._host[name], at[name], stream)
 
-    def _enqueue_tile(self, window: Window, part: Part) -> None:
-        device, at, kind, stream = self.device, self._at, self.kind, self._stream
+    def _enqueue_tile(self, pixels: Pixels, window: Window, part: Part) -> None:
+        device, at, stream = self.device, self._at, self._stream
         is_half = self.network.is_half
         device.draw(
-            at["pixels"],
-            kind.dtype,
-            kind.shape,
+            pixels,
             self.model.metadata.pattern,
             window,
             self._draws_of,
             at["key"],
             at["statistics"],
-            at["draws"],
-            is_half,
+            Values(at["draws"], is_half),
             stream,
         )
         number = 2 if is_half else 4
@@ -180,8 +175,7 @@ class Plan:
         top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
         offset = 4 * (top * part.row + left)
         device.merge(
-            at["outputs"],
-            is_half,
+            Values(at["outputs"], is_half),
             self._draws_of,
             part,
             at["statistics"],

@@ -34,6 +34,10 @@ def turned_back(outputs, draws):
     return result
 
 
+def float_of(values):
+    return np.float16 if values.is_half else np.float32
+
+
 class FakeDevice:
     """Does what is enqueued when it is waited for, or records it while a stream is captured.
 
@@ -173,9 +177,9 @@ class FakeDevice:
     def scratch_bytes(self):
         return 64
 
-    def statistics(self, pixels, dtype, n_pixels, scratch, result, stream):
+    def statistics(self, pixels, scratch, result, stream):
         def work():
-            values = self.at(pixels, (n_pixels,), dtype)
+            values = self.at(pixels.address, (pixels.size,), pixels.dtype)
             self.at(scratch, (64,), np.uint8)[...] = 0
             mean = values.mean(dtype=np.float64)
             std = np.sqrt(np.mean((values - mean) ** 2, dtype=np.float64))
@@ -184,22 +188,9 @@ class FakeDevice:
 
         self.enqueue(stream, work)
 
-    def draw(
-        self,
-        pixels,
-        dtype,
-        shape,
-        pattern,
-        window,
-        draws,
-        key,
-        statistics,
-        subsampled,
-        half,
-        stream,
-    ):
+    def draw(self, pixels, pattern, window, draws, key, statistics, subsampled, stream):
         def work():
-            frame = self.at(pixels, shape, dtype)
+            frame = self.at(pixels.address, pixels.shape, pixels.dtype)
             seed, frame_index = (int(word) for word in self.at(key, (2,), np.uint64))
             mean, std, _ = (float(value) for value in self.at(statistics, (3,), np.float64))
             drawn = sampling.draw(
@@ -213,15 +204,15 @@ class FakeDevice:
                 scale=std if std > 0 else 1.0,
                 window=window,
             )
-            out = self.at(subsampled, drawn.shape, np.float16 if half else np.float32)
+            out = self.at(subsampled.address, drawn.shape, float_of(subsampled))
             out[...] = transposed(drawn, draws)
 
         self.enqueue(stream, work)
 
-    def merge(self, outputs, half, draws, part, statistics, mean, std, stream):
+    def merge(self, outputs, draws, part, statistics, mean, std, stream):
         def work():
             shape = draws.n_samples, part.of_height, part.of_width
-            found = self.at(outputs, shape, np.float16 if half else np.float32)
+            found = self.at(outputs.address, shape, float_of(outputs))
             offset, scale, _ = (float(value) for value in self.at(statistics, (3,), np.float64))
             results = np.empty((2, part.height, part.width), np.float32)
             sampling.merge(

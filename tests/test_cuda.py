@@ -11,7 +11,7 @@ import pytest
 
 from n2sr_deploy import sampling
 from n2sr_deploy.cuda import driver, runtime
-from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Statistics
+from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Pixels, Statistics, Values
 from n2sr_deploy.cuda.runtime import CDraws, CPart, CudaDevice, CWindow, c_pattern
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 from n2sr_deploy.sampling import SamplingPattern, Window
@@ -96,8 +96,8 @@ class OnGPU:
         )
         address = self.device.allocate(out.nbytes)
         self.device.draw(
-            self.put(frame), frame.dtype, frame.shape, pattern, window, draws, key, statistics,
-            address, half, self.stream,
+            Pixels(self.put(frame), frame.dtype, frame.shape), pattern, window, draws, key,
+            statistics, Values(address, half), self.stream,
         )  # fmt: skip
         return self.get(address, out)
 
@@ -105,10 +105,8 @@ class OnGPU:
         results = np.full((2, part.height, part.row), -1, np.float32)
         addresses = [self.put(result) for result in results]
         statistics = self.put(np.frombuffer(bytes(Statistics(mean, std, 1 / std)), np.uint8))
-        self.device.merge(
-            self.put(outputs), outputs.dtype == np.float16, draws, part, statistics, *addresses,
-            self.stream,
-        )  # fmt: skip
+        values = Values(self.put(outputs), outputs.dtype == np.float16)
+        self.device.merge(values, draws, part, statistics, *addresses, self.stream)
         for address, result in zip(addresses, results, strict=True):
             self.get(address, result)
         return results
@@ -116,9 +114,8 @@ class OnGPU:
     def statistics(self, pixels):
         scratch = self.device.allocate(self.device.scratch_bytes())
         address = self.device.allocate(24)
-        self.device.statistics(
-            self.put(pixels), pixels.dtype, pixels.size, scratch, address, self.stream
-        )
+        on_device = Pixels(self.put(pixels), pixels.dtype, pixels.shape)
+        self.device.statistics(on_device, scratch, address, self.stream)
         return self.get(address, np.empty(3, np.float64))
 
 
@@ -212,6 +209,30 @@ def test_merging_turns_transposed_outputs_back(kernels):
     wanted = kernels.merge(outputs, plain, part, 0.0, 1.0)
     found = kernels.merge(transposed(outputs, turning), turning, part, 0.0, 1.0)
     assert np.array_equal(found, wanted)
+
+
+def test_kernels_are_given_what_they_take():
+    """By the signatures that ctypes converts by, in their order; no GPU is needed for that."""
+    called = {}
+
+    def noted(name, *arguments):
+        signature = runtime._SIGNATURES[name]
+        assert len(arguments) == len(signature)
+        for kind, argument in zip(signature, arguments, strict=True):
+            kind.from_param(argument)
+        called[name] = arguments
+
+    device = CudaDevice.__new__(CudaDevice)
+    device._call = noted
+    pixels = Pixels(1, np.dtype(np.int16), (20, 30))
+    pattern, draws, part = SamplingPattern.named("cell", 3), Draws(0, 4, 9, True), Part(*range(7))
+    device.statistics(pixels, 2, 3, 4)
+    device.draw(pixels, pattern, Window(0, 1, 2, 3), draws, 5, 6, Values(7, True), 8)
+    device.merge(Values(9, False), draws, part, 10, 11, 12, 13)
+    device.shift_mean(14, 600, 2, 3, 4, 8)
+    assert called["statistics"] == (1, 2, 600, 2, 3, 4)
+    assert (called["draw"][:4], called["draw"][7:]) == ((1, 2, 20, 30), (5, 6, 7, True, 8))
+    assert (called["merge"][:2], called["merge"][3:]) == ((9, False), (10, 11, 12, 13))
 
 
 @pytest.mark.gpu

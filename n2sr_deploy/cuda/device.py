@@ -34,6 +34,28 @@ class Statistics(ctypes.Structure):
     )
 
 
+class Pixels(NamedTuple):
+    """A frame in device memory."""
+
+    address: int
+    dtype: np.dtype
+    """One of `PIXEL_TYPES`."""
+    shape: Shape
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.shape[0] * self.shape[1]
+
+
+class Values(NamedTuple):
+    """What a network takes or gives, in device memory."""
+
+    address: int
+    is_half: bool
+    """Whether they are float16, else float32."""
+
+
 class Draws(NamedTuple):
     """Consecutive draws, and how they lie: draw m in orientation m mod 4."""
 
@@ -108,31 +130,25 @@ class Device(Protocol):
     def scratch_bytes(self) -> int:
         """Of device memory that `statistics` and `shift_mean` need to work in."""
 
-    def statistics(
-        self, pixels: int, dtype: np.dtype, n_pixels: int, scratch: int, result: int, stream: int
-    ) -> None:
-        """Leave the `Statistics` of pixels of one of `PIXEL_TYPES` at `result`."""
+    def statistics(self, pixels: Pixels, scratch: int, result: int, stream: int) -> None:
+        """Leave the `Statistics` of pixels at `result`."""
 
     def draw(
         self,
-        pixels: int,
-        dtype: np.dtype,
-        shape: Shape,
+        pixels: Pixels,
         pattern: SamplingPattern,
         window: Window,
         draws: Draws,
         key: int,
         statistics: int,
-        subsampled: int,
-        half: bool,
+        subsampled: Values,
         stream: int,
     ) -> None:
-        """As `n2sr_deploy.sampling.draw`, bit for bit; float16 where `half`."""
+        """As `n2sr_deploy.sampling.draw`, bit for bit but for the rounding to float16."""
 
     def merge(
         self,
-        outputs: int,
-        half: bool,
+        outputs: Values,
         draws: Draws,
         part: Part,
         statistics: int,
@@ -140,7 +156,7 @@ class Device(Protocol):
         std: int,
         stream: int,
     ) -> None:
-        """As `n2sr_deploy.sampling.merge`, bit for bit; from float16 where `half`."""
+        """As `n2sr_deploy.sampling.merge`, bit for bit."""
 
     def shift_mean(
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Draws, Part
+from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
 from n2sr_deploy.cuda.driver import NEEDED, find_driver
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import AnyArray, SamplingPattern, Shape, UInt8Array, Window
+    from n2sr_deploy.sampling import AnyArray, SamplingPattern, UInt8Array, Window
 
 # In a folder of its own, since it is no Python module.
 LIBRARY = Path(
@@ -234,34 +234,30 @@ class CudaDevice:
         """Of device memory that `statistics` and `shift_mean` need."""
         return int(self._library.n2sr_cuda_scratch_bytes())
 
-    def statistics(
-        self, pixels: int, dtype: np.dtype, n_pixels: int, scratch: int, result: int, stream: int
-    ) -> None:
+    def statistics(self, pixels: Pixels, scratch: int, result: int, stream: int) -> None:
         """Leave the `Statistics` of pixels at `result`."""
-        self._call("statistics", pixels, DTYPES[dtype.name], n_pixels, scratch, result, stream)
+        dtype = DTYPES[pixels.dtype.name]
+        self._call("statistics", pixels.address, dtype, pixels.size, scratch, result, stream)
 
     def draw(
         self,
-        pixels: int,
-        dtype: np.dtype,
-        shape: Shape,
+        pixels: Pixels,
         pattern: SamplingPattern,
         window: Window,
         draws: Draws,
         key: int,
         statistics: int,
-        subsampled: int,
-        half: bool,
+        subsampled: Values,
         stream: int,
     ) -> None:
         """Draw sub-sampled frames."""
-        frame = pixels, DTYPES[dtype.name], *shape, c_pattern(pattern), CWindow(*window)
-        self._call("draw", *frame, CDraws(*draws), key, statistics, subsampled, int(half), stream)
+        frame = pixels.address, DTYPES[pixels.dtype.name], *pixels.shape
+        what = c_pattern(pattern), CWindow(*window), CDraws(*draws), key, statistics
+        self._call("draw", *frame, *what, *subsampled, stream)
 
     def merge(
         self,
-        outputs: int,
-        half: bool,
+        outputs: Values,
         draws: Draws,
         part: Part,
         statistics: int,
@@ -271,7 +267,7 @@ class CudaDevice:
     ) -> None:
         """Merge outputs into their mean and standard deviation."""
         where = CPart(*part, CDraws(*draws))
-        self._call("merge", outputs, int(half), where, statistics, mean, std, stream)
+        self._call("merge", *outputs, where, statistics, mean, std, stream)
 
     def shift_mean(
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int
