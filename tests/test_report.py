@@ -156,6 +156,76 @@ def test_the_second_exposure_tells_the_true_error():
     assert levels(frame, frame.pixels, second=other)[0][3] != "good"
 
 
+def scene(seed=0):
+    """No two areas of it are alike."""
+    return 2 * smoothed(np.random.default_rng(seed).normal(size=SHAPE), 3) * 6 + 3
+
+
+def exposure(clean, seed, std=0.6):
+    noise = np.random.default_rng(seed).normal(size=SHAPE)
+    return Frame(pixels=(clean + std * noise).astype(np.float32))
+
+
+@pytest.mark.parametrize("clean", [lattice(), scene()], ids=["lattice", "scene"])
+def test_copies_are_no_second_exposure(clean):
+    """Their excess error was told, though it means nothing."""
+    first, third = exposure(clean, 1), exposure(clean, 3)
+    for second in (first, Frame(pixels=clean.astype(np.float32))):
+        with pytest.raises(FrameError, match="the second exposure has the very pixels of the"):
+            levels(first, clean, second=second)
+    for pixels in (2 * first.pixels + 7, first.pixels + 2 * third.pixels):
+        found, findings = levels(first, clean, second=Frame(pixels=pixels))
+        assert found[3] == "caution"
+        assert "the second exposure has the noise of the noisy frame" in findings.describe()
+
+
+def test_a_result_of_the_second_exposure_is_seen():
+    first, second = exposure(scene(), 1), exposure(scene(), 2)
+    denoised = scene() + smoothed(second.pixels - scene(), 1) / 4
+    found, findings = levels(first, denoised, second=second)
+    assert found[3] == "caution"
+    assert "the result has noise of the second exposure (correlation 0." in findings.describe()
+    found, findings = levels(second, denoised, second=first)
+    assert found[3] == "good"
+    assert findings.excess.own_noise > 0.5
+
+
+def test_frames_of_another_area_are_refused():
+    """They were judged as if the denoiser had failed."""
+    noisy = exposure(scene(), 1)
+    with pytest.raises(FrameError, match="the second exposure shows another area than the noisy"):
+        levels(noisy, scene(), second=exposure(scene(4), 2))
+    with pytest.raises(FrameError, match="the denoised frame shows another area than the noisy"):
+        levels(noisy, scene(4))
+    with pytest.raises(FrameError, match=r"the denoised frame lies 4\.\d rows and -7\.\d columns"):
+        levels(noisy, np.roll(scene(), (4, -7), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("drift", "words"),
+    [
+        (0, None),
+        (0.6, "px between the two counts as error"),
+        (3, "That cannot be told: the second exposure has drifted by "),
+    ],
+)
+def test_a_drift_of_the_second_exposure_is_told(drift, words):
+    phase = np.exp(-2j * np.pi * drift * np.fft.fftfreq(SHAPE[0]))[:, None]
+    moved = np.fft.ifft2(np.fft.fft2(scene()) * phase).real
+    _, findings = levels(exposure(scene(), 1, 0.3), scene(), second=exposure(moved, 2, 0.3))
+    assert findings.excess.shift == pytest.approx((drift, 0), abs=0.25)
+    answer = findings.verdicts[3].answer
+    assert words in answer if words else "drift" not in answer
+
+
+def test_frames_without_a_structure_have_a_second_exposure_too():
+    """Of which no shift can be told."""
+    flat = np.full(SHAPE, 3.0)
+    found, findings = levels(exposure(flat, 1), flat, second=exposure(flat, 2))
+    assert found[3] == "good"
+    assert findings.excess.shift is None
+
+
 def test_the_noise_model_and_the_residuals_variance_agree():
     clean = lattice() * 2
     noise = np.random.default_rng(3).normal(size=SHAPE) * np.sqrt(0.3 * clean)

@@ -97,6 +97,15 @@ class Excess:
     """Standard error of `denoised`, from the scatter between blocks of 32 x 32 pixels."""
     reported: float | None
     """What the spread says it should be: the mean of its square; None without a spread."""
+    shift: tuple[float, float] | None
+    """By how many pixels, rows and columns, the second lies off the noisy frame; of a lattice the
+    shortest such way. 0 where it cannot be told from none, None where nothing can be told."""
+    shared_noise: float
+    """Correlation of the two frames' noise: 0 of two exposures, 1 of copies."""
+    own_noise: float
+    """Correlation of the denoised frame with the noisy one's noise, where no signal is seen."""
+    other_noise: float
+    """Likewise with the second's, which it cannot know of unless it was made from it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,15 @@ from n2sr_deploy.errors import FrameError
 from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
 from n2sr_deploy.report.findings import Excess, ReportFindings, VarianceCurve
 from n2sr_deploy.report.places import significant_places
+from n2sr_deploy.report.registration import (
+    check_area,
+    noise_in_common,
+    register,
+    without_signal,
+)
 from n2sr_deploy.report.spectra import Spectra, ring_correlation
 from n2sr_deploy.report.verdicts import verdicts
+from n2sr_deploy.spectrum import Spectrum
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
@@ -63,8 +70,8 @@ def measure(
     Raises
     ------
     FrameError
-        When the noisy frame is constant or too small, shapes differ, or the denoised frame or the
-        spread is not finite.
+        When the noisy frame is constant or too small, shapes differ, the denoised frame or the
+        spread is not finite, a frame shows another area, or the second exposure is none.
     """
     _check(noisy, denoised, spread, second)
     repaired = repair(noisy)
@@ -72,6 +79,7 @@ def measure(
     pixels, result = (np.asarray(a, np.float64) for a in (repaired.frame.pixels, denoised))
     residual = np.where(repaired.hot, 0.0, pixels - result)
     spectra = Spectra(*(middle_of(np.where(repaired.hot, result, pixels)), middle_of(result)))
+    check_area("denoised frame", spectra.registered(), may_drift=False)
     expected = noise.std_at(result)
     own, of_noise = spectra.autocorrelations()
     size = noisy.pixel_size
@@ -94,7 +102,7 @@ def measure(
         peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
         ring_correlation=None if halves is None else ring_correlation(*map(middle_of, halves)),
-        excess=None if second is None else _excess(noisy, result, second, spread),
+        excess=None if second is None else _excess(noisy, result, second, spread, spectra),
         pixel_size=None if size is None else size[1],
         unit=noisy.unit,
     )
@@ -112,8 +120,19 @@ def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Fr
         if pixels is None:
             continue
         check_shape(name, pixels.shape, noisy)
+        if second is not None and pixels is second.pixels:
+            _check_exposure(noisy, denoised, pixels)
         if not np.isfinite(pixels).all():
             raise FrameError(f"the {name} has NaN or infinite pixels; denoise the frame again")
+
+
+def _check_exposure(noisy: Frame, denoised: AnyArray, second: AnyArray) -> None:
+    for name, pixels in (("noisy frame", noisy.pixels), ("denoised frame", denoised)):
+        if np.array_equal(pixels, second):
+            raise FrameError(
+                f"the second exposure has the very pixels of the {name}, which tells no error; "
+                "give another exposure of the same area"
+            )
 
 
 def check_size(shape: Shape) -> None:
@@ -162,8 +181,15 @@ def _variance_curve(
     )
 
 
-def _excess(noisy: Frame, denoised: AnyArray, second: Frame, spread: AnyArray | None) -> Excess:
+def _excess(
+    noisy: Frame, denoised: AnyArray, second: Frame, spread: AnyArray | None, spectra: Spectra
+) -> Excess:
     """Standardised by the noisy frame: the mean squared distance to the second, less its noise."""
+    first, other = spectra.spectrum, Spectrum(middle_of(repair(second).frame.pixels))
+    found = register(first.transform, other.transform, first.signal & other.signal)
+    check_area("second exposure", found, may_drift=True)
+    result = np.fft.fft2(middle_of(denoised) * first.window)
+    empty = without_signal(first, other)
     mean, std = noisy.mean_and_std()
     a, b = ((frame.pixels.astype(np.float64) - mean) / std for frame in (noisy, second))
     noise = np.square(a - b) / 2
@@ -172,7 +198,14 @@ def _excess(noisy: Frame, denoised: AnyArray, second: Frame, spread: AnyArray | 
     error = float(blocks.std(ddof=1) / math.sqrt(blocks.size)) if blocks.size > 1 else math.nan
     reported = None if spread is None else float(np.square(spread / std, dtype=np.float64).mean())
     return Excess(
-        noisy=float(noise.mean()), denoised=float(each.mean()), error=error, reported=reported
+        noisy=float(noise.mean()),
+        denoised=float(each.mean()),
+        error=error,
+        reported=reported,
+        shift=None if found is None else found.shift,
+        shared_noise=noise_in_common(first.transform, other.transform, empty),
+        own_noise=noise_in_common(first.transform, result, empty),
+        other_noise=noise_in_common(other.transform, result, empty),
     )
 
 

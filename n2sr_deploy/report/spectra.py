@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.report.findings import Peak, RingCorrelation, Rings
+from n2sr_deploy.report.registration import register
 from n2sr_deploy.spectrum import SHARED, Spectrum, box_mean
 
 if TYPE_CHECKING:
     from n2sr_deploy.report.findings import PeakState
+    from n2sr_deploy.report.registration import Registration
     from n2sr_deploy.sampling import AnyArray, BoolArray
 
 N_RINGS = 48  # up to 0.5 cycles per pixel
@@ -49,6 +51,11 @@ class Spectra:
         fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
         self.frequency = np.hypot(fy[:, None], fx[None, :])
         self._axes = fy, fx
+
+    def registered(self) -> Registration | None:
+        """How the denoised frame lies to the noisy one."""
+        shown = self.spectrum.signal & (self.denoised > 1)
+        return register(self._noisy, self._denoised, shown)
 
     def rings(self) -> Rings:
         """Means over rings."""

@@ -5,6 +5,7 @@ Each limit stands here once, with its reason; docs/report.md tells them to users
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +33,12 @@ PLACES = 0, 10
 """Places with a structure that data deny, or lack, beyond chance: more than these."""
 SURELY_INVENTED = 8.0
 """Standard errors by which data deny a peak or a place: one suffices for the worst verdict."""
+DRIFTED = 0.3, 1.0
+"""Pixels by which a second exposure lies off (told, too many): from one on the sharpest detail
+does not match, and the error measured is the drift's."""
+SHARED_NOISE = 0.1
+"""Correlation of a frame's noise with that of a frame made from it is at least this; of two
+exposures it is 0, up to 0.02 by signal too faint to be seen."""
 _SURE = 4.0  # standard errors
 _STRONG = 3.0  # standard errors by which a ring's signal must be seen to speak of its share
 
@@ -174,6 +181,9 @@ def _invented(findings: ReportFindings) -> Verdict:
 
 
 def _second(excess: Excess) -> Verdict:
+    reason = _meaningless(excess)
+    if reason is not None:
+        return Verdict(question=SECOND, level="caution", answer=f"That cannot be told: {reason}.")
     times = excess.noisy / excess.denoised if excess.denoised > 2 * excess.error else None
     level: Level = "good" if excess.denoised < excess.noisy / 4 else "caution"
     level = "bad" if excess.denoised >= excess.noisy else level
@@ -185,7 +195,35 @@ def _second(excess: Excess) -> Verdict:
         answer += f": {times:.3g} times less" if times > 1 else ": no better than the noisy frame"
     if excess.reported is not None:
         answer += f"; the spread says {excess.reported:.4f}"
+    if _drift(excess) > DRIFTED[0]:
+        answer += f"; a drift of {_drift(excess):.1f} px between the two counts as error"
     return Verdict(question=SECOND, level=level, answer=answer + ".")
+
+
+def _meaningless(excess: Excess) -> str | None:
+    """Why the excess error tells nothing; None where it does."""
+    if excess.shared_noise > SHARED_NOISE:
+        return (
+            f"the second exposure has the noise of the noisy frame (correlation "
+            f"{excess.shared_noise:.2f}), so one was made from the other; give another exposure"
+        )
+    if excess.other_noise - excess.own_noise > SHARED_NOISE:
+        return (
+            f"the result has noise of the second exposure (correlation {excess.other_noise:.2f}; "
+            f"with that of the noisy frame {excess.own_noise:.2f}), so it was made from that one; "
+            "judge it by the frame it was made from"
+        )
+    if _drift(excess) > DRIFTED[1]:
+        return (
+            f"the second exposure has drifted by {_drift(excess):.1f} px, which would count as "
+            "error of the result; register the two first, or give two that follow each other"
+        )
+    return None
+
+
+def _drift(excess: Excess) -> float:
+    """Pixels; 0 where it is not known."""
+    return math.hypot(*(excess.shift or (0.0, 0.0)))
 
 
 def _places(places: list[Place]) -> str:
