@@ -123,6 +123,43 @@ def test_noise_only_frames_have_no_peaks_and_pass():
     found, findings = levels(noisy_frame(clean=np.full(SHAPE, 3.0)), np.full(SHAPE, 3.0))
     assert found == ["good", "good", "good"]
     assert findings.peaks == ()
+    assert "no Bragg peaks are seen" in findings.verdicts[0].answer
+
+
+def diffuse(transfer):
+    """A specimen that no lattice orders: white noise seen through a transfer function."""
+    fy, fx = (np.fft.fftfreq(n) for n in SHAPE)
+    white = np.fft.fft2(np.random.default_rng(7).normal(size=SHAPE))
+    image = np.fft.ifft2(white * transfer(fy[:, None] ** 2 + fx**2)).real
+    return 3 + 2 * image / image.std()
+
+
+@pytest.mark.parametrize(
+    "clean",
+    [
+        diffuse(lambda f2: np.exp(-300 * f2)),
+        diffuse(lambda f2: np.abs(np.sin(1000 * f2)) * np.exp(-30 * f2)),  # Thon rings
+        3 + 9 * (0.7 * X + Y > 170),  # an edge: a streak
+        3 + np.cos(2 * np.pi * Y / 8),  # offsets of rows, of one period
+    ],
+    ids=["amorphous", "rings", "edge", "lines"],
+)
+def test_what_is_no_lattice_has_no_bragg_peaks(clean):
+    """Speckle of the diffuse spectrum and hum of the scan were told as Bragg peaks."""
+    for seed in range(3):
+        findings = measure(exposure(clean, seed), clean.astype(np.float32))
+        assert findings.peaks == ()
+
+
+@pytest.mark.parametrize(("strength", "n_peaks"), [(1.0, 3), (0.25, 3)])
+def test_a_hexagonal_lattice_has_its_peaks(strength, n_peaks):
+    angles = np.deg2rad([7, 67, 127])
+    waves = [np.cos(2 * np.pi * 0.1 * (Y * np.sin(a) + X * np.cos(a))) for a in angles]
+    clean = diffuse(lambda f2: np.exp(-2000 * f2)) + strength * sum(waves)
+    peaks = measure(exposure(clean, 0), clean.astype(np.float32)).peaks
+    assert [peak.state for peak in peaks] == ["kept"] * n_peaks
+    for peak in peaks:
+        assert np.hypot(*peak.frequency) == pytest.approx(0.1, abs=0.006)
 
 
 def test_a_constant_result_of_a_lattice_has_lost_it():

@@ -10,6 +10,7 @@ import numpy as np
 
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.report.spectra import LAGS, SEVENTH
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,6 @@ def overview_png(findings: ReportFindings, title: str) -> bytes:
 
 def panels(findings: ReportFindings) -> tuple[Panel, ...]:
     """The twelve panels, in reading order."""
-    lost = findings.counted("lost") + findings.counted("weakened")
     return (
         Panel("Noisy", "The frame as it was recorded.", _draw_noisy),
         Panel("Denoised", "With the grey levels of the noisy frame.", _draw_denoised),
@@ -102,8 +102,7 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
         Panel("Spectrum, noisy", "Power over the noise's, logarithmic.", _draw_noisy_spectrum),
         Panel(
             "Spectrum, denoised",
-            f"{findings.counted('kept')} Bragg peaks kept, {lost} weakened or lost, "
-            f"{findings.counted('unsupported')} without support in the data.",
+            _peaks_told(findings),
             _draw_denoised_spectrum,
         ),
         Panel(
@@ -140,6 +139,16 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
             "is the same for both, so this is an upper bound.",
             _draw_ring_correlation,
         ),
+    )
+
+
+def _peaks_told(findings: ReportFindings) -> str:
+    if not findings.peaks:
+        return "No Bragg peaks are seen: nothing sharp stands out of noise and diffuse spectrum."
+    damaged = findings.counted("lost") + findings.counted("weakened")
+    return (
+        f"{counted(findings.counted('kept'), 'Bragg peak')} kept, {damaged} weakened or lost, "
+        f"{findings.counted('unsupported')} without support in the data."
     )
 
 

@@ -15,7 +15,10 @@ Level = Literal["good", "caution", "bad"]
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """A sharp peak of the noisy or the denoised frame's power spectrum: a Bragg reflection."""
+    """A sharp peak of the noisy or the denoised frame's power spectrum: a Bragg reflection.
+
+    Speckle of a diffuse spectrum, streaks of edges and periodic offsets of lines are none.
+    """
 
     frequency: tuple[float, float]
     """Cycles per pixel along rows' and columns' index, (f_y, f_x); one of the two of a pair."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.report.findings import Level, Verdict
+from n2sr_deploy.words import are, counted
 
 if TYPE_CHECKING:
     from n2sr_deploy.report.findings import Excess, Place, ReportFindings
@@ -111,7 +112,9 @@ def _signal_left(findings: ReportFindings) -> Verdict:
             "stays in the residual"
         )
     if damaged:
-        told.append(f"{damaged} of {len(real)} Bragg peaks are weakened or lost")
+        told.append(
+            f"{damaged} of {counted(len(real), 'Bragg peak')} {are(damaged)} weakened or lost"
+        )
     if lacking:
         told.append(f"{_places(lacking)} the residual shows structure that noise does not make")
     if share < EMPTY_RESIDUAL[1]:
@@ -123,14 +126,20 @@ def _signal_left(findings: ReportFindings) -> Verdict:
             question=SIGNAL, level=level, answer=f"That cannot be told: {'; '.join(told)}."
         )
     if not told:
-        peaks = f"; all {len(real)} Bragg peaks are kept" if real else ""
+        peaks = _all_kept(len(real))
         return Verdict(
             question=SIGNAL,
             level=level,
-            answer=f"None is seen: the residual has the noise's own spectrum{peaks}.",
+            answer=f"None is seen: the residual has the noise's own spectrum; {peaks}.",
         )
     beginning = {"good": "Hardly", "caution": "Some", "bad": "Yes"}[level]
     return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.")
+
+
+def _all_kept(n_peaks: int) -> str:
+    if n_peaks < 2:
+        return "the one Bragg peak seen is kept" if n_peaks else "no Bragg peaks are seen"
+    return f"all {n_peaks} Bragg peaks are kept"
 
 
 def _share_of_noise(share: float) -> str:
@@ -170,7 +179,9 @@ def _invented(findings: ReportFindings) -> Verdict:
         )
     told = []
     if peaks:
-        told.append(f"{peaks} peaks of the result's spectrum are not in the data")
+        told.append(
+            f"{counted(peaks, 'peak')} of the result's spectrum {are(peaks)} not in the data"
+        )
     if invented:
         told.append(f"{_places(invented)} the result shows a structure that the data deny")
     return Verdict(
