@@ -545,6 +545,27 @@ def test_every_panel_draws_with_and_without_what_is_optional():
     assert drawing_module.overview_png(findings, "all").startswith(b"\x89PNG")
 
 
+def test_the_picture_has_each_verdict_whole(monkeypatch):
+    """Long ones were cut, and the legend hid peaks."""
+    figures = []
+    monkeypatch.setattr(drawing_module, "_png", lambda figure, dpi: figures.append(figure) or b"")
+    long = ("at row 17 the residual shows structure that noise does not make; " * 6).strip()
+    findings = measure(noisy_frame(), lattice().astype(np.float32))
+    verdicts = tuple(replace(verdict, answer=long) for verdict in findings.verdicts)
+    title = "a_name_without_spaces" * 9
+    drawing_module.overview_png(replace(findings, verdicts=verdicts), title)
+    header, body = figures[0].subfigs
+    drawn = [text.get_text() for text in header.texts]
+    assert drawn[0].replace("\n", "") == title
+    answers = [text for text in drawn if text in long]
+    assert " ".join(answers) == " ".join([long] * len(verdicts))
+    figures[0].draw_without_rendering()
+    edges = [text.get_window_extent() for text in header.texts]
+    assert all(edge.x1 < header.bbox.x1 and edge.y0 > header.bbox.y0 for edge in edges)
+    spectrum = next(axis for axis in body.axes if axis.get_title("left") == "Spectrum, denoised")
+    assert spectrum.get_legend().get_window_extent().y1 < spectrum.get_window_extent().y0
+
+
 def test_without_matplotlib_the_error_names_the_extra(files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"n2sr\[report\]"):

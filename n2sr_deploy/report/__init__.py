@@ -1,7 +1,8 @@
 """Judges a denoised frame by the noisy one, in pictures, numbers and words.
 
-`measure` is what is true, `drawing` and `page` are how it looks, `verdicts` says what it means;
-`report_on` writes it. Drawing needs the extra ``report`` (matplotlib); measuring does not.
+`measure` is what is true, `panels`, `drawing` and `page` are how it looks, `verdicts` says
+what it means; `report_on` writes it. Drawing needs the extra ``report`` (matplotlib); measuring
+does not.
 """
 
 from __future__ import annotations

@@ -1,39 +1,26 @@
-"""The pictures of a report, drawn with matplotlib (extra ``report``)."""
+"""The report as pictures, drawn with matplotlib (extra ``report``)."""
 
 from __future__ import annotations
 
 import io
-import math
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import MissingExtraError
-from n2sr_deploy.report.spectra import LAGS, SEVENTH
-from n2sr_deploy.words import counted
+from n2sr_deploy.report.panels import GREEN, INK, ORANGE, panels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from n2sr_deploy.report.findings import ReportFindings
-    from n2sr_deploy.sampling import AnyArray
+    from n2sr_deploy.report.panels import Panel
 
-    Axes = Any
-
-# Okabe and Ito's colours, which colour-blind people tell apart.
-INK, GREY, BLUE, ORANGE, GREEN, PURPLE = (
-    "#1b2430", "#8a94a0", "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-)  # fmt: skip
 LEVELS = {
     "good": ("\N{CHECK MARK}", GREEN),
     "caution": ("!", "#B8860B"),
     "bad": ("\N{MULTIPLICATION X}", ORANGE),
 }
-PEAK_MARKS = {
-    "kept": ("o", BLUE), "weakened": ("D", "#E69F00"), "lost": ("s", ORANGE),
-    "unsupported": ("^", PURPLE),
-}  # fmt: skip
-_LARGEST = 1024  # pixels along an axis that a picture shows
+_WIDTH, _BODY = 17, 11.9  # inches
+_TITLE_LETTERS, _ANSWER_LETTERS = 92, 120  # that fit on a line
+_TITLE_LINE, _LINE, _GAP, _BELOW = 0.36, 0.21, 0.12, 0.25  # inches
 _STYLE: Any = {
     "font.size": 9.5, "axes.titlesize": 11, "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -42,15 +29,6 @@ _STYLE: Any = {
     "axes.spines.right": False, "grid.color": "#e6e9ed", "legend.frameon": False,
     "legend.fontsize": 8.5, "font.family": "DejaVu Sans",
 }  # fmt: skip
-
-
-class Panel(NamedTuple):
-    """One picture of the report."""
-
-    title: str
-    caption: str
-    """What it says, for the page."""
-    draw: Callable[[Axes, ReportFindings], None]
 
 
 def check_drawing() -> None:
@@ -72,84 +50,22 @@ def panel_png(panel: Panel, findings: ReportFindings) -> bytes:
 
 def overview_png(findings: ReportFindings, title: str) -> bytes:
     """All panels and the verdicts in one PNG file, for a talk."""
+    heading = textwrap.wrap(title, _TITLE_LETTERS)
+    answers = [textwrap.wrap(verdict.answer, _ANSWER_LETTERS) for verdict in findings.verdicts]
+    above = _TITLE_LINE * len(heading) + sum(map(_height, answers)) + _BELOW
     with _styled():
-        figure = _figure((17, 13.2))
-        header, body = figure.subfigures(2, 1, height_ratios=(0.14, 1), hspace=0.0)
-        _draw_header(header, findings, title)
-        axes = body.subplots(3, 4, gridspec_kw={"height_ratios": (1.25, 1.1, 0.9)})
+        figure = _figure((_WIDTH, above + _BODY))
+        header, body = figure.subfigures(2, 1, height_ratios=(above, _BODY), hspace=0.0)
+        _draw_header(header, above, findings, heading, answers)
+        axes = body.subplots(3, 4, gridspec_kw={"height_ratios": (1.25, 1.2, 0.9)})
         for axis, panel in zip(axes.flat, panels(findings), strict=True):
             axis.set_title(panel.title)
             panel.draw(axis, findings)
         return _png(figure, 72)
 
 
-def panels(findings: ReportFindings) -> tuple[Panel, ...]:
-    """The twelve panels, in reading order."""
-    return (
-        Panel("Noisy", "The frame as it was recorded.", _draw_noisy),
-        Panel("Denoised", "With the grey levels of the noisy frame.", _draw_denoised),
-        Panel(
-            "Standard error",
-            "Calibrated: the truth lies within it at two pixels of three.",
-            _draw_spread,
-        ),
-        Panel(
-            "Residual",
-            "Noisy minus denoised, in units of the noise expected at each pixel. It should look "
-            "like nothing. Rings mark what noise does not explain.",
-            _draw_residual,
-        ),
-        Panel("Spectrum, noisy", "Power over the noise's, logarithmic.", _draw_noisy_spectrum),
-        Panel(
-            "Spectrum, denoised",
-            _peaks_told(findings),
-            _draw_denoised_spectrum,
-        ),
-        Panel(
-            "Residual's autocorrelation",
-            "Less the noise's own: all that is left is signal, or noise that was copied. The "
-            "middle is left out.",
-            _draw_autocorrelation,
-        ),
-        Panel(
-            "Along rows and columns",
-            "Dots: the residual. Lines: what this detector's noise has by itself.",
-            _draw_correlation_lines,
-        ),
-        Panel(
-            "Power over frequency",
-            "The denoised frame should follow the noisy one where that rises above the noise, and "
-            "fall far below elsewhere.",
-            _draw_power,
-        ),
-        Panel(
-            "Residual against noise",
-            "Above 1: signal is left in the residual. Below 1: the result has kept noise, or "
-            "signal and noise cannot be told apart there.",
-            _draw_residual_spectrum,
-        ),
-        Panel(
-            "Residual's variance over intensity",
-            "The line is the noise model found in the noisy frame alone.",
-            _draw_variance,
-        ),
-        Panel(
-            "Two half-results",
-            "Fourier ring correlation of results from disjoint halves of the pixels. The network "
-            "is the same for both, so this is an upper bound.",
-            _draw_ring_correlation,
-        ),
-    )
-
-
-def _peaks_told(findings: ReportFindings) -> str:
-    if not findings.peaks:
-        return "No Bragg peaks are seen: nothing sharp stands out of noise and diffuse spectrum."
-    damaged = findings.counted("lost") + findings.counted("weakened")
-    return (
-        f"{counted(findings.counted('kept'), 'Bragg peak')} kept, {damaged} weakened or lost, "
-        f"{findings.counted('unsupported')} without support in the data."
-    )
+def _height(answer: list[str]) -> float:
+    return _LINE * len(answer) + _GAP
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -176,251 +92,28 @@ def _png(figure: Any, dpi: int) -> bytes:
     return written.getvalue()
 
 
-def _draw_header(header: Any, findings: ReportFindings, title: str) -> None:
-    header.text(0.012, 0.86, title, fontsize=17, weight="bold", va="center")
-    for index, verdict in enumerate(findings.verdicts):
+def _draw_header(
+    header: Any,
+    height: float,
+    findings: ReportFindings,
+    heading: list[str],
+    answers: list[list[str]],
+) -> None:
+    """As high as it is long: no verdict is cut."""
+    top = 0.1
+    header.text(
+        0.012, 1 - top / height, "\n".join(heading), fontsize=17, weight="bold", va="top",
+        linespacing=1.2,
+    )  # fmt: skip
+    top += _TITLE_LINE * len(heading)
+    for verdict, answer in zip(findings.verdicts, answers, strict=True):
         mark, colour = LEVELS[verdict.level]
-        y = 0.63 - 0.185 * index
+        y = 1 - (top + _LINE / 2) / height
         header.text(
             0.018, y, mark, fontsize=13, weight="bold", color="white", va="center", ha="center",
             bbox={"boxstyle": "circle,pad=0.25", "facecolor": colour, "edgecolor": "none"},
         )  # fmt: skip
         header.text(0.034, y, verdict.question, fontsize=12, weight="bold", va="center")
-        header.text(0.33, y, _shortened(verdict.answer), fontsize=11, va="center")
-
-
-def _shortened(answer: str) -> str:
-    return answer if len(answer) < 128 else answer[:125].rsplit(" ", 1)[0] + " …"
-
-
-def _image(axis: Axes, image: AnyArray, findings: ReportFindings, **style: Any) -> Any:
-    """An image without ticks, a scale bar in it and its colours beside it."""
-    height, width = image.shape
-    step = max(1, math.ceil(max(height, width) / _LARGEST))
-    drawn = axis.imshow(
-        image[::step, ::step], interpolation="nearest",
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        **style,
-    )  # fmt: skip
-    axis.set_axis_off()
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, length=2)
-    _scale_bar(axis, findings, height, width)
-    return bar
-
-
-def _scale_bar(axis: Axes, findings: ReportFindings, height: int, width: int) -> None:
-    """About a fifth of the width, a round number of the unit; none when the size is unknown."""
-    size, unit = findings.pixel_size, findings.unit
-    if size is None or not unit:
-        return
-    wanted = width * size / 5
-    power = 10.0 ** math.floor(math.log10(wanted))
-    length = max(n * power for n in (1, 2, 5) if n * power <= wanted)
-    left, y = 0.045 * width, 0.945 * height
-    for line, colour in ((6.5, "black"), (3.5, "white")):
-        axis.plot(
-            [left, left + length / size], [y, y], color=colour, linewidth=line,
-            solid_capstyle="butt",
-        )  # fmt: skip
-    axis.text(
-        left, y - 0.03 * height, f"{length:g} {unit}", color="white", fontsize=9, weight="bold",
-        path_effects=_outline(), va="bottom",
-    )  # fmt: skip
-
-
-def _outline() -> list[Any]:
-    from matplotlib import patheffects
-
-    return [patheffects.withStroke(linewidth=2, foreground="black")]
-
-
-def _contrast(findings: ReportFindings) -> dict[str, Any]:
-    """Of noisy and denoised: what the denoised frame spans, and part of the noise."""
-    low, high = np.quantile(findings.denoised, (0.002, 0.998))
-    margin = 0.15 * (high - low) + 0.25 * findings.noise.std
-    return {"cmap": "gray", "vmin": low - margin, "vmax": high + margin}
-
-
-def _draw_noisy(axis: Axes, findings: ReportFindings) -> None:
-    _image(axis, findings.noisy, findings, **_contrast(findings))
-
-
-def _draw_denoised(axis: Axes, findings: ReportFindings) -> None:
-    _image(axis, findings.denoised, findings, **_contrast(findings)).set_label("counts")
-
-
-def _draw_spread(axis: Axes, findings: ReportFindings) -> None:
-    if findings.spread is None:
-        _say(axis, "not known of this file\n\nGive it with --std FILE\nor the network with --model")
-        return
-    high = float(np.quantile(findings.spread, 0.998))
-    _image(axis, findings.spread, findings, cmap="viridis", vmin=0, vmax=high).set_label("counts")
-
-
-def _draw_residual(axis: Axes, findings: ReportFindings) -> None:
-    scaled = findings.residual / findings.noise.std_at(findings.denoised)
-    style = {"cmap": "RdBu_r", "vmin": -4, "vmax": 4}
-    _image(axis, scaled, findings, **style).set_label("standard deviations of the noise")
-    for place in findings.places[:20]:
-        from matplotlib.patches import Circle
-
-        colour = PURPLE if place.is_invented else INK
-        radius = max(3 * place.size, 0.015 * max(scaled.shape))
-        ring = Circle((place.column, place.row), radius, fill=False, color=colour, linewidth=1.8)
-        axis.add_patch(ring)
-
-
-def _draw_noisy_spectrum(axis: Axes, findings: ReportFindings) -> None:
-    _spectrum(axis, findings.noisy_spectrum, findings)
-
-
-def _draw_denoised_spectrum(axis: Axes, findings: ReportFindings) -> None:
-    _spectrum(axis, findings.denoised_spectrum, findings)
-    for state, (mark, colour) in PEAK_MARKS.items():
-        at = np.array([peak.frequency for peak in findings.peaks if peak.state == state])
-        if at.size:
-            both = np.concatenate([at, -at])
-            axis.scatter(
-                both[:, 1], both[:, 0], s=64, marker=mark, facecolors="none", edgecolors=colour,
-                linewidths=1.4, label=f"{state} ({len(at)})",
-            )  # fmt: skip
-    if findings.peaks:
-        axis.legend(
-            loc="upper right", facecolor="white", frameon=True, framealpha=0.85, edgecolor="none"
-        )
-
-
-def _spectrum(axis: Axes, power: AnyArray, findings: ReportFindings) -> None:
-    """Up to a little beyond the farthest peak; the logarithm of the power over the noise's."""
-    rows, columns = power.shape
-    blocks = [max(1, n // 512) for n in (rows, columns)]
-    trimmed = power[: rows // blocks[0] * blocks[0], : columns // blocks[1] * blocks[1]]
-    shown = trimmed.reshape(
-        trimmed.shape[0] // blocks[0], blocks[0], trimmed.shape[1] // blocks[1], blocks[1]
-    ).max(axis=(1, 3))
-    drawn = axis.imshow(
-        np.log10(np.maximum(shown, 1e-6)), cmap="gray", vmin=-3.0, vmax=3.0,
-        extent=(-0.5, 0.5, 0.5, -0.5), interpolation="nearest",
-    )  # fmt: skip
-    farthest = max((max(map(abs, peak.frequency)) for peak in findings.peaks), default=0.5)
-    reach = min(max(1.4 * farthest, 0.1), 0.5)
-    axis.set_xlim(-reach, reach)
-    axis.set_ylim(reach, -reach)
-    axis.locator_params(nbins=5)
-    axis.set_xlabel("cycles per pixel")
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label("log10 of power / noise")
-
-
-def _draw_autocorrelation(axis: Axes, findings: ReportFindings) -> None:
-    excess = findings.autocorrelation - findings.noise_autocorrelation
-    excess[LAGS, LAGS] = 0.0
-    limit = max(10 * findings.autocorrelation_error, 0.02)
-    reach = LAGS + 0.5
-    drawn = axis.imshow(
-        excess, cmap="PuOr", vmin=-limit, vmax=limit, extent=(-reach, reach, reach, -reach),
-        interpolation="nearest",
-    )  # fmt: skip
-    axis.set_xlabel("columns apart")
-    axis.set_ylabel("rows apart")
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.outline.set_visible(False)
-
-
-def _draw_correlation_lines(axis: Axes, findings: ReportFindings) -> None:
-    own, noise = findings.autocorrelation, findings.noise_autocorrelation
-    lags = np.arange(1, LAGS + 1)
-    band = 3 * findings.autocorrelation_error
-    for name, colour, at in (
-        ("along rows", BLUE, (LAGS, slice(LAGS + 1, None))),
-        ("along columns", ORANGE, (slice(LAGS + 1, None), LAGS)),
-    ):
-        axis.fill_between(lags, noise[at] - band, noise[at] + band, color=colour, alpha=0.15, lw=0)
-        axis.plot(lags, noise[at], color=colour, linewidth=1.2)
-        axis.plot(lags, own[at], "o", color=colour, markersize=5, label=name)
-    axis.axhline(0, color=GREY, linewidth=0.8)
-    low, high = axis.get_ylim()
-    axis.set_ylim(min(low, -0.05), max(high, 0.1))
-    _curve(axis, "pixels apart", "correlation of the residual")
-    axis.legend()
-
-
-def _draw_power(axis: Axes, findings: ReportFindings) -> None:
-    rings = findings.rings
-    axis.axhline(1, color=INK, linewidth=1, linestyle="--", label="noise")
-    axis.plot(rings.frequency, rings.noisy, color=GREY, linewidth=2, label="noisy")
-    axis.plot(rings.frequency, np.maximum(rings.denoised, 1e-6), color=BLUE, linewidth=2,
-              label="denoised")  # fmt: skip
-    axis.set_yscale("log")
-    axis.set_ylim(bottom=1e-5)
-    axis.set_xlim(0, 0.5)
-    _curve(axis, "cycles per pixel", "power / noise")
-    axis.legend()
-
-
-def _draw_residual_spectrum(axis: Axes, findings: ReportFindings) -> None:
-    rings = findings.rings
-    axis.fill_between(
-        rings.frequency, 1 - 3 * rings.residual_error, 1 + 3 * rings.residual_error,
-        color=GREY, alpha=0.3, lw=0, label="noise, 3 standard errors",
-    )  # fmt: skip
-    axis.axhline(1, color=INK, linewidth=1, linestyle="--")
-    axis.plot(rings.frequency, rings.residual, "o-", color=ORANGE, markersize=3.5, label="residual")
-    axis.set_xlim(0, 0.5)
-    axis.set_ylim(0, max(2.0, 1.1 * float(np.quantile(rings.residual[1:], 0.97))))
-    _curve(axis, "cycles per pixel", "power / noise")
-    axis.legend(loc="lower right")
-
-
-def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
-    curve = findings.variance
-    noise = findings.noise
-    model = (
-        f"noise model: gain {noise.gain:.3g}"
-        if noise.gain is not None
-        else f"noise model: std {noise.std:.3g}, gain not told"
-    )
-    axis.plot(curve.intensity, curve.expected, color=INK, linewidth=1.5, label=model)
-    axis.errorbar(
-        curve.intensity, curve.variance, 2 * curve.error, fmt="o", color=ORANGE, markersize=5,
-        elinewidth=1.2, label="residual",
-    )  # fmt: skip
-    axis.set_ylim(0, 1.35 * float(max(curve.variance.max(), curve.expected.max())))
-    _curve(axis, "denoised intensity / counts", "variance / counts²")
-    axis.legend(loc="upper left")
-
-
-def _draw_ring_correlation(axis: Axes, findings: ReportFindings) -> None:
-    found = findings.ring_correlation
-    if found is None:
-        _say(
-            axis, "needs the network:\n\nn2sr report … --model MODEL.onnx\nor n2sr denoise --report"
-        )
-        return
-    axis.axhline(SEVENTH, color=INK, linewidth=1, linestyle="--", label="1/7")
-    axis.plot(found.frequency, found.correlation, color=BLUE, linewidth=2)
-    if found.crossing is not None:
-        axis.axvline(found.crossing, color=ORANGE, linewidth=1.2)
-        length = f"{1 / found.crossing:.3g} px"
-        if findings.pixel_size is not None:
-            length += f" = {findings.pixel_size / found.crossing:.3g} {findings.unit or ''}"
-        axis.text(found.crossing, 0.9, f" {length}", color=ORANGE)
-    axis.set_xlim(0, 0.5)
-    axis.set_ylim(-0.1, 1.03)
-    _curve(axis, "cycles per pixel", "correlation")
-    axis.legend(loc="lower left")
-
-
-def _curve(axis: Axes, across: str, up: str) -> None:
-    axis.set_xlabel(across)
-    axis.set_ylabel(up)
-    axis.grid(visible=True)
-    axis.set_axisbelow(True)
-
-
-def _say(axis: Axes, words: str) -> None:
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, words, ha="center", va="center", color=GREY, transform=axis.transAxes)
+        for index, line in enumerate(answer):
+            header.text(0.33, y - index * _LINE / height, line, fontsize=11, va="center")
+        top += _height(answer)

@@ -6,7 +6,8 @@ import base64
 from html import escape
 from typing import TYPE_CHECKING
 
-from n2sr_deploy.report.drawing import LEVELS, panel_png, panels
+from n2sr_deploy.report.drawing import LEVELS, panel_png
+from n2sr_deploy.report.panels import panels
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
