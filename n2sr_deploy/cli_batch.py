@@ -18,6 +18,7 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.formats import extensions
+from n2sr_deploy.words import about
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,7 +142,11 @@ def batch_command(
         overwrite=overwrite,
     )
     with shown_batch() as watcher:
-        summary = run_batch(inputs, output, how, _runner(scheduler, jobs), watcher)
+        try:
+            summary = run_batch(inputs, output, how, _runner(scheduler, jobs), watcher)
+        except KeyboardInterrupt:
+            watcher.stopped()
+            raise click.exceptions.Exit(1) from None
     for line in _table(summary, output):
         click.echo(line)
     if summary.failed:
@@ -175,5 +180,5 @@ def _table(summary: Summary, folder: Path) -> list[str]:
         lines += [f"  {name}" for name in left]
     if summary.failed:
         lines += ["", "Failed:"]
-        lines += [f"  {name}: {error}" for name, error in summary.failed.items()]
+        lines += [f"  {about(path, error)}" for path, error in summary.failed.items()]
     return lines

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from n2sr_deploy.words import about, counted, time_left
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -152,7 +154,10 @@ def shown_batch() -> Iterator[ShownBatch]:
         yield ShownBatch(console)
         return
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]}"),
+        console=console,
     ) as bar:
         yield ShownBatch(console, bar)
 
@@ -167,14 +172,12 @@ class ShownBatch:
         self._n_files = self._n_ended = self._n_failed = 0
         self._shares: dict[str, float] = {}
         self._warnings: set[str] = set()
-        self._task = None if bar is None else bar.add_task("denoising", total=None)
+        self._task = None if bar is None else bar.add_task("denoising", total=None, left="")
 
     def begin(self, n_files: int, told: str) -> None:
         """So many files, done by whom."""
         self._n_files = n_files
-        self._console.print(
-            f"{n_files} file{'s' if n_files > 1 else ''} to denoise, {told}", soft_wrap=True
-        )
+        self._console.print(f"{counted(n_files, 'file')} to denoise, {told}", soft_wrap=True)
 
     def share(self, name: str, share: float) -> None:
         """A share of a file is done."""
@@ -189,23 +192,40 @@ class ShownBatch:
             self._n_ended += 1
             if entry.outcome == "failed":
                 self._n_failed += 1
-                self._console.print(f"{name} failed: {entry.error}", soft_wrap=True, markup=False)
+                told = about(entry.input, entry.error or "")
+                self._console.print(f"failed: {told}", soft_wrap=True, markup=False)
             for warning in entry.warnings:
                 if warning not in self._warnings:  # once, not for each of thousands of files
                     self._warnings.add(warning)
                     self._console.print(f"Warning: {warning}", soft_wrap=True, markup=False)
             self._show()
 
+    def stopped(self) -> None:
+        """It was stopped: say what is done, and that nothing of it is lost."""
+        n_done = self._n_ended - self._n_failed
+        failed = f", {self._n_failed} failed" if self._n_failed else ""
+        self._console.print(
+            f"stopped: {n_done} of {counted(self._n_files, 'file')} denoised{failed}; the same "
+            "command does the rest",
+            soft_wrap=True,
+        )
+
     def _show(self) -> None:
         done = self._n_ended + sum(self._shares.values())
         failed = f", {self._n_failed} failed" if self._n_failed else ""
-        told = f"{self._n_ended} of {self._n_files} files{failed}"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=told, completed=done, total=self._n_files)
-            return
+        told = f"{self._n_ended} of {counted(self._n_files, 'file')}{failed}"
         now = time.monotonic()
+        denoised = done - self._n_failed  # those that failed at once tell nothing of the others
+        left = (now - self._began) / denoised * (self._n_files - done) if denoised > 0 else 0.0
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                description=told,
+                completed=done,
+                total=self._n_files,
+                left=time_left(left),
+            )
+            return
         if now >= self._next or self._n_ended == self._n_files:
             self._next = now + _LINE_EVERY_S
-            left = (now - self._began) / done * (self._n_files - done) if done else 0.0
-            told += f", about {left:.0f} s left" if done and left >= 1 else ""
-            self._console.print(told, soft_wrap=True)
+            self._console.print(", ".join(filter(None, (told, time_left(left)))), soft_wrap=True)

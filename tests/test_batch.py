@@ -19,12 +19,13 @@ from click.testing import CliRunner
 
 from n2sr_deploy import formats, read_frame, write_frame
 from n2sr_deploy.batch import BatchOptions, local, run_batch
+from n2sr_deploy.batch import work as work_module
 from n2sr_deploy.batch.manifest import NAME, Manifest
 from n2sr_deploy.batch.plan import planned
 from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
 from n2sr_deploy.denoise_options import DenoiseOptions
-from n2sr_deploy.errors import InputFileError, OutputError, SettingError
+from n2sr_deploy.errors import FileFormatError, InputFileError, OutputError, SettingError
 from n2sr_deploy.files import temporary_of
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
@@ -125,11 +126,10 @@ def test_one_file_that_fails_stops_no_other(run, raw, tmp_path, model_path):
     result = run("raw", "-o", "out", "-m", model_path, code=1)
     assert "2 denoised" in result.stdout
     assert "2 failed" in result.stdout
-    assert "constant.npy: frame is constant" in result.stdout
-    assert "aa.tif: " in result.stdout
+    assert "raw/constant.npy: frame is constant" in result.stdout
+    assert result.stdout.count("raw/aa.tif") == 1
     attempts = {e["output"]: e["attempts"] for e in entries(tmp_path / "out")}
-    assert attempts["aa.tif"] == 2  # it may have been a network's whim
-    assert attempts["constant.npy"] == 1  # it will stay constant
+    assert attempts["aa.tif"] == attempts["constant.npy"] == 1  # they will stay as they are
     assert sorted(results(tmp_path / "out")) == ["a.tif", "b.mrc"]
 
 
@@ -178,7 +178,7 @@ def test_files_of_others_are_not_replaced(run, raw, tmp_path, model_path):
     (tmp_path / "out" / "a.tif").write_bytes(b"precious")
     result = run("raw", "-o", "out", "-m", model_path, code=1)
     assert "1 denoised" in result.stdout
-    assert "a file already that this batch did not write" in result.stdout
+    assert "out/a.tif is there already, and not of this batch" in result.stdout
     assert (tmp_path / "out" / "a.tif").read_bytes() == b"precious"
 
 
@@ -279,7 +279,8 @@ def test_a_wrong_setting_is_told_at_the_first_file(raw, tmp_path):
     with pytest.raises(SettingError, match="preset is 'bst'"):
         answered(tmp_path, {"a.tif": [wrong], "b.mrc": []})
     summary = answered(tmp_path, {"a.tif": [Outcome()], "b.mrc": [wrong]})
-    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "preset is 'bst'"})
+    assert summary.done == ["a.tif"]
+    assert summary.failed == {str(raw / "b.mrc"): "preset is 'bst'"}
 
 
 def test_networks_are_learned_with_the_threads_that_the_batch_began_with(raw, tmp_path, model_path):
@@ -299,7 +300,31 @@ def test_only_what_may_succeed_is_tried_again(raw, tmp_path):
     summary = answered(
         tmp_path, {"a.tif": [fails, fails, Outcome()], "b.mrc": [hopeless]}, retries=2
     )
-    assert (summary.done, summary.failed) == (["a.tif"], {"b.mrc": "constant"})
+    assert (summary.done, summary.failed) == (["a.tif"], {str(raw / "b.mrc"): "constant"})
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_hopeless"),
+    [
+        (None, True),
+        (OSError("Unable to synchronously open file (truncated file)"), True),  # h5py's
+        (OSError(errno.ESTALE, "Stale file handle"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_a_damaged_file_is_hopeless_but_a_share_that_is_away_is_not(
+    raw, monkeypatch, cause, is_hopeless
+):
+    """Damaged, truncated and unknown files were tried again."""
+
+    def refused(*_, **__):
+        raise FileFormatError("a.tif is damaged") from cause
+
+    monkeypatch.setattr(work_module, "denoise_file", refused)
+    job = planned([str(raw / "a.tif")], raw.parent / "out", {"std": False})[0]
+    options = DenoiseOptions(model="m.onnx")
+    outcome = work_module.work(work_module.Task.of(job, options), None, lambda _: None)
+    assert outcome.is_hopeless is is_hopeless
 
 
 @pytest.mark.parametrize("retries", [0, 2])
@@ -341,13 +366,13 @@ def test_a_process_that_cannot_begin_ends_a_batch(run, raw, model_path, monkeypa
     assert "cannot start a process to denoise in: No such file" in result.stderr
 
 
-def started(arguments, folder):
+def started(arguments, folder, stderr=subprocess.DEVNULL):
     """The command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, "batch", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -392,7 +417,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(run, noisy, tmp_path, 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
 def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
     make(tmp_path / "raw", [f"{i}.tif" for i in range(20)], noisy)
-    process = started(["raw", "-m", model_path, "-o", "out", "-M", 64], tmp_path)
+    process = started(["raw", "-m", model_path, "-o", "out", "-M", 64], tmp_path, subprocess.PIPE)
     while n_lines(tmp_path / "out" / NAME) < 3:
         assert process.poll() is None
         time.sleep(0.01)
@@ -402,6 +427,10 @@ def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
     assert not psutil.wait_procs(workers, timeout=20)[1]
     done = [entry for entry in entries(tmp_path / "out") if entry["outcome"] == "done"]
     assert 1 <= len(done) < 20
+    told = process.stderr.read().decode()
+    process.stderr.close()
+    assert f"stopped: {len(done)} of 20 files denoised; the same command does the rest" in told
+    assert "Abort" not in told
 
 
 # ---- which files, and where results go ------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from n2sr_deploy import progress
+from n2sr_deploy.batch.manifest import Entry
 from n2sr_deploy.learning import TrainingStatus
 
 
@@ -40,3 +42,35 @@ def test_loss_validation_error_speed_and_time_left_are_shown(monkeypatch, is_ter
         assert part in text
     if not is_terminal:
         assert len(text.splitlines()) == 2, "the first step and the last"
+
+
+def ended(outcome, name="a.tif"):
+    error = None if outcome == "done" else "frame is constant"
+    return Entry(
+        output=name, outcome=outcome, input=f"/raw/{name}", size=1, mtime_ns=1, settings={},
+        error=error,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_files_that_fail_at_once_do_not_shorten_the_time_left(monkeypatch, is_terminal):
+    """Of 40 files of 10 s, 20 of which had failed at once, 11 s were left after the first."""
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=is_terminal, width=160)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.shown_batch() as watcher:
+        watcher.begin(40, "1 process")
+        for index in range(20):
+            watcher.end(f"{index}.tif", ended("failed"))
+        watcher.share("a.tif", 0.0)
+        assert "left" not in written.getvalue()
+        now = 20.0
+        watcher.end("a.tif", ended("done"))
+        watcher.stopped()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())  # colours
+    assert "failed: /raw/a.tif: frame is constant" in text
+    assert "21 of 40 files, 20 failed" in text
+    assert "about 6.3 min left" in text
+    assert "stopped: 1 of 40 files denoised, 20 failed; the same command does the rest" in text

@@ -15,6 +15,7 @@ from n2sr_deploy.batch.manifest import Entry, Manifest
 from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import OutputError, SettingError
+from n2sr_deploy.words import about, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +90,7 @@ class BatchOptions:
 
 @dataclass(kw_only=True)
 class Summary:
-    """What became of a batch's files, by their outputs' names."""
+    """What became of a batch's files, by their outputs' names; of those that failed, inputs'."""
 
     done: list[str] = field(default_factory=list)
     done_before: list[str] = field(default_factory=list)
@@ -140,7 +141,7 @@ def run_batch(
     with _made(folder), Manifest(folder) as manifest:
         n_left = manifest.remove_leftovers()
         if n_left:
-            _log.info("removed %d temporary files of a run that was killed", n_left)
+            _log.info("removed %s of a run that was killed", counted(n_left, "temporary file"))
         jobs = planned(
             inputs,
             folder,
@@ -206,8 +207,8 @@ def _sorted_out(
         elif standing == "of other settings":
             summary.of_other_settings.append(job.name)
         else:
-            summary.failed[job.name] = (
-                "there is a file already that this batch did not write; name another folder, or "
+            summary.failed[str(job.noisy)] = (
+                f"{job.output} is there already, and not of this batch; name another folder, or "
                 "pass --overwrite"
             )
     return to_do
@@ -278,7 +279,8 @@ class _Run:
             and self._attempts[task.name] <= self._options.retries
         )
         if again:
-            _log.info("%s is tried again: %s", task.name, outcome.error)
+            told = about(task.noisy, outcome.error or "")
+            _log.info("tried again after it failed: %s", told)
         return again
 
     def _end(self, job: Job, outcome: Outcome) -> None:
@@ -298,5 +300,5 @@ class _Run:
         if error is None:
             self._summary.done.append(job.name)
         else:
-            self._summary.failed[job.name] = error
+            self._summary.failed[str(job.noisy)] = error
         self._watcher.end(job.name, entry)

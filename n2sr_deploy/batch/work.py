@@ -13,6 +13,7 @@ from n2sr_deploy import files
 from n2sr_deploy.denoise_file import denoise_file
 from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.errors import (
+    FileFormatError,
     FrameError,
     MissingExtraError,
     ModelError,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.learning import Progress, TrainingStatus
     from n2sr_deploy.opening import Denoisers
 
-_HOPELESS = FrameError, MissingExtraError, ModelError, OutputExistsError, SettingError
+_HOPELESS = (
+    FileFormatError, FrameError, MissingExtraError, ModelError, OutputExistsError, SettingError,
+)  # fmt: skip
 _TELL_EVERY_S = 0.5
 _OF_TRAINING = 0.95  # of the time a file takes, where it is learned from
 
@@ -126,13 +129,26 @@ def work(task: Task, denoisers: Denoisers, on_share: Callable[[float], None]) ->
         except (N2SRError, OSError, MemoryError) as error:
             return Outcome(
                 error=" ".join(str(error).split()) or type(error).__name__,
-                is_hopeless=isinstance(error, _HOPELESS),
+                is_hopeless=isinstance(error, _HOPELESS) and not _is_of_the_system(error),
                 is_of_settings=isinstance(error, SettingError),
                 seconds=time.monotonic() - began,
                 warnings=tuple(warnings),
             )
     seconds = time.monotonic() - began
     return Outcome(seconds=seconds, sizes=sizes, warnings=tuple(warnings))
+
+
+def _is_of_the_system(error: BaseException) -> bool:
+    """Whether the system refused something, as when a share is away, or memory ran out.
+
+    What libraries raise of a damaged file has no error number.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _denoised(task: Task, denoisers: Denoisers, share: _Share) -> tuple[int, ...]:
