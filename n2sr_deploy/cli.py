@@ -130,7 +130,8 @@ def info(file: Path, frame: int, second: int | None, signal: str | None, metadat
             if file.suffix == ".onnx":
                 raise
             raise FileFormatError(
-                f"{file} is no frame, checkpoint or exported model that n2sr reads"
+                f"{file} is no frame, checkpoint (.safetensors) or exported model (.onnx) that "
+                f"n2sr reads; frames it reads from {formats.names()}"
             ) from error
 
 

@@ -22,6 +22,7 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.formats import extensions
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,7 @@ def denoise_command(
             on_result=judge or (lambda _: None),
         )
     frames = f"{done.n_frames} frames " if done.n_frames > 1 else ""
-    click.echo(f"{output}: {frames}denoised, mean of {done.n_samples} draws")
+    click.echo(f"{output}: {frames}denoised, mean of {counted(done.n_samples, 'draw')}")
     if std is not None:
         click.echo(f"{std}: standard error of each pixel")
     if judge is not None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from n2sr_deploy.words import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,7 +55,8 @@ class Repaired:
         """What was mended, in words; empty when nothing was."""
         rows, columns = self.row_offsets, self.column_offsets
         done = [
-            f"{self.hot.sum()} hot pixels replaced by the median of their surroundings"
+            f"{counted(int(self.hot.sum()), 'hot pixel')} replaced by the median of the "
+            "surroundings"
             if self.hot.any()
             else "",
             f"offsets of rows (std {rows.std():.3g}) subtracted" if rows.any() else "",

@@ -19,6 +19,7 @@ from n2sr_deploy.engine import engine_folder, option_of
 from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
 from n2sr_deploy.sampling import describe_kernels
 from n2sr_deploy.version import VERSION
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +122,7 @@ def _openvino() -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    cores = f"{os.cpu_count()} cores"
+    cores = counted(os.cpu_count() or 1, "core")
     if not cpuinfo.exists():
         found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
         return f"{platform.processor() or platform.machine()}, {cores}, {' '.join(found)}"
@@ -153,4 +154,5 @@ def _training_device() -> str:
 
     if torch.cuda.is_available():
         return f"GPU ({torch.cuda.get_device_name(0)})"
-    return f"CPU, {torch.get_num_threads()} threads (PyTorch {torch.__version__} sees no GPU)"
+    threads = counted(torch.get_num_threads(), "thread")
+    return f"CPU, {threads} (PyTorch {torch.__version__} sees no GPU)"

@@ -10,6 +10,7 @@ import numpy as np
 
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.sampling import PIXEL_TYPES, AnyArray
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -219,7 +220,7 @@ def _checked(pixels: AnyArray) -> AnyArray:
         n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
         if n_bad:
             raise FrameError(
-                f"frame has {n_bad} NaN or infinite pixels of {pixels.size}; "
-                "replace them (for example by the median of their neighbours) first"
+                f"frame has {counted(n_bad, 'NaN or infinite pixel')} of {pixels.size}; "
+                "replace each (for example by the median of its neighbours) first"
             )
     return pixels

@@ -13,6 +13,7 @@ from n2sr_deploy.defects import NOISELESS, Repaired, repair
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, variance_model
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +95,7 @@ class Noise:
             f"noise of {strength}, correlation of neighbours {self.along_rows[0]:.2f} along rows "
             f"and {self.along_columns[0]:.2f} along columns"
             + (f" (give or take {error:.2f})" if error > WHITE / 2 else ""),
-            f"{self.hot_pixels} hot pixels" if self.hot_pixels else "",
+            counted(self.hot_pixels, "hot pixel") if self.hot_pixels else "",
             f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
             f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
             f"{self.saturated:.2%} of the pixels saturated" if self.saturated else "",

@@ -22,6 +22,7 @@ from n2sr_deploy.frame import Frame, is_resolved
 from n2sr_deploy.layout import layouts
 from n2sr_deploy.plan import Kind, Plan
 from n2sr_deploy.sampling import check_key
+from n2sr_deploy.words import are, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +109,9 @@ class _Slot:
                 return plan
         raise OutOfDeviceMemoryError(
             f"the memory of {self._device.name} does not suffice for frames of "
-            f"{kind.shape[0]} x {kind.shape[1]} pixels and {kind.n_samples} draws, not even in "
-            "tiles that the network is there for; end other programs that use the GPU, or use a "
-            "backend that runs on the CPU"
+            f"{kind.shape[0]} x {kind.shape[1]} pixels and {counted(kind.n_samples, 'draw')}, "
+            "not even in tiles that the network is there for; end other programs that use the GPU, "
+            "or use a backend that runs on the CPU"
         ) from is_full
 
     def finish(self) -> Denoised:
@@ -198,8 +199,9 @@ class Program:
         """Begin with a frame; see `FramePipeline.submit`."""
         slot = self._slots[0]
         if slot.is_busy:
+            n = len(self._slots)
             raise SettingError(
-                f"{len(self._slots)} frames are in flight, no more fit; collect one first"
+                f"{counted(n, 'frame')} {are(n)} in flight, no more fit; collect one first"
             )
         try:
             slot.start(frame, n_samples, key)
@@ -208,7 +210,7 @@ class Program:
             if not any(other.holds_memory for other in others):
                 raise
             self._slots = others
-            _log.warning("the GPU has memory for %d frames in flight only", len(others))
+            _log.warning("the GPU has memory for %s in flight only", counted(len(others), "frame"))
             self.start(frame, n_samples, key)
             return
         self._slots.append(self._slots.pop(0))

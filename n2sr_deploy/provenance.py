@@ -10,6 +10,7 @@ import numpy as np
 
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.version import VERSION
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,7 @@ class Provenance:
             weights = None if options.per_frame else weights
         by = f"weights {weights[:12]}" if weights else "each frame's own weights"
         done = (
-            f"n2sr {VERSION}: {_MEAN} of {n_samples} draws, seed {seed}, {which}, "
+            f"n2sr {VERSION}: {_MEAN} of {counted(n_samples, 'draw')}, seed {seed}, {which}, "
             f"preset {model.preset}, pattern {model.pattern}, {by}, {backend}"
         )
         learned = dict(model.noise) if model.noise and weights else None

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.words import counted
 
 AnyArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -52,7 +53,9 @@ def describe_kernels() -> str:
     if KERNELS is reference:
         return f"NumPy reference, slow; the compiled kernels cannot be loaded: {_WHY_NOT_COMPILED}"
     threads = KERNELS.openmp_threads()
-    return f"compiled, OpenMP on {threads} threads" if threads else "compiled, without OpenMP"
+    if not threads:
+        return "compiled, without OpenMP"
+    return f"compiled, OpenMP on {counted(threads, 'thread')}"
 
 
 class Window(NamedTuple):

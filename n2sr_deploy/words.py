@@ -19,7 +19,8 @@ def time_left(seconds: float) -> str:
         return ""
     for limit, unit, name in ((5400, 3600, "h"), (100, 60, "min")):
         if seconds > limit:
-            return f"about {seconds / unit:.2g} {name} left"
+            left = seconds / unit
+            return f"about {left:.1f} {name} left" if left < 10 else f"about {left:.0f} {name} left"
     return f"about {seconds:.0f} s left"
 
 

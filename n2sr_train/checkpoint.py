@@ -15,6 +15,7 @@ from safetensors import torch as safetensors_torch
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
 from n2sr_deploy.noise import Noise
+from n2sr_deploy.words import counted
 from n2sr_train.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class Checkpoint:
         return (
             f"checkpoint, preset {config.preset}, {networks}pattern {config.pattern}, "
             f"{parameters / 1e3:.0f} k parameters, weights {self.weights_sha256[:12]}; "
-            f"{ended['steps']} steps (ended by {ended['stopped_by']}) in {ended['seconds']:.0f} s "
+            f"{counted(ended['steps'], 'step')} (ended by {ended['stopped_by']}) in "
+            f"{ended['seconds']:.0f} s "
             f"on {ended['device']} "
             f"({ended['precision']}, {ended['tflop']:.3g} TFLOP), kept from step "
             f"{ended['kept_step']}, validation error {error:.4f}, seed {config.seed}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from n2sr_deploy.errors import SettingError
+from n2sr_deploy.words import counted
 
 
 def chosen_device(name: str) -> torch.device:
@@ -37,7 +38,7 @@ def device_name(device: torch.device) -> str:
     """What a person calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
+    return counted(torch.get_num_threads(), "CPU thread")
 
 
 def has_bfloat16(device: torch.device) -> bool:

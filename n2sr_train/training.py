@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
+from n2sr_deploy.words import counted
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.devices import chosen_device, device_name, has_bfloat16
@@ -340,15 +341,15 @@ class _Training:
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
         if why == "seconds" and self.step < self.config.warmup_steps:
             _log.warning(
-                "%d steps in %.0f s are too few to learn from the frame: this is hardly more than "
+                "%s in %.0f s: too little to learn from the frame, so this is hardly more than "
                 "the weights it started from; give it more --seconds",
-                self.step,
+                counted(self.step, "step"),
                 self._elapsed(),
             )
         if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
             _log.warning(
-                "after %d steps the network is hardly better than the frame's mean; %s",
-                kept.step,
+                "after %s the network is hardly better than the frame's mean; %s",
+                counted(kept.step, "step"),
                 "there may be nothing but noise" if why == "overfitting" else "train longer",
             )
         summary: dict[str, Any] = {

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from n2sr_deploy import learning, read_frame, write_frame
+from n2sr_deploy import formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError
 from tests.conftest import REPOSITORY
@@ -221,7 +221,9 @@ def refused(result, message):
         (["train", "noisy.tif", "-o", "out.tif"], "must end in .safetensors"),
         (["export", "s.safetensors", "-o", "out.tif"], "must end in .onnx"),
         (["info", "no.tif"], "does not exist"),
-        (["info", "notes.txt"], "is no frame, checkpoint or exported model"),
+        (["info", "notes.txt"], "is no frame, checkpoint (.safetensors) or exported model"),
+        (["info", "notes.txt"], f"frames it reads from {formats.names()}"),
+        (["denoise", "notes.txt", "-o", "x.tif"], f"it reads {formats.names()}"),
         (["simulate", "-o", "there.tif"], "exists already"),
         (["simulate", "-o", "out.tif", "--gain", "-1"], "gain is -1"),
         (["simulate", "-o", "out.tif", "--shape", "8", "8"], "at least 32 x 32"),

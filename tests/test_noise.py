@@ -269,7 +269,7 @@ def test_training_says_what_it_found_and_pattern_overrules_it(tmp_path, monkeypa
     result = CliRunner().invoke(main, [*run, str(tmp_path / "a.safetensors")])
     assert result.exit_code == 0, result.output
     assert "pattern row" in result.output
-    assert "1 hot pixels" in result.output
+    assert "1 hot pixel" in result.output
     result = CliRunner().invoke(main, [*run, str(tmp_path / "b.safetensors"), "--pattern", "cell"])
     assert "you chose pattern cell" in result.output
     from n2sr_train import Checkpoint, export_model
@@ -289,7 +289,7 @@ def test_hot_pixels_do_not_spread_in_what_is_denoised(tmp_path, model_path, nois
         arguments = ["denoise", str(tmp_path / f"{name}.npy"), "-m", str(model_path), "-o"]
         result = CliRunner().invoke(main, [*arguments, str(tmp_path / f"{name}-out.npy")])
         assert result.exit_code == 0, result.output
-    assert "mended: 1 hot pixels" in result.output
+    assert "mended: 1 hot pixel replaced" in result.output
     a, b = (read_frame(tmp_path / f"{name}-out.npy").pixels for name in ("clean", "spoiled"))
     assert np.abs(a - b).max() < np.std(noisy.pixels)
 

@@ -298,7 +298,7 @@ def test_memory_for_one_frame_in_flight_only(model, noisy, caplog):
         for index in range(4):
             found = pipeline.denoise(noisy, frame_index=index)
             assert_as_on_the_cpu(found, model, noisy, frame_index=index)
-    assert "memory for 1 frames in flight only" in caplog.text
+    assert "memory for 1 frame in flight only" in caplog.text
 
 
 def test_a_network_for_whole_frames_only_on_a_full_gpu(model, noisy):

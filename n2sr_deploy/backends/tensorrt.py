@@ -12,6 +12,7 @@ from n2sr_deploy import engine
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
 from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, OutputError
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,8 +205,9 @@ class TensorRTNetwork:
         )
         if plan is None:
             raise ModelError(
-                f"{engine.why_not(key)}There is no engine of this model for {shape[0]} draws of "
-                f"{rows} x {columns} pixels on this machine. Build it: {command}"
+                f"{engine.why_not(key)}There is no engine of this model for "
+                f"{counted(shape[0], 'draw')} of {rows} x {columns} pixels on this "
+                f"machine. Build it: {command}"
             )
         self._logger.errors.clear()
         loaded = self._runtime.deserialize_cuda_engine(plan)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from n2sr_deploy.batch.work import Outcome, Task, work
 from n2sr_deploy.errors import MissingExtraError, SettingError
 from n2sr_deploy.opening import Denoisers
+from n2sr_deploy.words import counted
 
 try:
     from distributed import Client, KilledWorker, WorkerPlugin, as_completed, get_worker
@@ -96,7 +97,7 @@ class ClusterRunner:
     def describe(self) -> str:
         """Who works, in words."""
         n_workers = len(self._client.nthreads())
-        told = f"{n_workers} Dask worker{'' if n_workers == 1 else 's'}"
+        told = counted(n_workers, "Dask worker")
         return told if n_workers else f"{told} yet: it waits for them"
 
     def submit(self, task: Task) -> None:

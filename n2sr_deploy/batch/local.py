@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import N2SRError
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class LocalRunner:
         """Who works, in words."""
         n_jobs, n_threads = len(self._threads), self.n_threads
         processes = "1 process" if n_jobs == 1 else f"{n_jobs} processes"
-        return f"{processes} of {n_threads} thread{'s' if n_threads > 1 else ''}"
+        return f"{processes} of {counted(n_threads, 'thread')}"
 
     def submit(self, task: Task) -> None:
         """Let a process do it when one is free."""

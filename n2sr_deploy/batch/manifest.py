@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from n2sr_deploy import files
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.version import VERSION
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -189,7 +190,9 @@ class Manifest:
                 continue
             entries[entry.output] = entry
         if n_damaged:
-            _log.warning("%s has %d lines that cannot be read; left out", self.path, n_damaged)
+            _log.warning(
+                "%s has %s that cannot be read; left out", self.path, counted(n_damaged, "line")
+            )
         return entries
 
 

@@ -23,6 +23,7 @@ from n2sr_deploy.formats.base import (
     damaged,
     n_places,
 )
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -245,7 +246,7 @@ def _pixels(
     n_written = 0
     for frame in itertools.chain([first], others):
         if n_written == n_frames:
-            raise OutputError(f"{path} has places for {n_frames} frames, but more were given")
+            raise OutputError(f"{path} is for {counted(n_frames, 'frame')}, but more came")
         if frame.shape != first.shape:
             raise FrameError(
                 f"frame {n_written} is {frame.shape[0]} x {frame.shape[1]} pixels, but the first "
@@ -254,7 +255,7 @@ def _pixels(
         yield frame.pixels.astype(dtype, copy=False)
         n_written += 1
     if n_written < n_frames:
-        raise OutputError(f"{path} has places for {n_frames} frames, but {n_written} were given")
+        raise OutputError(f"{path} is for {counted(n_frames, 'frame')}, but only {n_written} came")
 
 
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:

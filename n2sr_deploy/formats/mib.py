@@ -14,6 +14,7 @@ from n2sr_deploy.formats.base import (
     only_signal,
 )
 from n2sr_deploy.frame import FrameInfo
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +70,7 @@ def _frames(path: Path, fields: list[str]) -> AnyArray:
     size = path.stat().st_size
     if size < each.itemsize or size % each.itemsize:
         raise FileFormatError(
-            f"{path} is truncated: it has {size} bytes, which are no whole number of frames of "
+            f"{path} is truncated: its {counted(size, 'byte')} are no whole number of frames of "
             f"{each.itemsize} bytes"
         )
     return np.memmap(path, each, mode="r")

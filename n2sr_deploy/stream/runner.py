@@ -279,7 +279,9 @@ class _Order:
             self._statistics.trouble("out of order", message)
             return False
         if last is not None and index > last + 1 and is_same_series:
-            message = f"frames {last + 1} to {index - 1} did not come"
+            one = index == last + 2
+            missing = f"frame {last + 1}" if one else f"frames {last + 1} to {index - 1}"
+            message = f"{missing} did not come"
             self._statistics.trouble("gaps", message)
             self._statistics.count("missing", index - last - 1)
         self._last = index

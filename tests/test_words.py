@@ -1,0 +1,41 @@
+"""Numbers and their nouns in messages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from n2sr_deploy.defects import repair
+from n2sr_deploy.frame import Frame
+from n2sr_deploy.noise import measure_noise
+from n2sr_deploy.words import about, are, counted, time_left
+
+
+def test_one_and_more():
+    assert [counted(n, "hot pixel") for n in (0, 1, 2)] == [
+        "0 hot pixels", "1 hot pixel", "2 hot pixels",
+    ]  # fmt: skip
+    assert [are(n) for n in (0, 1, 2)] == ["are", "is", "are"]
+
+
+def test_a_single_hot_pixel_is_told_as_one():
+    """It was "1 hot pixels"."""
+    pixels = np.random.default_rng(0).normal(100, 5, (96, 96))
+    pixels[40, 50] = 900
+    frame = Frame(pixels=pixels)
+    assert "1 hot pixel" in measure_noise(frame).describe().split(", ")
+    assert repair(frame).describe().startswith("1 hot pixel replaced")
+
+
+def test_a_file_is_named_once():
+    assert about("a.tif", "frame is constant") == "a.tif: frame is constant"
+    assert about("raw/a.tif", "/data/raw/a.tif is damaged") == "/data/raw/a.tif is damaged"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, ""), (1.6, "about 2 s left"), (99, "about 99 s left"), (720, "about 12 min left"),
+     (12600, "about 3.5 h left"), (360000, "about 100 h left")],
+)  # fmt: skip
+def test_the_time_left(seconds, told):
+    assert time_left(seconds) == told
