@@ -1,4 +1,4 @@
-"""TIFF: plain, ImageJ, OME, and with DigitalMicrograph's or FEI's tags, by tifffile."""
+"""TIFF: plain, ImageJ, OME, and with DigitalMicrograph's or FEI's tags, read by tifffile."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from n2sr_deploy.formats.base import (
     Axis,
     Format,
     FrameFile,
-    Output,
     choose_signal,
     distinct,
     n_places,
     only_signal,
 )
 from n2sr_deploy.formats.metadata import acquired, plain_values
-from n2sr_deploy.formats.units import nanometres, one_unit, seconds
+from n2sr_deploy.formats.tiff_writing import (
+    CENTIMETRE,
+    DM_COUNT_OFFSET,
+    DM_COUNT_SCALE,
+    DM_COUNT_UNIT,
+    DM_ORIGIN,
+    DM_SCALE,
+    DM_UNIT,
+    write,
+)
+from n2sr_deploy.formats.units import nanometres, one_unit
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
@@ -36,19 +45,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_CENTIMETRE = 3  # TIFF's ResolutionUnit
-_IMAGEJ_TYPES = ("uint8", "uint16", "float32")
-_IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
-_IMAGEJ_AXES = {0: "YX", 1: "ZYX", 2: "TZYX", 3: "TZCYX"}
 _AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
-
-# DigitalMicrograph's tags, of x, y and z each, and of the intensity.
-_DM_UNIT, _DM_ORIGIN, _DM_SCALE = (
-    (65003, 65004, 65005),
-    (65006, 65007, 65008),
-    (65009, 65010, 65011),
-)
-_DM_COUNT_UNIT, _DM_COUNT_OFFSET, _DM_COUNT_SCALE = 65022, 65024, 65025
 
 # What tifffile reads of other makers' tags, by the name of its attribute.
 _MAKERS = ("imagej", "fei", "sem", "sis", "tvips", "fluoview", "nih", "mdgel", "andor", "ome")
@@ -203,10 +200,10 @@ def _leading(
         )
         for letter, size in zip(axes[:-2], shape[:-2], strict=True)
     )
-    scale = _tag(page, _DM_SCALE[2])
+    scale = _tag(page, DM_SCALE[2])
     if len(found) != 1 or scale is None:
         return found
-    offset, unit = float(_tag(page, _DM_ORIGIN[2]) or 0), str(_tag(page, _DM_UNIT[2]) or "") or None
+    offset, unit = float(_tag(page, DM_ORIGIN[2]) or 0), str(_tag(page, DM_UNIT[2]) or "") or None
     return (replace(found[0], scale=float(scale), offset=offset, unit=unit),)
 
 
@@ -273,7 +270,7 @@ def _tag(page: Any, code: int | str) -> Any:
 
 def _origin(file: tifffile.TiffFile, page: Any, size: tuple[float, float]) -> tuple[float, float]:
     """As DigitalMicrograph tells it, else as ImageJ does: which pixel lies at 0."""
-    x, y = (_tag(page, code) for code in _DM_ORIGIN[:2])
+    x, y = (_tag(page, code) for code in DM_ORIGIN[:2])
     if x is not None and y is not None:
         return float(y), float(x)
     imagej = file.imagej_metadata or {}
@@ -285,11 +282,11 @@ def _origin(file: tifffile.TiffFile, page: Any, size: tuple[float, float]) -> tu
 
 
 def _dm_intensity(page: Any) -> Intensity | None:
-    scale = _tag(page, _DM_COUNT_SCALE)
+    scale = _tag(page, DM_COUNT_SCALE)
     if scale is None:
         return None
-    unit = _tag(page, _DM_COUNT_UNIT)
-    offset = float(_tag(page, _DM_COUNT_OFFSET) or 0)
+    unit = _tag(page, DM_COUNT_UNIT)
+    offset = float(_tag(page, DM_COUNT_OFFSET) or 0)
     return Intensity(scale=float(scale), offset=offset, unit=str(unit) if unit else None)
 
 
@@ -300,9 +297,9 @@ def _pixel_size(
     page = series.keyframe
     if file.ome_metadata:
         return _ome_pixel_size(file.ome_metadata, file.series.index(series))
-    width, height = (_tag(page, code) for code in _DM_SCALE[:2])
+    width, height = (_tag(page, code) for code in DM_SCALE[:2])
     if width is not None and height is not None:
-        units = [str(_tag(page, code) or "") or None for code in _DM_UNIT[:2]]
+        units = [str(_tag(page, code) or "") or None for code in DM_UNIT[:2]]
         return one_unit((float(height), units[1]), (float(width), units[0]))
     scan = fei.get("Scan", {})
     if "PixelWidth" in scan and "PixelHeight" in scan:
@@ -316,7 +313,7 @@ def _pixel_size(
         unit = _unescaped(str(file.imagej_metadata.get("unit", "pixel")))
         return (None, None) if unit in ("pixel", "pixels", "inch") else (size, unit)
     resolution_unit = tags.get("ResolutionUnit")
-    if resolution_unit is not None and resolution_unit.value == _CENTIMETRE:
+    if resolution_unit is not None and resolution_unit.value == CENTIMETRE:
         return size, "cm"
     return None, None  # dots per inch say nothing about the specimen
 
@@ -350,121 +347,12 @@ def _unescaped(unit: str) -> str:
     return unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")
 
 
-def _write(path: Path, output: Output) -> None:
-    """As ImageJ and DigitalMicrograph open it calibrated; as plain TIFF what ImageJ cannot hold."""
-    own = record.to_json(output)
-    n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
-    options: dict[str, Any] = {"extratags": _dm_tags(output)}
-    shape: tuple[int, ...] = (output.n_frames, *output.shape)
-    if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES:
-        options |= _as_imagej(output, own)
-        if len(options["metadata"]["axes"]) == len(output.whole_shape):
-            shape = output.whole_shape
-    else:
-        options |= _as_plain(output.info, own) | {"bigtiff": n_bytes >= _IMAGEJ_BYTES}
-    if not output.axes:
-        tifffile.imwrite(path, next(output.pixels), **options)
-        next(output.pixels, None)
-        return
-    tifffile.imwrite(path, output.pixels, shape=shape, dtype=output.dtype, **options)
-
-
-def _as_imagej(output: Output, own: str) -> dict[str, Any]:
-    """How tifffile writes what ImageJ can hold."""
-    info = output.info
-    letters = _IMAGEJ_AXES.get(len(output.axes), "ZYX")
-    if len(output.axes) == 1 and (
-        output.axes[0].name == "time" or seconds(output.axes[0].unit) is not None
-    ):
-        letters = "TYX"
-    metadata: dict[str, Any] = {"axes": letters, "Info": own}
-    options: dict[str, Any] = {"imagej": True, "metadata": metadata}
-    unit = None
-    if info.pixel_size is not None:
-        size, unit = _in_range(info.pixel_size, info.unit)
-        options["resolution"] = 1 / size[1], 1 / size[0]
-        metadata["unit"] = _ascii(unit or "pixel")
-    if len(letters) == len(output.whole_shape):
-        for letter, axis in zip(letters, output.axes, strict=False):
-            metadata |= _imagej_step(letter, axis, unit)
-    return options
-
-
-def _imagej_step(letter: str, axis: Axis, unit: str | None) -> dict[str, float]:
-    """From frame to frame, in seconds or in the image's unit; nothing where it is in neither."""
-    if axis.scale <= 0:
-        return {}
-    if letter == "T":
-        factor = seconds(axis.unit)
-        return {} if factor is None else {"finterval": axis.scale * factor}
-    nm = nanometres(axis.unit), nanometres(unit)
-    if letter != "Z" or nm[0] is None or nm[1] is None:
-        return {}
-    step = {"spacing": axis.scale * nm[0] / nm[1]}
-    return step | {"zorigin": -axis.offset / axis.scale} if axis.offset else step
-
-
-def _as_plain(info: FrameInfo, own: str) -> dict[str, Any]:
-    """How tifffile writes a TIFF that is nobody's."""
-    options: dict[str, Any] = {"description": own, "metadata": None, "photometric": "minisblack"}
-    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
-    nm = nanometres(unit)
-    if size is not None and nm is not None:
-        options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
-        options["resolutionunit"] = _CENTIMETRE
-    return options
-
-
-def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:
-    info = output.info
-    tags: list[tuple[int, str, int, Any, bool]] = []
-
-    def texts(codes: tuple[int, ...], value: str) -> None:
-        tags.extend((code, "s", 0, value, True) for code in codes)
-
-    if info.pixel_size is not None:
-        unit = _ascii(info.unit or "")
-        texts(_DM_UNIT[:2], unit)
-        for codes, (of_y, of_x) in ((_DM_ORIGIN, info.origin), (_DM_SCALE, info.pixel_size)):
-            tags += [(codes[0], "d", 1, of_x, True), (codes[1], "d", 1, of_y, True)]
-    if output.axes:
-        axis = output.axes[-1]
-        texts((_DM_UNIT[2],), _ascii(axis.unit or ""))
-        tags += [
-            (_DM_ORIGIN[2], "d", 1, axis.offset, True),
-            (_DM_SCALE[2], "d", 1, axis.scale, True),
-        ]
-    if info.intensity is not None:
-        texts((_DM_COUNT_UNIT,), _ascii(info.intensity.unit or ""))
-        tags += [
-            (_DM_COUNT_OFFSET, "d", 1, info.intensity.offset, True),
-            (_DM_COUNT_SCALE, "d", 1, info.intensity.scale, True),
-        ]
-    return tags
-
-
-def _ascii(unit: str) -> str:
-    """TIFF's texts are ASCII."""
-    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
-    return plain.encode("ascii", "replace").decode()
-
-
-def _in_range(
-    size: tuple[float, float], unit: str | None
-) -> tuple[tuple[float, float], str | None]:
-    """In nanometres where TIFF's ratios of 32-bit integers would lose digits (metres, say)."""
-    nm = nanometres(unit)
-    if nm is None or 1e-4 < min(size) <= max(size) < 1e4:
-        return size, unit
-    return (size[0] * nm, size[1] * nm), "nm"
-
-
 FORMAT = Format(
     name="TIFF",
     extensions=(".tif", ".tiff"),
     recognises=lambda _, head: head[:4] in _MAGIC,
     open=_open,
-    write=_write,
+    write=write,
     types=(
         *("uint8", "uint16", "float32", "int8", "int16", "uint32", "int32"),
         *("float64", "uint64", "int64"),
