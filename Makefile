@@ -67,12 +67,16 @@ setup-careamics: .venv-careamics/.installed
 bench-live: setup setup-peers
 	$(BIN)/python -m benchmarks.live
 
-# Other people's senders, in an environment of their own.
+# Other people's senders, in an environment of their own; n2sr is in it to run Micro-Manager, whose
+# dependencies contradict constraints.txt.
+PEERS := pvapy==5.6.0 libertem-dectris==0.3.2 pymmcore-plus==0.18.1 mm-test-adapters==75.20261014.post1
 setup-peers: .venv-peers/.installed
 
-.venv-peers/.installed: Makefile
+.venv-peers/.installed: Makefile $(KERNELS)
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check pvapy==5.6.0
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools Cython
+	PYTHONWARNINGS=ignore .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[live]'
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PEERS)
 	touch $@
 
 bench-hard: .venv/.bench

@@ -1,6 +1,7 @@
-"""Live streams: overhead, overload, endurance, and a stream from and to EPICS PVAccess.
+"""Live streams: overhead, overload, endurance, other people's senders, and what is killed.
 
-    python -m benchmarks.live [--only overhead overload endurance pva] [--size 512] [--fps 25]
+    python -m benchmarks.live [--only overhead overload endurance pva simplon micromanager killed]
+                              [--size 512] [--fps 25]
 
 * overhead: frames through `StreamRunner` against the same frames through `Denoiser` alone.
 * overload: ten times as many frames as can be denoised; what is shown must be young, memory flat,
@@ -8,6 +9,7 @@
 * endurance: many small frames into null sinks; memory, threads and open files must not grow.
 * pva: pvapy's areaDetector simulator sends, n2sr denoises and serves the result, p4p counts what
   comes out. The simulator has an environment of its own: make setup-peers.
+* simplon, micromanager, killed: see `benchmarks.live_peers`.
 """
 
 from __future__ import annotations
@@ -24,15 +26,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.latency import untrained
-from benchmarks.results import keep, machine
+from benchmarks.live_peers import SIMULATOR, check_peers, killed, micromanager, simplon
+from benchmarks.results import keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser
 from n2sr_deploy.errors import EndOfStreamError
 from n2sr_deploy.stream import LiveFrame, StreamRunner
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 
-REPOSITORY = Path(__file__).parents[1]
-SIMULATOR = REPOSITORY / ".venv-peers" / "bin" / "pvapy-ad-sim-server"
 CHANNELS = "N2SRBENCH:In", "N2SRBENCH:Out"
 
 
@@ -161,8 +162,7 @@ def pva(size: int, fps: float, n_frames: int = 1500) -> dict[str, Any]:
     """From pvapy's simulator, and out again."""
     from p4p.client.thread import Context
 
-    if not SIMULATOR.exists():
-        raise SystemExit(f"{SIMULATOR} is not there; make it with: make setup-peers")
+    check_peers()
     os.environ |= {"EPICS_PVA_ADDR_LIST": "127.0.0.1", "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
     with tempfile.TemporaryDirectory() as folder:
         stack = Path(folder, "stack.npy")
@@ -206,28 +206,38 @@ def pva(size: int, fps: float, n_frames: int = 1500) -> dict[str, Any]:
     }
 
 
+def keep(name: str, found: dict[str, Any]) -> Path:
+    """Keep a measure in the place of the same one before, beside the others."""
+    row = {"measure": name, **found, "machine": machine()}
+    asked = "measure", "size", "fps"
+    others = [
+        kept for kept in kept_rows("live") if any(kept.get(key) != row.get(key) for key in asked)
+    ]
+    return keep_rows("live", [*others, row])
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = "overhead", "overload", "endurance", "pva"
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--fps", type=float, default=25)
     parser.add_argument("--seconds", type=float, default=60, help="of overload and pva")
-    arguments = parser.parse_args()
-    found: dict[str, Any] = {}
-    for name in arguments.only:
-        if name == "overhead":
-            found[name] = overhead(arguments.size)
-        elif name == "overload":
-            found[name] = overload(arguments.size, arguments.seconds)
-        elif name == "endurance":
-            found[name] = endurance()
-        else:
-            n_frames = int(arguments.seconds * arguments.fps)
-            found[name] = pva(arguments.size, arguments.fps, n_frames)
-        print(name, *(f"  {key}: {value}" for key, value in found[name].items()), sep="\n")
-    print(f"on {machine()['processor']}; kept in {keep('live', found)}")
+    measures = {
+        "overhead": lambda: overhead(asked.size),
+        "overload": lambda: overload(asked.size, asked.seconds),
+        "endurance": endurance,
+        "pva": lambda: pva(asked.size, asked.fps, int(asked.seconds * asked.fps)),
+        "simplon": simplon,
+        "micromanager": micromanager,
+        "killed": killed,
+    }
+    parser.add_argument("--only", nargs="+", choices=measures, default=measures)
+    asked = parser.parse_args()
+    for name in asked.only:
+        found = measures[name]()
+        print(name, *(f"  {key}: {value}" for key, value in found.items()), sep="\n")
+        path = keep(name, found)
+    print(f"on {machine()['processor']}; kept in {path}")
 
 
 if __name__ == "__main__":

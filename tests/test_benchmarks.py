@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import latency, peers, quality, results
+from benchmarks import latency, live, peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
@@ -230,3 +230,14 @@ def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
     assert "times_faster_than_the_paper" not in rows[1]
     told = capsys.readouterr().out
     assert told.count("beside infer (at most 10%); balanced takes") == 2
+
+
+def test_a_measure_of_live_streams_is_kept_beside_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    live.keep("pva", {"size": 256, "fps": 25, "dropped": 9})
+    live.keep("pva", {"size": 128, "fps": 25, "dropped": 5})
+    live.keep("endurance", {"frames": 7})
+    live.keep("pva", {"size": 256, "fps": 25, "dropped": 0})
+    kept = results.kept_rows("live")
+    assert [row.get("dropped") for row in kept] == [5, None, 0]
+    assert [row["measure"] for row in kept] == ["pva", "endurance", "pva"]

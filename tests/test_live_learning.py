@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.stream import LiveResult, StreamRunner, learning
-from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning
+from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner, ResidualWatch
+from tests.conftest import REPOSITORY
 from tests.fake_stream import FakeSink, FakeSource, live_frame
 
 OPTIONS = DenoisingOptions(backend="ort")
@@ -98,6 +105,101 @@ def test_closing_ends_a_training_that_runs(caplog):
     assert time.monotonic() - began < 10
     assert learner._process.poll() is not None
     assert "nothing was learned" not in caplog.text
+
+
+_A_STREAM = """
+import sys, time
+from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.stream import learning
+from n2sr_deploy.stream.denoising import LiveDenoiser
+from tests.fake_stream import live_frame
+learning._PROGRAM = "import time; time.sleep(600)"  # silent: writing to nobody would end it, too
+learner = learning.LiveLearner(LiveDenoiser(), LearnOptions())
+learner.observe(LiveDenoiser().denoise(live_frame(0)))
+while learner._process is None:
+    time.sleep(0.01)
+print(learner._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # nobody may be there to take note of its end
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told elsewhere")
+@pytest.mark.parametrize("wait_s", [0.0, 3.0], ids=["as it starts", "later"])
+def test_a_training_ends_when_the_stream_is_killed(wait_s):
+    with subprocess.Popen(
+        [sys.executable, "-c", _A_STREAM], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as stream:
+        training = int(stream.stdout.readline())
+        time.sleep(wait_s)
+        assert is_running(training)
+        stream.kill()
+    end = time.monotonic() + 60
+    while is_running(training) and time.monotonic() < end:
+        time.sleep(0.05)
+    if is_running(training):
+        os.kill(training, signal.SIGKILL)
+        pytest.fail("it goes on")
+
+
+def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
+    is_loading, may_go_on, released = threading.Event(), threading.Event(), []
+
+    class SlowToLoad(LoadedModel):
+        def __init__(self, model, name, options, shape):
+            if name != "a model":
+                is_loading.set()
+                assert may_go_on.wait(300)
+            super().__init__(model, name, options, shape)
+
+        def close(self):
+            released.append(self.name)
+            super().close()
+
+    monkeypatch.setattr(denoising, "LoadedModel", SlowToLoad)
+    monkeypatch.setattr(learning, "LoadedModel", SlowToLoad)
+    monkeypatch.setattr(LiveLearner, "_learned", lambda self, frame: model)
+    changes = iter([True])
+    monkeypatch.setattr(ResidualWatch, "sees_change", lambda self, result: next(changes, False))
+    denoiser, sink = LiveDenoiser(model, "a model", OPTIONS), FakeSink()
+    learner = LiveLearner(denoiser, QUICK, relearns=True)
+    passed_before = 0
+
+    def one_by_one():
+        """Each frame only once the last has come out: one that is held would hold all."""
+        nonlocal passed_before
+        for index, frame in enumerate(frames()):
+            while len(sink.indices) < index:
+                time.sleep(0.001)
+            if is_loading.is_set() and not may_go_on.is_set():
+                passed_before += 1
+                if passed_before == 20:
+                    may_go_on.set()
+            yield frame
+
+    def swapped():
+        return len(sink.indices) > 0 and sink.results[-1][2].record["model"] != "a model"
+
+    runner = StreamRunner(
+        until(swapped, one_by_one()), [sink], denoiser, policy="latest", observe=learner.observe
+    )
+    with closing(learner):
+        counts = runner.run()["counts"]
+    models = [result.record["model"] for _, _, result in sink.results]
+    assert passed_before == 20, "so many went through the old model while the new one was loaded"
+    assert sink.indices == list(range(len(models)))
+    assert counts["dropped"] == 0
+    assert models[0] == "a model"
+    assert models[-1].startswith("relearned from frame")
+    assert models == sorted(models, key=lambda name: name != "a model"), "swapped once"
+    assert released[0] == "a model"
 
 
 def test_training_starts_from_the_weights_in_use(monkeypatch):

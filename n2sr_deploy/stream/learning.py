@@ -1,7 +1,7 @@
 """Learning while live: a network is trained on a frame of the stream, beside it.
 
 The training runs as commands of n2sr in a process of its own, at a lower priority: it shares
-neither Python nor its lock with the stream, and ends with it.
+neither Python nor its lock with the stream, and ends with it, even when that is killed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.stream.denoising import LiveDenoiser
 
 _log = logging.getLogger("n2sr")
-_COMMAND = [sys.executable, "-P", "-c", "from n2sr_deploy.cli import main; main()"]
+_LIFELINE = "from n2sr_deploy.stream.lifeline import end_with_parent; end_with_parent(); "
+_PROGRAM = "from n2sr_deploy.cli import main; main()"
 _NICENESS = 10
 _TRY_AGAIN_S = 30.0  # after a training that failed
 _LOOKS_EVERY_S = 0.5  # at the residual
@@ -140,8 +141,8 @@ class LiveLearner:
 
     def _run(self, *arguments: str | Path) -> None:
         self._process = subprocess.Popen(
-            [*_COMMAND, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", _LIFELINE + _PROGRAM, *map(str, arguments)],
+            stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -156,6 +157,7 @@ class LiveLearner:
                 if line.strip():
                     last = line.strip()
                     _log.info("beside the stream: %s", last)
+            process.wait()  # before its lifeline is closed
         if process.returncode != 0:
             raise _FailedError(last or f"it ended with {process.returncode}")
 
