@@ -7,10 +7,11 @@ defined in `n2sr_deploy.reference`; the compiled kernels are used wherever they 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ import numpy.typing as npt
 from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.words import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 AnyArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -35,10 +39,29 @@ MAX_CELLS = 2**16  # along an axis: row and column of a cell share one 32-bit co
 MAX_SAMPLES = 1024  # far beyond where more draws help
 
 
+@contextlib.contextmanager
+def _threads_that_sleep() -> Iterator[None]:
+    """Have OpenMP, which looks when it is loaded, let threads sleep where they have no work.
+
+    For milliseconds after each draw they would spin on the cores that the network needs, and after
+    each frame on those of whoever sends the next.
+    """
+    name = "OMP_WAIT_POLICY"
+    if name in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        yield
+        return
+    os.environ[name] = "passive"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def _load_kernels() -> tuple[Any, str]:
     """The compiled kernels, or where they cannot be loaded the NumPy definition, and why."""
     try:
-        return import_module("n2sr_deploy._subsample"), ""
+        with _threads_that_sleep():
+            return import_module("n2sr_deploy._subsample"), ""
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise

@@ -321,3 +321,8 @@ def test_openvino_tells_nobody_that_it_is_used():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "False"]
+
+
+def test_onnx_runtimes_threads_sleep_where_they_have_no_work(model):
+    options = open_backend(model.onnx, "ort")._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

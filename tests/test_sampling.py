@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -324,3 +328,24 @@ def test_bad_input_is_refused_with_a_sentence(call, error, message):
     frame = random_pixels((20, 20), "uint16")
     with pytest.raises(error, match=message):
         call(frame, SamplingPattern.named("cell"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only libgomp tells its settings")
+@pytest.mark.parametrize(
+    ("users", "wanted"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")]
+)
+def test_the_kernels_threads_sleep_between_frames_unless_the_user_says_otherwise(users, wanted):
+    code = "import os; was = {**os.environ}; import n2sr_deploy.sampling; assert was == os.environ"
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "OMP_DISPLAY_ENV": "true", **users},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if "OMP_WAIT_POLICY" not in done.stderr:
+        pytest.skip("kernels without OpenMP, or with one that is silent")
+    assert f"OMP_WAIT_POLICY = '{wanted}'" in done.stderr

@@ -42,6 +42,8 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = n_threads
         options.enable_mem_pattern = False  # it plans a third more memory, for no time won
         options.log_severity_level = _ERRORS_ONLY
+        # Threads that spin for work take the cores of whoever sends and shows the frames.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: onnxruntime.InferenceSession | None = _load(onnx, options, [_CPU])
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
