@@ -1,0 +1,95 @@
+"""What docs/live prints is what works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from click.testing import CliRunner
+
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.stream import StreamRunner, addresses
+from tests.conftest import REPOSITORY
+from tests.fake_stream import FakeSource
+
+FOLDER = REPOSITORY / "docs" / "live"
+INDEX = REPOSITORY / "docs" / "live.md"
+PAGES = sorted(FOLDER.glob("*.md"))
+TEXT = {page.name: page.read_text() for page in (INDEX, *PAGES)}
+COMMANDS = [
+    line.strip()
+    for text in TEXT.values()
+    for line in text.splitlines()
+    if line.startswith("    n2sr stream") and "SOURCE" not in line
+]
+UNIT = re.search(r"ExecStart=\S+/(n2sr stream .*)", TEXT["service.md"])
+RUN = [command for command in COMMANDS if "frames=" in command]
+
+
+@pytest.fixture
+def at_work(model_path, monkeypatch, tmp_path):
+    """A folder with what the commands name."""
+    monkeypatch.chdir(tmp_path)
+    model = model_path.read_bytes()
+    (tmp_path / "sample.onnx").write_bytes(model)
+    (tmp_path / "incoming").mkdir()
+    (tmp_path / "stack.mrc").touch()
+    return tmp_path
+
+
+def invoked(command):
+    return CliRunner().invoke(main, shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS, UNIT.group(1)}))
+def test_every_command_has_addresses_and_options_that_exist(command, at_work, monkeypatch):
+    begun = []
+
+    def run(runner):
+        begun.append(runner)
+        runner.denoiser.close()
+        for worker in runner._workers:
+            worker.sink.close()
+        return {"seconds": 1.0, "fps": 1.0, "counts": {}, "stages_ms": {}}
+
+    monkeypatch.setattr(StreamRunner, "run", run)
+    command = command.replace("/opt/n2sr/sample.onnx", "sample.onnx")
+    source = next(word for word in shlex.split(command)[2:] if ":" in word)
+    try:
+        addresses.open_source(source)
+    except MissingExtraError:
+        monkeypatch.setattr(addresses, "open_source", lambda text: FakeSource([]))
+    result = invoked(command)
+    assert result.exit_code == 0, f"{command}\n{result.output}"
+    assert begun
+
+
+def test_commands_that_come_to_an_end_run_as_printed(at_work):
+    assert RUN
+    for command in RUN:
+        result = invoked(command.replace("frames=100", "frames=3"))
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+        assert "received 3" in result.output
+
+
+def test_the_program_runs(at_work, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT["python.md"], re.DOTALL)
+    exec(compile(code, "python.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("0 (256, 256)")
+
+
+def test_there_is_a_page_for_every_source_and_sink_and_the_index_names_all():
+    named = set(re.findall(r"\(live/([\w-]+\.md)\)", TEXT["live.md"]))
+    assert named == {page.name for page in PAGES}
+    for group, kind in (("n2sr.sources", "source"), ("n2sr.sinks", "sink")):
+        for entry in addresses.entry_points(group=group):
+            assert any(f"{entry.name}:" in text for text in TEXT.values()), (kind, entry.name)
+
+
+def test_links_lead_somewhere():
+    for name, text in TEXT.items():
+        folder = INDEX.parent if name == INDEX.name else FOLDER
+        for link in re.findall(r"\]\(([^)#]+)\)", text):
+            assert (folder / link).exists(), (name, link)
