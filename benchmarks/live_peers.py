@@ -232,7 +232,8 @@ def killed_pva(size: int = 128) -> dict[str, Any]:
         sink = _Watching(lambda index: frames[0])
         sink.write = lambda result: _keep(result, sink, known, lives)  # type: ignore[method-assign]
         source = open_source(f"pva://{channel}?queue=1000")
-        command = [*(SIMULATOR, "-dc", "-cn", channel, "-if", stack, "-fps", "50", "-rt", "600")]
+        given = f"-dc -cn {channel} -fps 50 -rt 600 -std 1 -if {stack}"
+        command = [str(SIMULATOR), *given.split()]
         with _running(StreamRunner(source, [sink], LiveDenoiser(), policy="all")) as counts:
             for _ in range(_KILLED):
                 lives.append([])
