@@ -108,7 +108,9 @@ def stream_command(
     check_backend(backend)
     if listen != "127.0.0.1" and not token:
         raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
-    settings = DenoisingOptions(backend=backend, n_samples=samples, seed=options.seed or 0)
+    settings = DenoisingOptions(
+        backend=backend, n_samples=samples, seed=options.seed or 0, repair=options.repair
+    )
     opened = None if model is None else ExportedModel.open(model)
     _refuse_circles(source, sinks)
     opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]

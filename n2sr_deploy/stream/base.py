@@ -67,7 +67,8 @@ class LiveResult:
     """(H, W) float32: the spread of the draws; None while there is no model yet."""
     record: Mapping[str, Any]
     """What n2sr did: ``n2sr_version``, ``model`` (its name; None: none yet), ``weights_sha256``,
-    ``n_samples``, ``seed``, ``backend``, ``pattern``; of types that JSON has."""
+    ``n_samples``, ``seed``, ``backend``, ``pattern``, ``n_hot_pixels`` (replaced before it was
+    denoised); of types that JSON has."""
 
     @property
     def metadata(self) -> dict[str, Any]:

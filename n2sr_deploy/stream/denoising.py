@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.stream.base import LiveResult
+from n2sr_deploy.stream.hot import HotPixels
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class DenoisingOptions:
     """M; None: the model's own."""
     seed: int = 0
     """Of the draws."""
+    repair: bool = True
+    """Whether pixels that are hot in frame after frame are replaced before a frame is denoised."""
 
     def __post_init__(self) -> None:
         if self.n_samples is not None and not 1 <= self.n_samples <= MAX_SAMPLES:
@@ -135,6 +138,7 @@ class LiveDenoiser:
         self._loaded: LoadedModel | None = None
         self._next: LoadedModel | None = None
         self._lock = threading.Lock()
+        self._hot = HotPixels()
 
     def prepare(self) -> None:
         """Load the model before the first frame comes, where its shape does not matter: on a CPU.
@@ -177,7 +181,12 @@ class LiveDenoiser:
             mean = Frame(pixels=frame.pixels).pixels.astype(np.float32)
             record = {"n2sr_version": VERSION, "model": None}
             return LiveResult(noisy=frame, mean=mean, std=None, record=record)
-        return loaded.denoise(frame)
+        if not self.options.repair:
+            return loaded.denoise(frame)
+        pixels, n_hot = self._hot.mended(frame.pixels)
+        result = loaded.denoise(replace(frame, pixels=pixels))
+        self._hot.look_at(frame.pixels)
+        return replace(result, noisy=frame, record={**result.record, "n_hot_pixels": n_hot})
 
     def _current(self, shape: Shape) -> LoadedModel | None:
         with self._lock:
@@ -186,6 +195,7 @@ class LiveDenoiser:
             if self._loaded is not None:
                 self._loaded.close()
             self._loaded = new
+            self._hot.begin_anew()
         elif self._loaded is None and self._model is not None:
             self._loaded = self._opened(self._model, shape)
         if self._loaded is not None:
@@ -207,3 +217,4 @@ class LiveDenoiser:
             if loaded is not None:
                 loaded.close()
         self._loaded = self._next = None
+        self._hot.close()
