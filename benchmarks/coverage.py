@@ -81,8 +81,12 @@ def development() -> Iterator[Case]:
     """What the error's model was chosen on."""
     for index in range(6):
         yield _simulated("white", 3101, index, (512, 384, 640)[index % 3])
-    for index, along_rows in enumerate((0.5, 0.3)):
-        yield _simulated("correlated", 3102, index, (512, 384)[index % 2], along_rows)
+    for index in range(4):
+        yield _simulated("white, more", 8201, index, (512, 448, 576)[index % 3])
+    for seed, name in ((3102, "correlated"), (8202, "correlated, more")):
+        for index, along_rows in enumerate((0.5, 0.3)):
+            yield _simulated(name, seed, index, (512, 384)[index], along_rows)
+    yield _phantom(12, 5, 8203)
 
 
 def development_short() -> Iterator[Case]:
@@ -90,6 +94,9 @@ def development_short() -> Iterator[Case]:
     for index in range(8):
         steps = (200, 350)[index % 2]
         yield _simulated("white, short", 3103, index, (512, 384, 256)[index % 3], steps=steps)
+    for index in range(3):
+        steps = (200, 400)[index % 2]
+        yield _simulated("white, more, short", 8204, index, (512, 384, 256)[index], steps=steps)
     for index, along_rows in enumerate((0.5, 0.3)):
         steps = (150, 300)[index]
         yield _simulated("correlated, short", 3104, index, (512, 384)[index], along_rows, steps)
@@ -98,11 +105,9 @@ def development_short() -> Iterator[Case]:
 def held_out() -> Iterator[Case]:
     """What is only reported on."""
     for index in range(4):
-        yield _simulated("white, new", 8201, index, (512, 448, 576)[index % 3])
-    for index, along_rows in enumerate((0.5, 0.3)):
-        yield _simulated("correlated, new", 8202, index, (512, 384)[index], along_rows)
-    clean = clean_phantom((512, 512), spacing=12, seed=5)
-    yield _case("phantom, 12 px", clean, 0.05, np.random.default_rng(8203))
+        yield _simulated("white, new", 8301, index, (512, 448, 576)[index % 3])
+    yield _simulated("correlated, new", 8302, 0, 512, 0.4)
+    yield _phantom(16, 9, 8303)
     for name in ("PtCeO2_4", "PtCeO2_5"):
         path = DATA / "simulated" / f"{name}.tif"
         if path.exists():
@@ -110,18 +115,16 @@ def held_out() -> Iterator[Case]:
             yield _case(name, clean, 0.05, np.random.default_rng(0))
 
 
-def held_out_short() -> Iterator[Case]:
-    """Likewise, by trainings that were cut to a tenth."""
-    for index in range(3):
-        steps = (200, 400)[index % 2]
-        yield _simulated("white, new, short", 8204, index, (512, 384, 256)[index % 3], steps=steps)
+def _phantom(spacing: int, seed: int, noise_seed: int) -> Case:
+    """A lattice with defects and an edge."""
+    clean = clean_phantom((512, 512), spacing=spacing, seed=seed)
+    return _case(f"phantom, {spacing} px", clean, 0.05, np.random.default_rng(noise_seed))
 
 
 SETS = {
     "development": development,
     "development, cut short": development_short,
     "held-out": held_out,
-    "held-out, cut short": held_out_short,
 }
 
 

@@ -12,7 +12,6 @@ the frame itself, in two ways that are then weighed against each other:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from dataclasses import dataclass
@@ -37,16 +36,36 @@ _log = logging.getLogger("n2sr")
 _SMOOTH = 4.0  # pixels; a variance of 4 draws, 3 degrees of freedom, is averaged over about 200
 _EVERYWHERE = 0.03  # share of the error's mean square that is the same at every pixel
 _TIMES_TWIN = 2.0  # the error's mean square over the twin's, and its uncertainty as a share
-_TIMES_TWIN_ERROR = 0.5
+_TIMES_TWIN_ERROR = 0.3
 _CELL_ERROR = 0.8  # by which share a cell of the spectrum may depart from that
 _TIMES_ESTIMATE = 1.1  # what is still missing on average, and how far frames scatter around it
-_ESTIMATE_ERROR = 0.2
-# Cycles per pixel. Errors are at low frequencies; above, noise would only add.
-_BANDS = 0.02, 0.04, 0.07, 0.1, 0.15, 0.25
-_FLOOR_ERROR = 0.02  # share by which the noise's power may be wrong
+_ESTIMATE_ERROR = 0.3
 _OF_SPREAD = 0.9  # the error's mean square over that of the raw spread, where no twin can be made
 _OF_SPREAD_ERROR = 1.0
 _SEED = 0x6E327374  # of the twin's noise; unlike any that someone simulates noise with
+
+
+class _Band(NamedTuple):
+    """Of frequencies, up to `high` cycles per pixel."""
+
+    high: float
+    missed: float
+    """What the residual tells too little, as a share of the noise: the network has learned from
+    this noise, and not from the twin's."""
+    unsure: float
+    """How far frames scatter around that."""
+
+
+_BANDS = (
+    _Band(0.02, 0.06, 0.2),
+    _Band(0.04, 0.04, 0.18),
+    _Band(0.07, 0.06, 0.14),
+    _Band(0.1, 0.04, 0.09),
+    _Band(0.15, 0.02, 0.07),
+    _Band(0.25, 0.0, 0.04),
+    _Band(0.35, 0.0, 0.04),
+    _Band(0.75, 0.0, 0.04),
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -188,8 +207,9 @@ class _Twin:
         frequencies. One factor takes the twin's error to the frame's, and each cell may depart
         from it as far as its residual says.
         """
-        cells, whole = self._cells()
-        twin, told, error = np.array(cells).T
+        whole = self._density(self.error)
+        twin, told, error = np.array(self._cells(whole)).T
+        total = float(whole.sum())
         scatter = np.square(_CELL_ERROR * _TIMES_TWIN * twin)
         weight = twin / (np.square(error) + scatter)
         prior = 1 / (_TIMES_TWIN_ERROR * _TIMES_TWIN) ** 2
@@ -198,38 +218,50 @@ class _Twin:
         expected = times * twin
         share = np.square(error) / (np.square(error) + np.square(_CELL_ERROR * expected))
         values = np.maximum(share * expected + (1 - share) * told, twin)
-        value = _TIMES_ESTIMATE * (float(values.sum()) + times * (whole - float(twin.sum())))
+        value = _TIMES_ESTIMATE * (float(values.sum()) + times * (total - float(twin.sum())))
         independent = float(((1 - share) * np.square(error)).sum())
-        common = whole * float(share @ twin) / max(float(twin.sum()), 1e-300) / math.sqrt(weights)
+        common = total * float(share @ twin) / max(float(twin.sum()), 1e-300) / math.sqrt(weights)
         own = _ESTIMATE_ERROR * value
         return _Estimate(value, math.hypot(math.sqrt(independent), common, own))
 
-    def _cells(self) -> tuple[list[tuple[float, float, float]], float]:
-        """Of each cell the twin's error, what the residual tells and how surely; the twin's of all.
+    def _cells(self, twin: AnyArray) -> list[tuple[float, float, float]]:
+        """Of each cell the twin's error, what the residual tells and how surely, in counts squared.
 
         The residual tells its power above the noise's, and twice the covariance that error and
-        noise have in the twin. All in counts squared.
+        noise have in the twin.
         """
-        spectrum, floor = self.spectrum, self.floor
-        error, added = (np.fft.fft2(x * spectrum.window) for x in (self.error, self.added))
-        twin = spectrum.density(error) / floor.size
-        common = (error * added.conj()).real / np.square(spectrum.window).sum()
-        power = spectrum.density(np.fft.fft2(self.residual * spectrum.window))
-        told = (power - floor + 2 * common) / floor.size
-        fy, fx = (np.fft.fftfreq(n) for n in self.residual.shape)
+        window = self.spectrum.window
+        error, added = (np.fft.fft2(x * window) for x in (self.error, self.added))
+        common = (error * added.conj()).real / np.square(window).sum() / twin.size
+        noise = self.floor / twin.size
+        told = self._density(self.residual) - noise + 2 * common
+        fy, fx = (np.fft.fftfreq(n) for n in twin.shape)
         frequency = np.hypot(fy[:, None], fx[None, :])
-        lowest = 2.5 / min(self.residual.shape)  # below, the window smears what the mean is off
-        edges = [lowest, *(band for band in _BANDS if band > 1.5 * lowest)]
-        cells = []
-        for low, high in itertools.pairwise(edges):
-            band = (frequency >= low) & (frequency < high)
-            for cell in (band & spectrum.signal, band & ~spectrum.signal):
-                noise = floor[cell] / floor.size
-                scatter = math.sqrt(2 * SHARED * float(np.square(noise).sum()))
-                sure = math.hypot(scatter, _FLOOR_ERROR * float(noise.sum()))
-                if sure > 0:
-                    cells.append((float(twin[cell].sum()), float(told[cell].sum()), sure))
-        return cells, float(twin.sum())
+        lowest = 2.5 / min(twin.shape)  # below, the window smears what the mean is off
+        cells, low = [], lowest
+        for band in _BANDS:
+            if band.high < 1.5 * lowest:
+                continue
+            inside = (frequency >= low) & (frequency < band.high)
+            low = band.high
+            for cell in (inside & self.spectrum.signal, inside & ~self.spectrum.signal):
+                if not cell.any():
+                    continue
+                power = float(noise[cell].sum())
+                scatter = math.sqrt(2 * SHARED * float(np.square(noise[cell]).sum()))
+                cells.append(
+                    (
+                        float(twin[cell].sum()),
+                        float(told[cell].sum()) + band.missed * power,
+                        math.hypot(scatter, band.unsure * power),
+                    )
+                )
+        return cells
+
+    def _density(self, image: AnyArray) -> AnyArray:
+        """(h, w): the mean square of an image (h, w), by frequencies."""
+        transform = np.fft.fft2(image * self.spectrum.window)
+        return self.spectrum.density(transform) / transform.size
 
 
 def _coloured(floor: AnyArray) -> AnyArray:
