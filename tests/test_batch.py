@@ -566,3 +566,11 @@ def test_a_batch_that_is_refused_leaves_nothing_behind(tmp_path, model_path):
         assert message in result.stderr
     assert [path.name for path in raw.iterdir()] == ["a.npy"]
     assert not (tmp_path / "new").exists()
+
+
+def test_causes_that_go_in_circles_come_to_an_end():
+    first, second = FileFormatError("one"), ValueError("other")
+    first.__cause__, second.__cause__ = second, first
+    assert not work_module._is_of_the_system(first)
+    second.__cause__ = OSError(errno.EIO, "the share is away")
+    assert work_module._is_of_the_system(first)

@@ -13,6 +13,7 @@ import tifffile
 
 from n2sr_deploy import Frame, files, read_frame, write_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
+from n2sr_deploy.formats import open_frames
 from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
 
 if TYPE_CHECKING:
@@ -303,3 +304,11 @@ def test_awkward_real_files_read_or_are_refused():
             with contextlib.suppress(N2SRError):  # any other error fails the test
                 n_read += read_frame(path, 0).pixels.size > 0
     assert n_read >= 4
+
+
+def test_an_error_is_not_its_own_cause(tmp_path):
+    path = tmp_path / "cut.npy"
+    path.write_bytes(b"no frame")
+    with pytest.raises(FileFormatError) as raised:
+        open_frames(path)
+    assert raised.value.__cause__ is not raised.value

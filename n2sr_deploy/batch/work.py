@@ -143,10 +143,12 @@ def _is_of_the_system(error: BaseException) -> bool:
 
     What libraries raise of a damaged file has no error number.
     """
+    seen: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and id(cause) not in seen:  # libraries raise errors from themselves
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return True
+        seen.add(id(cause))
         cause = cause.__cause__
     return False
 

@@ -238,9 +238,9 @@ def required(module: str, purpose: str, package: str, extra: str) -> Any:
 
 
 def damaged(path: Path, error: Exception) -> N2SRError:
-    """What a library's error about a file becomes; n2sr's own stay as they are."""
+    """What a library's error about a file becomes; n2sr's own are raised as they are."""
     if isinstance(error, N2SRError):
-        return error
+        raise error  # returned, it would be raised from itself
     if isinstance(error, MemoryError):
         return FileFormatError(f"{path} needs more memory than there is, or its header lies")
     if "imagecodecs" in str(error):
