@@ -188,7 +188,7 @@ def test_a_torn_line_and_a_damaged_one_are_survived(run, raw, tmp_path, model_pa
     manifest.write_bytes(b"\x00\xff\n" + manifest.read_bytes() + b'{"output": "a.t')
     result = run("raw", "-o", "out", "-m", model_path)
     assert "2 done before" in result.stdout
-    assert "1 lines that cannot be read" in result.stderr
+    assert "1 line that cannot be read" in result.stderr
     assert manifest.read_bytes().endswith(b"}\n")
 
 
