@@ -38,8 +38,9 @@ _EVERYWHERE = 0.03  # share of the error's mean square that is the same at every
 _TIMES_TWIN = 2.0  # the error's mean square over the twin's, and its uncertainty as a share
 _TIMES_TWIN_ERROR = 0.3
 _CELL_ERROR = 0.8  # by which share a cell of the spectrum may depart from that
+_LOST = 10.0  # uncertainties from which a cell's residual alone is believed
 _TIMES_ESTIMATE = 1.1  # what is still missing on average, and how far frames scatter around it
-_ESTIMATE_ERROR = 0.3
+_ESTIMATE_ERROR = 0.4
 _OF_SPREAD = 0.9  # the error's mean square over that of the raw spread, where no twin can be made
 _OF_SPREAD_ERROR = 1.0
 _SEED = 0x6E327374  # of the twin's noise; unlike any that someone simulates noise with
@@ -73,8 +74,8 @@ class Uncertainty:
     """A calibrated standard error."""
 
     standard_error: FloatArray
-    """(H, W) float32, in counts: over many frames the truth lies within it at about 68 % of the
-    pixels and within twice of it at 90 to 95 %; of one frame its scale is less sure."""
+    """(H, W) float32, in counts: over many frames the truth lies within it at about 70 % of the
+    pixels and within twice of it at 92 %; of one frame its scale is less sure."""
     scale_error: float
     """By which share its overall scale may be wrong, as a standard error."""
 
@@ -217,6 +218,9 @@ class _Twin:
         times = max((float(weight @ told) + prior * _TIMES_TWIN) / weights, 1.0)
         expected = times * twin
         share = np.square(error) / (np.square(error) + np.square(_CELL_ERROR * expected))
+        # What is lost in the result is lost in the twin from the start, and nothing is expected.
+        unlikely = np.hypot(error, _CELL_ERROR * expected)
+        share[told - expected > _LOST * unlikely] = 0
         values = np.maximum(share * expected + (1 - share) * told, twin)
         value = _TIMES_ESTIMATE * (float(values.sum()) + times * (total - float(twin.sum())))
         independent = float(((1 - share) * np.square(error)).sum())

@@ -60,6 +60,12 @@ def test_signal_that_is_lost_counts_though_all_draws_agree():
     assert errors[1] > 1.5 * errors[0]
 
 
+@pytest.mark.parametrize("size", [4.0, 8.0, 20.0, 200.0])
+def test_a_lattice_that_is_blurred_away_counts(size):
+    scale, _ = ratio(Smoother(size))
+    assert scale == pytest.approx(1, abs=0.4)
+
+
 def test_it_is_larger_where_draws_disagree():
     frame = noisy()
     error = standard_error(frame, Smoother(1.5)(frame), Smoother(1.5)).standard_error
