@@ -157,9 +157,9 @@ BAD_FRAMES = {
     "complex.npy": "save its magnitude",
     "empty.npy": "is empty",
     "small.npy": "needs at least",
-    "nan.npy": "4096 NaN or infinite pixels of 4096; replace them",
-    "somenan.npy": "NaN or infinite pixels of 4096; replace them",
-    "inf.npy": "NaN or infinite pixels of 4096; replace them",
+    "nan.npy": "4096 NaN or infinite pixels of 4096; replace each",
+    "somenan.npy": "NaN or infinite pixels of 4096; replace each",
+    "inf.npy": "NaN or infinite pixels of 4096; replace each",
     "constant.npy": "no signal to learn from",
     "truncated.tif": "is truncated, damaged or not what it seems",
 }

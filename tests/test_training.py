@@ -227,7 +227,7 @@ def test_arithmetic_is_counted(checkpoint):
 
 def test_too_few_steps_in_the_seconds_given_are_told(noisy, caplog):
     train(noisy, tiny_config(seconds=0.1, steps=10**6, warmup_steps=10**6))
-    assert "steps in" in caplog.text
+    assert "too little to learn from the frame" in caplog.text
     assert "give it more --seconds" in caplog.text
 
 
