@@ -121,7 +121,7 @@ def report_command(
     do not support? The page needs no other file and no network. Neither input is changed.
     --frame and --signal are of NOISY; of a stack DENOISED and --std are read at the same frame.
     """
-    from n2sr_deploy.formats import read_frame
+    from n2sr_deploy.formats import open_frames, read_frame
     from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
     from n2sr_deploy.report.reporting import check_pixel_size, check_second
@@ -139,7 +139,13 @@ def report_command(
     mended = mend(noisy_frame, repairs=made.repair and not no_repair)
     other = None
     if second is not None:
-        other = read_frame(second, second_frame, signal if second == noisy else None)
+        with open_frames(second, signal if second == noisy else None) as opened:
+            if second_frame is None and len(opened) > 1:
+                raise click.UsageError(
+                    f"{second} holds {len(opened)} frames; choose the other exposure with "
+                    f"--second-frame 0 to --second-frame {len(opened) - 1}"
+                )
+            other = opened.read(second_frame)
         is_same = second.resolve() == noisy.resolve() and other.index == noisy_frame.index
         check_second(other, noisy_frame, is_same=is_same)
         check_pixel_size("second exposure", other, noisy_frame)

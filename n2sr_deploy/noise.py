@@ -191,6 +191,11 @@ def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
             f"the second frame is {second.shape[0]} x {second.shape[1]} pixels, but the first "
             f"{first.shape[0]} x {first.shape[1]}; give two exposures of one area"
         )
+    if np.array_equal(first.pixels, second.pixels):
+        raise FrameError(
+            "the second frame has the very pixels of the first, so their difference tells nothing; "
+            "give another exposure of the area"
+        )
     a, b = middle_of(first.pixels), middle_of(repair(second).frame.pixels)
     b += a.mean() - b.mean()
     spectrum = Spectrum((a - b) / math.sqrt(2))

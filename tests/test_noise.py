@@ -153,6 +153,8 @@ def test_a_pair_that_does_not_match_is_told(caplog):
     assert "not registered" in caplog.text
     with pytest.raises(FrameError, match="100 x 416"):
         measure_noise(first, Frame(pixels=second.pixels[:100]))
+    with pytest.raises(FrameError, match="the very pixels of the first"):
+        measure_noise(first, first)
 
 
 def test_saturation_is_found_and_only_where_there_is_some():

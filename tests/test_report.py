@@ -378,6 +378,12 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
     rng = np.random.default_rng(5)
     stack = np.stack([lattice() + 0.6 * rng.normal(size=SHAPE) for _ in range(2)])
     np.save(files / "stack.npy", stack.astype(np.float32))
+    unsaid = run(
+        files, "stack.npy", "denoised.tif", "--frame", "0", "--second", "stack.npy",
+        "-o", "report.html",
+    )  # fmt: skip
+    assert unsaid.exit_code == 2
+    assert "--second-frame 0 to --second-frame 1" in unsaid.output
     result = run(
         files, "stack.npy", "denoised.tif", "--frame", "0", "--second-frame", "1",
         "-o", "report.html",

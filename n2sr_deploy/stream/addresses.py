@@ -42,7 +42,8 @@ class Address:
         if not colon or not scheme.isidentifier():
             raise SettingError(
                 f"{text!r} is no address; it begins with a scheme, like zmq://127.0.0.1:9999, "
-                "watch:folder/ or replay:stack.mrc?fps=25"
+                "watch:folder/ (to take frames from), folder:denoised/ or stack:denoised.tif (to "
+                "hand them to)"
             )
         target, _, query = rest.partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
