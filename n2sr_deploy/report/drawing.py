@@ -86,7 +86,7 @@ def _styled() -> Any:
 
 
 def _png(figure: Any, dpi: int) -> bytes:
-    """Small: with as many colours as a picture of greys and a few hues needs."""
+    """As a PNG file."""
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=dpi, metadata={"Software": None})
     return written.getvalue()

@@ -61,7 +61,8 @@ def measure(
     halves
         Two half-results, for the Fourier ring correlation.
     second
-        Another exposure of the same area, registered; for the excess error.
+        Another exposure of the same area, registered to 0.3 pixels, for the excess error; a drift
+        is measured and told.
 
     Returns
     -------
@@ -71,7 +72,8 @@ def measure(
     ------
     FrameError
         When the noisy frame is constant or too small, shapes differ, the denoised frame or the
-        spread is not finite, a frame shows another area, or the second exposure is none.
+        spread is not finite, a frame shows another area, or the second exposure has the very
+        pixels of the noisy or the denoised frame.
     """
     _check(noisy, denoised, spread, second)
     repaired = repair(noisy)

@@ -18,7 +18,7 @@ _LOWEST = 2.5  # periods in a frame; slower, any two areas look alike
 _BESIDE = 1.5  # periods in a frame, up to which a frequency lies on an axis
 _TELLING = 7.0  # the score of a perfect fit from which a bad one tells that areas differ
 _UNRELATED = 4.0  # a score that frames of two areas reach at no shift; measured: up to 3.7
-_SURE = 5.0  # a score whose shift is to be believed
+_SURE_SCORE = 5.0  # a score whose shift is to be believed
 _FITS = 0.7  # of the best fit, from which frames lie on each other
 _AS_HIGH = 0.9  # of the highest peak: a lattice fits as well one distance farther
 _PASSED = 0.3  # cycles per pixel, up to which a denoiser may keep some of the noise
@@ -40,7 +40,7 @@ class Registration(NamedTuple):
     @property
     def shift(self) -> tuple[float, float] | None:
         """Rows and columns; 0 where it cannot be told from none, None where nothing is sure."""
-        if self.score < _SURE:
+        if self.score < _SURE_SCORE:
             return None
         is_seen = math.hypot(self.rows, self.columns) > 3 * self.error
         return (self.rows, self.columns) if is_seen else (0.0, 0.0)

@@ -145,11 +145,14 @@ class Spectra:
         around = (box_mean(power, 15) * 225 - box_mean(power, 7) * 49) / (225 - 49)
         sharp = (power >= highest) & (power > _PEAK) & (power > _SHARP * around)
         rings = np.rint(self.frequency * min(power.shape)).astype(np.int32)
+        diffuse: dict[int, float] = {}  # by ring
         for y, x in np.argwhere(sharp & self._half()):
+            ring = int(rings[y, x])
+            if ring not in diffuse:
+                diffuse[ring] = float(np.median(power[rings == ring]))
             near = power[np.ix_((y + _NEAR) % power.shape[0], (x + _NEAR) % power.shape[1])]
             tenth = np.quantile(near[_ANNULUS], 0.9)
-            diffuse = np.median(power[rings == rings[y, x]])
-            sharp[y, x] = power[y, x] > max(_ALONE * tenth, _SHARP * diffuse)
+            sharp[y, x] = power[y, x] > max(_ALONE * tenth, _SHARP * diffuse[ring])
         return np.asarray(sharp)
 
     def _of_a_lattice(self, peaks: list[Peak]) -> list[Peak]:
