@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from n2sr_deploy.noise import Noise
@@ -88,6 +88,14 @@ class RingCorrelation:
     """Frequency from which three rings are below 1/7; None: there is none, or it is the first."""
 
 
+class Correlation(NamedTuple):
+    """0 of what is independent, at most 1."""
+
+    value: float
+    error: float
+    """Standard error, of what is independent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Excess:
     """What a second exposure tells, in variances of the noisy frame."""
@@ -103,11 +111,12 @@ class Excess:
     shift: tuple[float, float] | None
     """By how many pixels, rows and columns, the second lies off the noisy frame; of a lattice the
     shortest such way. 0 where it cannot be told from none, None where nothing can be told."""
-    shared_noise: float
-    """Correlation of the two frames' noise: 0 of two exposures, 1 of copies."""
-    own_noise: float
-    """Correlation of the denoised frame with the noisy one's noise, where no signal is seen."""
-    other_noise: float
+    shared_noise: Correlation | None
+    """Of the two frames' noise: 0 of two exposures, 1 of copies; None, here and below, where too
+    few frequencies show no signal."""
+    own_noise: Correlation | None
+    """Of the denoised frame with the noisy one's noise, where no signal is seen."""
+    other_noise: Correlation | None
     """Likewise with the second's, which it cannot know of unless it was made from it."""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.errors import FrameError
+from n2sr_deploy.report.findings import Correlation
 from n2sr_deploy.spectrum import SHARED, box_mean
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _UNRELATED = 4.0  # a score that frames of two areas reach at no shift; measured
 _SURE_SCORE = 5.0  # a score whose shift is to be believed
 _FITS = 0.7  # of the best fit, from which frames lie on each other
 _AS_HIGH = 0.9  # of the highest peak: a lattice fits as well one distance farther
+_VAGUE = 0.3  # standard error of a correlation that could not tell copies, of 1, from none
 _PASSED = 0.3  # cycles per pixel, up to which a denoiser may keep some of the noise
 
 
@@ -98,11 +100,18 @@ def check_area(name: str, found: Registration | None, *, may_drift: bool) -> Non
         )
 
 
-def noise_in_common(first: AnyArray, second: AnyArray, where: BoolArray) -> float:
-    """Correlation of two transforms over some frequencies (H, W): 0 if independent, at most 1."""
+def noise_in_common(first: AnyArray, second: AnyArray, where: BoolArray) -> Correlation | None:
+    """Of two transforms over some frequencies (H, W); None where there are too few of them."""
     a, b = first[where], second[where]
-    power = np.square(np.abs(a)).sum() * np.square(np.abs(b)).sum()
-    return float((a * b.conj()).real.sum() / math.sqrt(power)) if power > 0 else 0.0
+    powers = np.square(np.abs(a)), np.square(np.abs(b))
+    product = float(powers[0].sum() * powers[1].sum())
+    if not product > 0:
+        return None
+    # sqrt(SHARED / n) of white noise; a result's has fewer frequencies that count.
+    error = math.sqrt(SHARED * float((powers[0] * powers[1]).sum()) / product)
+    if error > _VAGUE:
+        return None
+    return Correlation(float((a * b.conj()).real.sum() / math.sqrt(product)), error)
 
 
 def without_signal(first: Spectrum, second: Spectrum) -> BoolArray:

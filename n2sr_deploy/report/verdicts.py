@@ -38,8 +38,8 @@ DRIFTED = 0.3, 1.0
 """Pixels by which a second exposure lies off (told, too many): from one on the sharpest detail
 does not match, and the error measured is the drift's."""
 SHARED_NOISE = 0.1
-"""Correlation of a frame's noise with that of a frame made from it is at least this; of two
-exposures it is 0, up to 0.02 by signal too faint to be seen."""
+"""Correlation that noise in common exceeds by three standard errors, which are about 0.1 of frames
+of 128 x 128 and 0.3 of 48 x 48. Of two exposures signal too faint to be seen makes up to 0.02."""
 _SURE = 4.0  # standard errors
 _STRONG = 3.0  # standard errors by which a ring's signal must be seen to speak of its share
 
@@ -213,15 +213,20 @@ def _second(excess: Excess) -> Verdict:
 
 def _meaningless(excess: Excess) -> str | None:
     """Why the excess error tells nothing; None where it does."""
-    if excess.shared_noise > SHARED_NOISE:
+    shared, own, other = excess.shared_noise, excess.own_noise, excess.other_noise
+    if shared is not None and shared.value > SHARED_NOISE + 3 * shared.error:
         return (
             f"the second exposure has the noise of the noisy frame (correlation "
-            f"{excess.shared_noise:.2f}), so one was made from the other; give another exposure"
+            f"{shared.value:.2f}), so one was made from the other; give another exposure"
         )
-    if excess.other_noise - excess.own_noise > SHARED_NOISE:
+    if (
+        own is not None
+        and other is not None
+        and other.value - own.value > SHARED_NOISE + 3 * math.hypot(own.error, other.error)
+    ):
         return (
-            f"the result has noise of the second exposure (correlation {excess.other_noise:.2f}; "
-            f"with that of the noisy frame {excess.own_noise:.2f}), so it was made from that one; "
+            f"the result has noise of the second exposure (correlation {other.value:.2f}; "
+            f"with that of the noisy frame {own.value:.2f}), so it was made from that one; "
             "judge it by the frame it was made from"
         )
     if _drift(excess) > DRIFTED[1]:
