@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.spectra import ring_correlation
 from n2sr_deploy.uncertainty import smoothed
+from tests.conftest import SHARED_DATA
 
+REAL = SHARED_DATA / "real"
 SHAPE = (192, 224)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
 
@@ -225,7 +228,7 @@ def exposures(size, noise, seed, n=2):
     return clean, *(Frame(pixels=pixels) for pixels in drawn)
 
 
-@pytest.mark.parametrize("size", [48])
+@pytest.mark.parametrize("size", [48, 64, 96])
 def test_small_exposures_are_no_copies(size):
     """One in four was called a copy of the other: so few frequencies correlate by chance."""
     copies = 0
@@ -259,6 +262,30 @@ def test_frames_of_another_area_are_refused():
         levels(noisy, scene(4))
     with pytest.raises(FrameError, match=r"the denoised frame lies 4\.\d rows and -7\.\d columns"):
         levels(noisy, np.roll(scene(), (4, -7), (0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("size", "noise", "n"),
+    [(64, 0.1, 16), (96, 0.1, 16), (96, 0.3, 16), (128, 0.3, 12), (192, 0.3, 6), (192, 0.6, 6)],
+)
+def test_exposures_of_little_dose_are_of_one_area(size, noise, n):
+    """They were refused: the phases of faint signal hardly agree."""
+    for seed in range(n):
+        clean, first, second = exposures(size, noise, seed)
+        _, findings = levels(first, clean, second=second)
+        assert findings.excess.shift in (None, (0, 0))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the shared frames")
+def test_real_frames_of_other_areas_are_refused():
+    names = ("nist_haadf_pair.mrc", "abf_SrTiO3_5frames.hspy", "haadf_MoS2.dm3", "haadf_SrTiO3.ser")
+    frames = [replace(read_frame(REAL / name, 0), pixel_size=None) for name in names]
+    frames = [replace(frame, pixels=frame.pixels[:512, :512]) for frame in frames]
+    for noisy, other in pairwise(frames):
+        with pytest.raises(FrameError, match="the second exposure shows another area"):
+            levels(noisy, noisy.pixels + 1, second=other)
+    again = replace(read_frame(REAL / names[1], 3), pixel_size=None)  # distorted, as scans are
+    assert levels(frames[1], frames[1].pixels + 1, second=again)[1].excess.shift is not None
 
 
 @pytest.mark.parametrize(

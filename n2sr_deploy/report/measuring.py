@@ -15,6 +15,7 @@ from n2sr_deploy.report.findings import Excess, ReportFindings, VarianceCurve
 from n2sr_deploy.report.places import significant_places
 from n2sr_deploy.report.registration import (
     check_area,
+    coherence,
     noise_in_common,
     register,
     without_signal,
@@ -188,7 +189,8 @@ def _excess(
 ) -> Excess:
     """Standardised by the noisy frame: the mean squared distance to the second, less its noise."""
     first, other = spectra.spectrum, Spectrum(middle_of(repair(second).frame.pixels))
-    found = register(first.transform, other.transform, first.signal & other.signal)
+    coherent = coherence(first.power / first.floor, other.power / other.floor)
+    found = register(first.transform, other.transform, coherent * (first.signal & other.signal))
     check_area("second exposure", found, may_drift=True)
     result = np.fft.fft2(middle_of(denoised) * first.window)
     empty = without_signal(first, other)

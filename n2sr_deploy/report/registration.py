@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 _LOWEST = 2.5  # periods in a frame; slower, any two areas look alike
 _BESIDE = 1.5  # periods in a frame, up to which a frequency lies on an axis
-_TELLING = 7.0  # the score of a perfect fit from which a bad one tells that areas differ
-_UNRELATED = 4.0  # a score that frames of two areas reach at no shift; measured: up to 3.7
+_UNRELATED = 4.0  # a score that frames of two areas reach at no shift; measured: up to 3.8
+# A score to be expected of one area, from which a bad one tells that areas differ; frames of one
+# area had at least half of it, distorted ones (scanned anew) the least.
+_TELLING = 2 * _UNRELATED
 _SURE_SCORE = 5.0  # a score whose shift is to be believed
 _FITS = 0.7  # of the best fit, from which frames lie on each other
 _AS_HIGH = 0.9  # of the highest peak: a lattice fits as well one distance farther
@@ -48,32 +50,37 @@ class Registration(NamedTuple):
         return (self.rows, self.columns) if is_seen else (0.0, 0.0)
 
 
-def register(first: AnyArray, second: AnyArray, shown: BoolArray) -> Registration | None:
+def register(first: AnyArray, second: AnyArray, coherent: AnyArray) -> Registration | None:
     """By the phases of some frequencies.
 
     Parameters
     ----------
     first, second
         (H, W): the transforms of two frames, seen through one window.
-    shown
-        (H, W): where both show signal.
+    coherent
+        (H, W), 0 to 1: how well their phases must agree if they show one area, as `coherence` has
+        it; 0 where they show no signal.
 
     Returns
     -------
-    How they lie; None where they show too little signal to tell.
+    How they lie; None where they fit badly but show too little signal to tell more of it.
     """
-    fy, fx = (np.abs(np.fft.fftfreq(n)) for n in shown.shape)
+    fy, fx = (np.abs(np.fft.fftfreq(n)) for n in coherent.shape)
     y, x = fy[:, None] * fy.size, fx * fx.size
     # Offsets of rows and columns lie on the axes, and stay where they are when a specimen drifts.
-    shown = shown & (np.minimum(y, x) > _BESIDE) & (np.hypot(y, x) > _LOWEST)
-    n = int(shown.sum())
-    if math.sqrt(n / SHARED) < _TELLING:
+    told = (np.minimum(y, x) > _BESIDE) & (np.hypot(y, x) > _LOWEST)
+    weight = np.where(told, coherent, 0)
+    n = float(np.square(weight).sum())
+    if n == 0:
         return None
     cross = second * first.conj()
-    phases = np.where(shown, cross / np.maximum(np.abs(cross), 1e-300), 0)
+    phases = weight * cross / np.maximum(np.abs(cross), 1e-300)
     score = np.fft.ifft2(phases).real * phases.size / math.sqrt(n * SHARED)
+    if score.max() < _SURE_SCORE and math.sqrt(n / SHARED) < _TELLING:
+        return None
     row, column = _nearest_peak(score)
-    steepness = 2 * math.pi * math.sqrt(float((fy[:, None] ** 2 + fx**2)[shown].mean()) / 2)
+    squares = np.square(weight) * (fy[:, None] ** 2 + fx**2)
+    steepness = 2 * math.pi * math.sqrt(float(squares.sum()) / n / 2)
     return Registration(
         score=float(score.max()),
         unshifted=float(score[np.ix_((-1, 0, 1), (-1, 0, 1))].max()),
@@ -81,6 +88,18 @@ def register(first: AnyArray, second: AnyArray, shown: BoolArray) -> Registratio
         columns=_signed(column, score.shape[1]) + _vertex(score[row], column),
         error=1 / (2 * float(score.max()) * steepness),  # unrelated frames scatter by 1 / 2
     )
+
+
+def coherence(*powers: AnyArray) -> AnyArray:
+    """(H, W), 0 to 1: how well phases agree of one signal in noise.
+
+    Parameters
+    ----------
+    powers
+        (H, W) each, over the noise's power: of both frames, or of the one that has noise.
+    """
+    signal = [1 - 1 / np.maximum(power, 1.0) for power in powers]
+    return np.asarray(np.sqrt(np.prod(signal, axis=0)))
 
 
 def check_area(name: str, found: Registration | None, *, may_drift: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.report.findings import Peak, RingCorrelation, Rings
-from n2sr_deploy.report.registration import register
+from n2sr_deploy.report.registration import coherence, register
 from n2sr_deploy.spectrum import SHARED, Spectrum, box_mean
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Spectra:
     def registered(self) -> Registration | None:
         """How the denoised frame lies to the noisy one."""
         shown = self.spectrum.signal & (self.denoised > 1)
-        return register(self._noisy, self._denoised, shown)
+        return register(self._noisy, self._denoised, shown * coherence(self.noisy))
 
     def rings(self) -> Rings:
         """Means over rings."""
