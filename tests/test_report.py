@@ -242,6 +242,19 @@ def test_small_exposures_are_no_copies(size):
     assert copies >= 14  # of the others hardly any frequency is without signal
 
 
+@pytest.mark.parametrize(
+    "other",
+    [lambda x: 2 * x, lambda x: 0.5 * (x + np.roll(x, 1, axis=0))],
+    ids=["another gain", "interpolated"],
+)
+def test_a_second_exposure_with_other_noise_tells_nothing(other):
+    clean = lattice()
+    second = Frame(pixels=other(exposure(clean, 2).pixels))
+    found, findings = levels(exposure(clean, 1), clean, second=second)
+    assert found[3] == "caution"
+    assert "times as strong as the noisy frame's" in findings.verdicts[3].answer
+
+
 def test_a_result_of_the_second_exposure_is_seen():
     first, second = exposure(scene(), 1), exposure(scene(), 2)
     denoised = scene() + smoothed(second.pixels - scene(), 1) / 4

@@ -118,6 +118,9 @@ class Excess:
     """Of the denoised frame with the noisy one's noise, where no signal is seen."""
     other_noise: Correlation | None
     """Likewise with the second's, which it cannot know of unless it was made from it."""
+    noise_ratio: float
+    """The standard deviation of the second's noise over that of the noisy frame's."""
+    noise_ratio_error: float
 
 
 @dataclass(frozen=True, kw_only=True)

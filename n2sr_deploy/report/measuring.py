@@ -22,7 +22,7 @@ from n2sr_deploy.report.registration import (
 )
 from n2sr_deploy.report.spectra import Spectra, ring_correlation
 from n2sr_deploy.report.verdicts import verdicts
-from n2sr_deploy.spectrum import Spectrum
+from n2sr_deploy.spectrum import SHARED, Spectrum
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
@@ -210,6 +210,8 @@ def _excess(
         shared_noise=noise_in_common(first.transform, other.transform, empty),
         own_noise=noise_in_common(first.transform, result, empty),
         other_noise=noise_in_common(other.transform, result, empty),
+        noise_ratio=math.sqrt(float(other.levelled_floor().mean() / spectra.floor.mean())),
+        noise_ratio_error=math.sqrt(SHARED / first.power.size),
     )
 
 

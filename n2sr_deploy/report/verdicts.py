@@ -37,6 +37,8 @@ SURELY_INVENTED = 8.0
 DRIFTED = 0.3, 1.0
 """Pixels by which a second exposure lies off (told, too many): from one on the sharpest detail
 does not match, and the error measured is the drift's."""
+OTHER_NOISE = 0.05
+"""By which share the two exposures' noise may differ in strength; interpolation makes it weaker."""
 SHARED_NOISE = 0.1
 """Correlation that noise in common exceeds by three standard errors, which are about 0.1 of frames
 of 128 x 128 and 0.3 of 48 x 48. Of two exposures signal too faint to be seen makes up to 0.02."""
@@ -130,7 +132,7 @@ def _signal_left(findings: ReportFindings) -> Verdict:
         return Verdict(
             question=SIGNAL,
             level=level,
-            answer=f"None is seen: the residual has the noise's own spectrum; {peaks}.",
+            answer=f"None is seen: the residual rises above the noise at no frequency; {peaks}.",
         )
     beginning = {"good": "Hardly", "caution": "Some", "bad": "Yes"}[level]
     return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.")
@@ -229,10 +231,17 @@ def _meaningless(excess: Excess) -> str | None:
             f"with that of the noisy frame {own.value:.2f}), so it was made from that one; "
             "judge it by the frame it was made from"
         )
+    if abs(excess.noise_ratio - 1) > OTHER_NOISE + 3 * excess.noise_ratio_error:
+        return (
+            f"the second exposure's noise is {excess.noise_ratio:.2f} times as strong as the noisy "
+            "frame's, but would have to be as strong; give an exposure of the same dose and gain, "
+            "as it came or moved by whole pixels"
+        )
     if _drift(excess) > DRIFTED[1]:
         return (
             f"the second exposure has drifted by {_drift(excess):.1f} px, which would count as "
-            "error of the result; register the two first, or give two that follow each other"
+            "error of the result; move one by whole pixels first, or give two that follow each "
+            "other"
         )
     return None
 
