@@ -74,7 +74,7 @@ def path_of(key: EngineKey) -> Path:
 
 
 def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
-    """Write an engine and what is known of it, whole or not at all.
+    """Write an engine and what is known of it, whole or not at all; kernels of an older one go.
 
     Parameters
     ----------
@@ -103,6 +103,10 @@ def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
         "plan_sha256": hashlib.sha256(plan).hexdigest(),
         "model": dict(props),
     }
+    try:
+        path.with_suffix(".kernels").unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(_unwritable(error)) from error
     # The plan last: without it, what is told of it does no harm.
     _write(path.with_suffix(".json"), json.dumps(told, indent=1).encode())
     _write(path, plan)

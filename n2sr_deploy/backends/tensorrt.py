@@ -192,7 +192,8 @@ class TensorRTNetwork:
         if shape not in self._engines:
             key = engine_key(self._onnx, self._library, self._precision, shape, self._device)
             self._engines[shape] = self._loaded(key, shape)
-            if hasattr(self._trt, "IRuntimeCache"):
+            # Of a plan that is not kept nothing is: it may be refused yet.
+            if hasattr(self._trt, "IRuntimeCache") and shape not in self._plans:
                 self._kernels[shape] = Kernels(self._engines[shape], key)
         return self._engines[shape]
 

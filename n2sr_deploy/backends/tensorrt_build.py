@@ -112,7 +112,7 @@ def check_engine(information: str, precision: str) -> None:
     ----------
     information
         What the engine's inspector tells, JSON. Where it tells of no weights, as when the whole
-        network became one layer, nothing is checked.
+        network became one layer, or is no JSON, nothing is checked.
     precision
         ``fp32`` or ``fp16``.
 
@@ -121,7 +121,10 @@ def check_engine(information: str, precision: str) -> None:
     ModelError
         When there are weights of another type.
     """
-    layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
+    try:
+        layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
+    except (ValueError, KeyError, TypeError):
+        layers = []
     weights = [layer["Weights"] for layer in layers if isinstance(layer.get("Weights"), dict)]
     found = {str(told["Type"]) for told in weights if "Type" in told}
     if not found:
