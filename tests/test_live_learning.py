@@ -257,6 +257,29 @@ def test_a_change_is_seen_soon_but_not_at_once(what):
     assert first_change(results) == 30 + learning._CHANGED - 1
 
 
+def test_hot_pixels_hide_no_change_and_are_none():
+    """Three of them had so much variance that a doubled dose was not seen beside it."""
+
+    def with_hot(n, dose):
+        result = seen(n, np.full_like(CLEAN, dose), np.sqrt(dose))
+        for place in ((100, 100), (150, 90), (200, 201)):
+            result.noisy.pixels[place] = 60000
+        return result
+
+    assert first_change([with_hot(n, 100) for n in range(60)]) is None
+    results = [with_hot(n, 100 if n < 30 else 200) for n in range(60)]
+    assert first_change(results) == 30 + learning._CHANGED - 1
+
+
+def test_sparse_counts_are_no_hot_pixels():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.05, CLEAN.shape).astype(np.float32)
+    shown = 0.05 + 0.002 * rng.normal(size=CLEAN.shape).astype(np.float32)
+    frame = replace(live_frame(0), pixels=counts)
+    result = LiveResult(noisy=frame, mean=shown, std=shown, record={})
+    assert learning._look(result).variance == pytest.approx(0.05, rel=0.1)
+
+
 def test_a_single_odd_frame_is_no_change():
     results = [seen(n, CLEAN, 30 if n % 12 == 11 else 10) for n in range(80)]
     assert first_change(results) is None

@@ -40,6 +40,8 @@ _SIDE = 256  # pixels of the part that is looked at
 _BASELINE = 8  # looks at a new model's residual, to know what is usual
 _CHANGED = 6  # looks in a row that are unusual, after which the scene or dose has changed
 _RATIO, _CORRELATION = 1.3, 0.06  # of variances, and by how much neighbours' correlation changes
+_CLIPPED_AT = 6.0  # deviations of the residual; beyond are hot pixels, which have all the variance
+_QUANTILE, _DEVIATIONS = 0.99, 2.576  # of normal noise; a median would see no sparse counts
 
 
 class LiveLearner:
@@ -220,11 +222,15 @@ class ResidualWatch:
 
 
 def _look(result: LiveResult) -> _Look:
-    """At the middle of the frame."""
+    """At the middle of the frame; the residual is clipped, since noisy frames keep hot pixels."""
     middle = tuple(
         slice(max((n - _SIDE) // 2, 0), max((n - _SIDE) // 2, 0) + _SIDE) for n in result.mean.shape
     )
     residual = result.noisy.pixels[middle].astype(np.float64) - result.mean[middle]
+    residual -= np.median(residual)
+    limit = _CLIPPED_AT * float(np.quantile(np.abs(residual), _QUANTILE)) / _DEVIATIONS
+    if limit > 0:  # else nearly all are equal
+        residual = np.clip(residual, -limit, limit)
     residual -= residual.mean()
     variance = float(np.mean(residual**2))
     if variance == 0:
