@@ -97,6 +97,7 @@ def stream_command(
     SOURCE is an address: zmq://HOST:PORT, pva://CHANNEL, watch:FOLDER, replay:FILE?fps=25, sim:,
     micromanager:CONFIG.cfg.
     """
+    from n2sr_deploy import files
     from n2sr_deploy.backends import check_backend
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.stream import StreamRunner
@@ -106,6 +107,8 @@ def stream_command(
     from n2sr_deploy.stream.statistics import described
 
     check_backend(backend)
+    if options.init not in (None, "packaged", "random"):  # else every training would fail
+        files.check_input(Path(options.init))
     if listen != "127.0.0.1" and not token:
         raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
     settings = DenoisingOptions(

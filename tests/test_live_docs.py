@@ -29,11 +29,12 @@ RUN = [command for command in COMMANDS if "frames=" in command]
 
 
 @pytest.fixture
-def at_work(model_path, monkeypatch, tmp_path):
+def at_work(model_path, checkpoint_path, monkeypatch, tmp_path):
     """A folder with what the commands name."""
     monkeypatch.chdir(tmp_path)
     model = model_path.read_bytes()
     (tmp_path / "sample.onnx").write_bytes(model)
+    (tmp_path / "sample.safetensors").write_bytes(checkpoint_path.read_bytes())
     (tmp_path / "incoming").mkdir()
     (tmp_path / "stack.mrc").touch()
     return tmp_path

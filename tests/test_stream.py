@@ -648,6 +648,16 @@ def test_the_command_streams_into_a_folder(model_path, tmp_path):
     assert str(model_path) in frame.history[-1]
 
 
+def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, monkeypatch):
+    """The stream began, and a training failed twice a minute."""
+    never = "n2sr_deploy.stream.addresses.open_source"
+    monkeypatch.setattr(never, lambda address: pytest.fail("it was opened"))
+    missing = tmp_path / "missing.safetensors"
+    done = run("stream", "sim:?size=64&fps=200&frames=5", "--init", missing)
+    assert done.exit_code == 2
+    assert f"{missing} does not exist; check the path" in done.output
+
+
 def test_a_folder_is_not_fed_with_its_own_results(tmp_path):
     done = run("stream", f"watch:{tmp_path}", "--to", f"folder:{tmp_path}/")
     assert (done.exit_code, "writes into the folder" in done.output) == (2, True)
