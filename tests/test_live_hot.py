@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from n2sr_deploy.stream import hot as hot_module
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.hot import HotPixels
 from tests.fake_stream import live_frame
@@ -67,6 +68,39 @@ def test_another_shape_begins_anew():
     assert hot.mended(wider[0])[1] == 0
     looked(hot, wider)
     assert hot.mended(with_hot(6, [(7, 70)], (64, 80)))[1] == 1
+
+
+def test_shapes_that_alternate_are_both_mended_and_not_searched_for_ever():
+    wide = [(7, 70)]
+    frames = [pixels for n in range(3) for pixels in (with_hot(n), with_hot(n, wide, (64, 80)))]
+    hot = looked(HotPixels(), frames)
+    thread = hot._thread
+    looked(hot, frames)
+    assert hot._thread is thread, "it is known"
+    assert hot.mended(with_hot(6))[1] == len(PLACES)
+    assert hot.mended(with_hot(6, wide, (64, 80)))[1] == 1
+    looked(hot, [with_hot(n, [], (32 + 8 * n, 64)) for n in range(9)])
+    assert len(hot._searches) == hot_module._SHAPES, "not of every shape that ever came"
+
+
+def test_a_search_that_fails_is_told_once_and_no_more_are_begun(monkeypatch, caplog):
+    calls = []
+
+    def too_large(pixels):
+        calls.append(pixels.shape)
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(hot_module, "hot_pixels", too_large)
+    frames = [with_hot(n, [], (64, 64 + n % 2)) for n in range(5)]
+    hot = looked(HotPixels(), frames)
+    assert len(calls) == 1
+    assert [record.message.partition(";")[0] for record in caplog.records] == [
+        "hot pixels cannot be looked for (MemoryError: no room)"
+    ]
+    assert hot.mended(frames[0])[0] is frames[0]
+    hot.begin_anew()
+    looked(hot, frames)
+    assert len(calls) == 2
 
 
 def test_a_stream_is_denoised_without_them_and_handed_on_with_them(model):

@@ -68,7 +68,8 @@ class LiveResult:
     record: Mapping[str, Any]
     """What n2sr did: ``n2sr_version``, ``model`` (its name; None: none yet), ``weights_sha256``,
     ``n_samples``, ``seed``, ``backend``, ``pattern``, ``n_hot_pixels`` (replaced before it was
-    denoised); of types that JSON has."""
+    denoised; missing where nothing is mended: with ``--no-repair``, and while there is no model);
+    of types that JSON has."""
 
     @property
     def metadata(self) -> dict[str, Any]:
