@@ -202,6 +202,9 @@ class ShownBatch:
 
     def stopped(self) -> None:
         """It was stopped: say what is done, and that nothing of it is lost."""
+        if not self._n_files:
+            self._console.print("stopped before anything was begun")
+            return
         n_done = self._n_ended - self._n_failed
         failed = f", {self._n_failed} failed" if self._n_failed else ""
         self._console.print(

@@ -52,6 +52,14 @@ def ended(outcome, name="a.tif"):
     )  # fmt: skip
 
 
+def test_a_batch_that_is_stopped_while_files_are_looked_for_tells_no_counts(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=written, width=160))
+    with progress.shown_batch() as watcher:
+        watcher.stopped()
+    assert written.getvalue() == "stopped before anything was begun\n"
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_files_that_fail_at_once_do_not_shorten_the_time_left(monkeypatch, is_terminal):
     """Of 40 files of 10 s, 20 of which had failed at once, 11 s were left after the first."""
