@@ -149,6 +149,29 @@ def test_a_training_ends_when_the_stream_is_killed(wait_s):
         pytest.fail("it goes on")
 
 
+_WITH_A_LIFELINE = """
+import sys, time
+from n2sr_deploy.stream.lifeline import end_with_parent
+end_with_parent()
+print(repr(sys.stdin.read()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lifeline_is_no_standard_input():
+    with subprocess.Popen(
+        [sys.executable, "-c", _WITH_A_LIFELINE],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    ) as child:  # fmt: skip
+        stuck = threading.Timer(60, child.kill)
+        stuck.start()
+        assert child.stdout.readline() == "''\n"
+        stuck.cancel()
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(60) == 1
+
+
 def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
     is_loading, may_go_on, released = threading.Event(), threading.Event(), []
 

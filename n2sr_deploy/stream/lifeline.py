@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 
 
@@ -13,7 +12,12 @@ def end_with_parent() -> None:
     The system closes it when the parent is gone, by SIGKILL too, and on every platform; it does so
     without any work that could be stuck, so nothing is tidied up.
     """
-    parents = sys.stdin.fileno()
+    # As standard input it would be asked about by libraries as they start, which on Windows waits
+    # for as long as it is being read.
+    parents = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
 
     def wait() -> None:
         while os.read(parents, 1):
