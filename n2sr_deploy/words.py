@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def counted(number: int, noun: str) -> str:
     """The number and its noun, as in ``1 frame`` and ``2 frames``; nouns that take an s."""
@@ -10,18 +12,22 @@ def counted(number: int, noun: str) -> str:
 
 def about(path: str, error: str) -> str:
     """An error with the file it is about, which is named once."""
-    return error if path in error else f"{path}: {error}"
+    # Whole parts of a path: a.tif is not named by /out/data.tif.
+    begun, ended = r"(?<![^\s/\\'\"(])", r"(?=[\s/\\'\"),:;]|\.?(?:\s|$))"
+    is_named = re.search(begun + re.escape(path) + ended, error) is not None
+    return error if is_named else f"{path}: {error}"
 
 
 def time_left(seconds: float) -> str:
     """Of a bar, as in ``about 3.5 h left``; empty below a second."""
     if seconds < 1:
         return ""
-    for limit, unit, name in ((5400, 3600, "h"), (100, 60, "min")):
-        if seconds > limit:
-            left = seconds / unit
-            return f"about {left:.1f} {name} left" if left < 10 else f"about {left:.0f} {name} left"
-    return f"about {seconds:.0f} s left"
+    # Chosen by what is shown, not by what it was before rounding.
+    if round(seconds) < 100:
+        return f"about {seconds:.0f} s left"
+    left, name = (seconds / 60, "min") if round(seconds / 60) <= 90 else (seconds / 3600, "h")
+    n_decimals = 1 if round(left, 1) < 10 else 0
+    return f"about {left:.{n_decimals}f} {name} left"
 
 
 def are(number: int) -> str:

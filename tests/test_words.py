@@ -29,13 +29,28 @@ def test_a_single_hot_pixel_is_told_as_one():
 
 def test_a_file_is_named_once():
     assert about("a.tif", "frame is constant") == "a.tif: frame is constant"
-    assert about("raw/a.tif", "/data/raw/a.tif is damaged") == "/data/raw/a.tif is damaged"
+    for error in (
+        "/data/raw/a.tif is damaged",
+        "raw/a.tif: frame 3 is constant",
+        "frames are of two shapes in 'raw/a.tif'",
+        "there is nothing in raw/a.tif",
+        "there is nothing in raw/a.tif.",
+        "raw/a.tif/.zarray is damaged",
+    ):
+        assert about("raw/a.tif", error) == error
+
+
+@pytest.mark.parametrize("other", ["/out/data.tif", "a.tif.bak", "/out/my-a.tif", "a.tiff"])
+def test_a_file_is_not_named_by_another_that_holds_its_name(other):
+    error = f"{other} cannot be written"
+    assert about("a.tif", error) == f"a.tif: {error}"
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [(0.4, ""), (1.6, "about 2 s left"), (99, "about 99 s left"), (720, "about 12 min left"),
-     (12600, "about 3.5 h left"), (360000, "about 100 h left")],
+     (12600, "about 3.5 h left"), (360000, "about 100 h left"),
+     (99.9, "about 1.7 min left"), (599, "about 10 min left"), (35990, "about 10 h left")],
 )  # fmt: skip
 def test_the_time_left(seconds, told):
     assert time_left(seconds) == told
