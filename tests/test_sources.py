@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -28,7 +30,7 @@ from n2sr_deploy.stream import LiveResult
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.base import MAX_FRAME_BYTES
 from n2sr_deploy.stream.zmq_frames import decoded, encoded
-from tests.conftest import random_pixels
+from tests.conftest import REPOSITORY, random_pixels
 from tests.fake_stream import live_frame
 
 RECORD = {"n2sr_version": "1", "model": "a model", "weights_sha256": "ab", "n_samples": 4}
@@ -235,6 +237,25 @@ def test_frames_come_over_zeromq(zmq):
         read_until(source)
     source.close()
     source.close()
+
+
+def test_what_was_never_closed_is_collected_without_waiting(zmq):
+    """A context that was collected before its sockets waited for them, and the process hung."""
+    script = """
+import gc
+import zmq
+from n2sr_deploy.stream.addresses import open_sink, open_source
+for _ in range(20):
+    with zmq.Context() as context, context.socket(zmq.PUSH) as taken:
+        port = taken.bind_to_random_port("tcp://127.0.0.1")
+    for open_one in (open_source, open_sink):
+        dropped = open_one(f"zmq://127.0.0.1:{port}")
+        dropped.open()
+        dropped.itself = dropped
+        del dropped
+        gc.collect()
+"""
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=True, cwd=REPOSITORY)
 
 
 def test_what_a_detector_tells_of_a_series_goes_with_its_frames(zmq):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("zmq://", "pyzmq", "live") from error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from n2sr_deploy.stream.addresses import Address
     from n2sr_deploy.stream.base import LiveFrame, LiveResult
 
@@ -57,14 +60,14 @@ class ZmqSource:
         self._endpoint = _endpoint(address)
         self._kind = address.choice("socket", "pull", "sub")
         self._queue = int(address.number("queue", 2, 1, 10_000))
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._closing: Callable[[], object] | None = None
         self._n_read = 0
         self._detector: dict[str, Any] = {}
 
     def open(self) -> None:
         """Begin to connect; ZeroMQ itself waits for the sender to appear."""
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PULL if self._kind == "pull" else zmq.SUB)
+        context = zmq.Context()
+        self._socket = context.socket(zmq.PULL if self._kind == "pull" else zmq.SUB)
         self._socket.linger = 0
         self._socket.rcvhwm = self._queue
         self._socket.maxmsgsize = MAX_FRAME_BYTES
@@ -73,6 +76,7 @@ class ZmqSource:
         self._monitor = self._socket.get_monitor_socket(
             zmq.Event.DISCONNECTED | zmq.Event.CONNECTED
         )
+        self._closing = _closing(self, context, 0, self._socket, self._monitor)
         self._is_lost = False
         self._socket.connect(self._endpoint)
         self._poller = zmq.Poller()
@@ -107,10 +111,29 @@ class ZmqSource:
 
     def close(self) -> None:
         """Disconnect."""
-        if self._context is not None:
+        if self._closing is not None:
             self._socket.disable_monitor()
-            self._context.destroy(linger=0)
-            self._context = None
+            self._closing()
+            self._closing = None
+
+
+def _closing(
+    owner: object,
+    context: zmq.Context[zmq.Socket[bytes]],
+    linger_ms: int,
+    *sockets: zmq.Socket[bytes],
+) -> Callable[[], object]:
+    """What closes them, called at the latest when the owner is no longer there.
+
+    A context that is collected before its sockets waits for them for ever.
+    """
+
+    def close() -> None:
+        for socket in sockets:
+            socket.close(linger=linger_ms)
+        context.term()
+
+    return weakref.finalize(owner, close)
 
 
 class ZmqSink:
@@ -128,7 +151,7 @@ class ZmqSink:
         self._send = address.choice("send", "mean", "std", "noisy")
         self._waits = address.choice("wait", "0", "1") == "1"
         self._queue = int(address.number("queue", 8, 1, 10_000))
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._closing: Callable[[], object] | None = None
         host = address.target.rpartition(":")[0]
         if not is_local(host):
             raise SettingError(
@@ -138,8 +161,9 @@ class ZmqSink:
 
     def open(self) -> None:
         """Bind the port."""
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PUSH if self._waits else zmq.PUB)
+        context = zmq.Context()
+        self._socket = context.socket(zmq.PUSH if self._waits else zmq.PUB)
+        self._closing = _closing(self, context, 1000, self._socket)
         self._socket.linger = 0
         self._socket.sndhwm = self._queue
         self._socket.sndtimeo = 1000
@@ -162,6 +186,6 @@ class ZmqSink:
 
     def close(self) -> None:
         """Release the port, once what was sent is on its way."""
-        if self._context is not None:
-            self._context.destroy(linger=1000)
-            self._context = None
+        if self._closing is not None:
+            self._closing()
+            self._closing = None
