@@ -33,6 +33,7 @@ from n2sr_deploy.errors import EndOfStreamError
 from n2sr_deploy.stream import LiveFrame, StreamRunner
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+from n2sr_train import export_model
 
 CHANNELS = "N2SRBENCH:In", "N2SRBENCH:Out"
 
@@ -74,7 +75,7 @@ def memory_bytes() -> int:
 
 def denoiser() -> LiveDenoiser:
     """Preset fast, untrained: weights do not change how long it takes."""
-    return LiveDenoiser(untrained("fast"), "untrained", DenoisingOptions())
+    return LiveDenoiser(export_model(untrained("fast")), "untrained", DenoisingOptions())
 
 
 def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
     shape = (size, size)
     frames = Ready(shape, 1).frames
     alone = []
-    with Denoiser(untrained("fast")) as plain:
+    with Denoiser(export_model(untrained("fast"))) as plain:
         for n in range(n_frames):
             began = time.perf_counter()
             plain.denoise(frames[n % 8], frame_index=n)
@@ -103,7 +104,7 @@ def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
 def overload(size: int, seconds: float = 60.0) -> dict[str, Any]:
     """Ten times too many frames."""
     shape = (size, size)
-    with Denoiser(untrained("fast")) as plain:
+    with Denoiser(export_model(untrained("fast"))) as plain:
         frame = Ready(shape, 1).frames[0]
         plain.denoise(frame)
         began = time.perf_counter()
