@@ -65,7 +65,7 @@ def measure(
     """Ratios of the kernel's time to a copy's and of the reference's time to the kernel's."""
     reference_s = seconds(lambda: kernel(sampling.reference, 1))
     copies = {n: copier(n_bytes, n) for n in (1, 2)}
-    work = {n: (lambda n=n: kernel(sampling.KERNELS, n)) for n in (1, 2)}
+    work = {n: (lambda n=n: kernel(sampling.kernels(), n)) for n in (1, 2)}
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for n in (1, 2):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import benchmarks.as_deployed  # noqa: F401  before PyTorch
 from benchmarks.results import keep
 from n2sr_deploy import bench
 from n2sr_deploy.backends.choosing import ON_CPU

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+import benchmarks.as_deployed  # noqa: F401  before PyTorch
 from benchmarks.latency import untrained
 from benchmarks.live_peers import SIMULATOR, check_peers, killed, micromanager, simplon
 from benchmarks.results import keep_rows, kept_rows, machine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy import files, formats, sampling
+from n2sr_deploy import files, formats
 from n2sr_deploy.cli_options import (
     PATH,
     check_outputs,
@@ -79,11 +79,7 @@ class _ToStderr(logging.Handler):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(
-    VERSION,
-    prog_name="n2sr",
-    message=f"%(prog)s %(version)s, kernels: {sampling.describe_kernels()}",
-)
+@click.version_option(VERSION, prog_name="n2sr")
 def main() -> None:
     """Denoise electron-microscope frames with a network trained on the one noisy frame in hand."""
     logger = logging.getLogger("n2sr")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
 _PREFIX = "n2sr."
+_LARGEST = 65536  # rows or columns of a frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,9 @@ class ModelMetadata:
     pixel_size: tuple[float, float] | None = None
     """Of the frame it was trained on, in `unit`."""
     unit: str | None = None
+    frame_shape: Shape | None = None
+    """(H, W) of what it learned from, without blank borders: frames to come are likely to have it,
+    so what takes a shape's time is done before they come."""
     n_orientations: int = 4
     """In how many ways the draws are laid before the network: 4, mirrored and turned by half; 8,
     transposed too, every second group of draws."""
@@ -61,6 +65,8 @@ class ModelMetadata:
         ):
             if multiple < 1 or multiple % stride or radius < 0:
                 raise ValueError(f"pad_multiple {multiple} or receptive_radius {radius}")
+        if self.frame_shape is not None and not all(1 <= n <= _LARGEST for n in self.frame_shape):
+            raise ValueError(f"frame_shape {self.frame_shape}")
         square = self.pad_multiple[0] == self.pad_multiple[1]
         if self.n_orientations not in ((4, 8) if square else (4,)):
             raise ValueError(f"n_orientations {self.n_orientations!r}")
@@ -85,6 +91,7 @@ class ModelMetadata:
             "n2sr_version": self.n2sr_version,
             "pixel_size": self.pixel_size,
             "unit": self.unit,
+            "frame_shape": self.frame_shape,
             "n_orientations": self.n_orientations,
             "mac_per_pixel": self.mac_per_pixel,
             "noise": self.noise,
@@ -121,6 +128,8 @@ class ModelMetadata:
             values["pattern"] = _pattern(values["pattern"], _shape(values.pop("stride")))
             for key in ("pad_multiple", "receptive_radius"):
                 values[key] = _shape(values[key])
+            if values.get("frame_shape") is not None:
+                values["frame_shape"] = _shape(values["frame_shape"])
             if values["pixel_size"] is not None:
                 height, width = map(float, values["pixel_size"])
                 values["pixel_size"] = height, width

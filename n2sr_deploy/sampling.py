@@ -8,6 +8,7 @@ defined in `n2sr_deploy.reference`; the compiled kernels are used wherever they 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -57,8 +58,13 @@ def _threads_that_sleep() -> Iterator[None]:
         del os.environ[name]
 
 
-def _load_kernels() -> tuple[Any, str]:
-    """The compiled kernels, or where they cannot be loaded the NumPy definition, and why."""
+@functools.cache
+def _loaded() -> tuple[Any, str]:
+    """The compiled kernels, or where they cannot be loaded the NumPy definition, and why.
+
+    Not before they are used: OpenMP is loaded once for all of a process, and a training, which has
+    always work, takes twice the time with threads that sleep. Where PyTorch is, it came first.
+    """
     try:
         with _threads_that_sleep():
             return import_module("n2sr_deploy._subsample"), ""
@@ -68,14 +74,17 @@ def _load_kernels() -> tuple[Any, str]:
         return reference, str(error)
 
 
-KERNELS, _WHY_NOT_COMPILED = _load_kernels()
+def kernels() -> Any:
+    """What draws and merges here: the compiled kernels, or their definition in NumPy."""
+    return _loaded()[0]
 
 
 def describe_kernels() -> str:
     """What draws and merges here, in words."""
-    if KERNELS is reference:
-        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {_WHY_NOT_COMPILED}"
-    threads = KERNELS.openmp_threads()
+    found, why_not_compiled = _loaded()
+    if found is reference:
+        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {why_not_compiled}"
+    threads = found.openmp_threads()
     if not threads:
         return "compiled, without OpenMP"
     return f"compiled, OpenMP on {counted(threads, 'thread')}"
@@ -246,7 +255,7 @@ def draw(
         )
     if frame.strides[1] != frame.itemsize:
         frame = np.ascontiguousarray(frame)
-    KERNELS.draw(
+    kernels().draw(
         frame, pattern, window, first_sample, mean, scale, seed, frame_index, out, n_threads
     )
     return out
@@ -308,7 +317,7 @@ def merge(
             f"rows {top} to {bottom} and columns {left} to {right} reach past outputs of shape "
             f"{outputs.shape[1:]}"
         )
-    KERNELS.merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
+    kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
 
 
 def held_out(
@@ -352,7 +361,7 @@ def held_out(
     rows, columns = pattern.cells(shape)
     window = Window(0, 0, rows, columns)
     _check_cells(window, pattern)
-    place = KERNELS.kept(pattern, window, sample, seed, frame_index, n_threads)
+    place = kernels().kept(pattern, window, sample, seed, frame_index, n_threads)
     places = np.arange(pattern.group_size, dtype=np.uint8).reshape(pattern.stride)
     mask = place[:, None, :, None] != places[None, :, None, :]
     whole: BoolArray = mask.reshape(shape)

@@ -79,10 +79,8 @@ def train_command(
     "--size",
     type=click.IntRange(1),
     nargs=2,
-    default=(1024, 1024),
-    show_default=True,
     metavar="H W",
-    help="Of the frames that an engine is for.",
+    help="Of the frames that an engine is for; by default that of the frame trained on.",
 )
 @click.option(
     "-M",
@@ -97,7 +95,7 @@ def export_command(
     output: Path | None,
     precision: str | None,
     engine: str | None,
-    size: Shape,
+    size: Shape | None,
     samples: int | None,
     overwrite: bool,
 ) -> None:
@@ -120,7 +118,7 @@ def export_command(
     if output is not None:
         files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
     device = CudaDevice() if engine is not None else None  # before seconds of work
-    if output is None:
+    if is_model:
         model = ExportedModel.open(source)
         if precision not in (None, model.metadata.precision):
             raise click.UsageError(
@@ -133,13 +131,20 @@ def export_command(
         from n2sr_train.export import export_model
 
         model = export_model(Checkpoint.open(source), precision or "fp32")
+    shape = size or model.metadata.frame_shape
+    if engine is not None and shape is None:
+        raise click.UsageError(
+            f"{source} does not say how large the frame was that it learned from; name the size "
+            "of the frames to come: --size H W"
+        )
+    if output is not None:
         model.save(output, overwrite=overwrite)
         click.echo(f"{output}: {model.describe()}")
-    if engine is not None and device is not None:
+    if engine is not None and device is not None and shape is not None:
         library = engine.replace("-", "_")
         with shown_phases(f"compiling for {device.name}") as progress:
             paths = build_engines(
-                model, library, size, samples, device, rebuild=overwrite, progress=progress
+                model, library, shape, samples, device, rebuild=overwrite, progress=progress
             )
         for path in paths:
-            click.echo(f"{path}: engine for frames of {size[0]} x {size[1]} on {device.name}")
+            click.echo(f"{path}: engine for frames of {shape[0]} x {shape[1]} on {device.name}")

@@ -116,9 +116,16 @@ def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision)
         n2sr_version=VERSION,
         pixel_size=checkpoint.pixel_size,
         unit=checkpoint.unit,
+        frame_shape=_frame_shape(checkpoint),
         mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, cells),
         noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
     )
+
+
+def _frame_shape(checkpoint: Checkpoint) -> Shape | None:
+    """Of the frame trained on, if it was kept."""
+    shape = checkpoint.summary.get("shape")
+    return None if shape is None else (shape[0], shape[1])
 
 
 def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:

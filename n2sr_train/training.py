@@ -353,6 +353,7 @@ class _Training:
                 "there may be nothing but noise" if why == "overfitting" else "train longer",
             )
         summary: dict[str, Any] = {
+            "shape": list(self.frame.shape),
             "steps": self.step,
             "kept_step": kept.step,
             "seconds": round(self._elapsed(), 3),

@@ -448,18 +448,18 @@ def test_a_source_that_says_nothing_is_told(caplog, monkeypatch):
 # models
 
 
-def test_the_model_is_loaded_before_the_source_is_opened(model):
+def test_the_model_is_loaded_for_frames_as_it_learned_from_before_the_source_is_opened(model):
     denoiser = LiveDenoiser(model, "a model", OPTIONS)
     loaded = []
 
     class Looking(FakeSource):
         def open(self):
-            loaded.append(denoiser._loaded is not None)
+            loaded.append(denoiser._loaded.shape)
             super().open()
 
     sink = FakeSink()
     StreamRunner(Looking([live_frame(0, (40, 72))]), [sink], denoiser, policy="all").run()
-    assert loaded == [True]
+    assert loaded == [model.metadata.frame_shape]
     assert sink.indices == [0]
 
 

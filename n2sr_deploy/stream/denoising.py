@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.base import LiveFrame
 
-_LIKELY = 512, 512  # pixels of frames to come
+_LIKELY = 512, 512  # pixels of frames to come, of an older model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +141,24 @@ class LiveDenoiser:
         self._hot = HotPixels()
 
     def prepare(self) -> None:
-        """Load the model before the first frame comes, where its shape does not matter: on a CPU.
+        """Load the model before the first frame comes, for frames as the one it was trained on.
+
+        Where that is not known, nothing is made for a GPU, which needs another program for each
+        shape.
 
         Raises
         ------
         ModelError, MissingExtraError
             When no backend can load it.
         """
-        if self._model is None or self._loaded is not None or _has_gpu():
+        if self._model is None or self._loaded is not None:
             return
-        rows, columns = self._model.metadata.padded(_LIKELY)
-        self._loaded = LoadedModel(self._model, self._name, self.options, (rows, columns))
+        meta = self._model.metadata
+        if meta.frame_shape is None and _has_gpu():
+            return
+        rows, columns = meta.frame_shape or _LIKELY
+        shape = max(rows, meta.pad_multiple[0]), max(columns, meta.pad_multiple[1])
+        self._loaded = LoadedModel(self._model, self._name, self.options, shape)
 
     def swap(self, loaded: LoadedModel) -> None:
         """Denoise by another model, from the next frame on; from any thread."""
