@@ -137,7 +137,7 @@ def training_options(command: Command) -> Command:
     @click.option("--steps", type=int, help="Train at most this many steps.")
     @click.option(
         "--init",
-        metavar="CHECKPOINT",
+        metavar="CHECKPOINT|MODEL.onnx",
         help="Start from another frame's network; or `random`. By default from the weights that "
         "n2sr carries.",
     )

@@ -39,8 +39,8 @@ class LearnOptions:
     seed: int | None = None
     """Of everything random in the training."""
     init: str | None = None
-    """The path of a checkpoint to start from, or ``random``; by default the weights that the
-    learner carries, where they fit."""
+    """The path of a checkpoint or exported model to start from, or ``random``; by default the
+    weights that the learner carries, where they fit."""
     repair: bool = True
     """Whether hot pixels are replaced and offsets of rows and columns subtracted first."""
     device: str | None = None

@@ -144,6 +144,16 @@ def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) ->
         raise ModelError(f"the exported graph has no place for the weights {sorted(missing)}")
 
 
+def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, torch.Tensor]:
+    """The weights an exported model of such a network holds, float32, by their names in it."""
+    names = build_network(config, model.metadata.pattern.stride, seed=0).state_dict()
+    return {
+        name: torch.from_numpy(numpy_helper.to_array(initializer).astype(np.float32))
+        for initializer in onnx.load_from_string(model.onnx).graph.initializer
+        if (name := initializer.name.removeprefix(_WRAPPED)) in names
+    }
+
+
 def _mac_per_pixel(network: torch.nn.Module, stride: Shape, cells: int) -> float:
     """Multiply-accumulates for each output pixel, of the smallest input."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

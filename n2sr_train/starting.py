@@ -6,19 +6,23 @@ for each network and pattern. A network for columns starts from the one for rows
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 
 from n2sr_deploy.errors import ModelError
+from n2sr_deploy.model import ExportedModel
 from n2sr_train.checkpoint import Checkpoint
+from n2sr_train.config import PRESETS, TrainingConfig
 from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from n2sr_train.config import NetworkConfig, TrainingConfig
+    from n2sr_deploy.sampling import SamplingPattern
+    from n2sr_train.config import NetworkConfig
     from n2sr_train.network import AnyNetwork
 
 _FOLDER = Path(__file__).with_name("weights")
@@ -30,7 +34,8 @@ def starting_network(config: TrainingConfig) -> AnyNetwork:
     Raises
     ------
     InputFileError, ModelError
-        When `config.start` names a file that is no checkpoint, or one of another network.
+        When `config.start` names a file that is no checkpoint or exported model, or one of another
+        network.
     """
     network = build_network(config.network.single, config.pattern.stride, config.seed)
     weights: dict[str, Tensor] | None = None
@@ -49,12 +54,13 @@ def check_start(config: TrainingConfig) -> None:
     Raises
     ------
     InputFileError, ModelError
-        When `config.start` names a file that is no checkpoint, or one of another network.
+        When `config.start` names a file that is no checkpoint or exported model, or one of another
+        network.
     """
     if config.start in ("packaged", "random"):
         return
-    theirs = Checkpoint.open(config.start).config
-    if theirs.network.single != config.network.single:
+    theirs = _opened(Path(config.start))
+    if theirs.network != config.network.single:
         raise ModelError(
             f"{config.start} holds a network of preset {theirs.preset}, but this training needs "
             f"one of preset {config.preset}; give it --preset {theirs.preset}, or leave out --init"
@@ -95,23 +101,44 @@ def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
 
 
 def _weights_of(path: Path, config: TrainingConfig) -> dict[str, Tensor]:
-    """Of a checkpoint, if it fits."""
-    checkpoint = Checkpoint.open(path)
-    theirs = checkpoint.config
-    if (
-        theirs.network.single != config.network.single
-        or theirs.pattern.stride != config.pattern.stride
-    ):
+    """Of another training, if they fit."""
+    theirs = _opened(path)
+    if theirs.network != config.network.single or theirs.pattern.stride != config.pattern.stride:
         raise ModelError(
             f"{path} holds a network of preset {theirs.preset}, pattern {theirs.pattern}, but this "
             f"training needs one of preset {config.preset}, pattern {config.pattern}; give it "
             f"--preset {theirs.preset} --pattern {theirs.pattern.name} --stride "
             f"{max(theirs.pattern.stride)}, or leave out --init"
         )
-    if theirs.network.members == 1:
-        return checkpoint.weights
-    return {
-        name.removeprefix(FIRST_MEMBER): weights
-        for name, weights in checkpoint.weights.items()
-        if name.startswith(FIRST_MEMBER)
-    }
+    members = [name for name in theirs.weights if name.startswith(FIRST_MEMBER)]
+    if not members:
+        return theirs.weights
+    return {name.removeprefix(FIRST_MEMBER): theirs.weights[name] for name in members}
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What another training left."""
+
+    preset: str
+    network: NetworkConfig
+    """One member."""
+    pattern: SamplingPattern
+    weights: dict[str, Tensor]
+    """Of all members, float32."""
+
+
+def _opened(path: Path) -> _Start:
+    """A checkpoint, or an exported model."""
+    if path.suffix != ".onnx":
+        checkpoint = Checkpoint.open(path)
+        config = checkpoint.config
+        return _Start(config.preset, config.network.single, config.pattern, checkpoint.weights)
+    from n2sr_train.export import exported_weights  # which takes seconds to import
+
+    model = ExportedModel.open(path)
+    meta = model.metadata
+    if meta.preset not in PRESETS:
+        raise ModelError(f"{path} holds a network of no preset; give --init its checkpoint instead")
+    network = TrainingConfig.named(meta.preset).network
+    return _Start(meta.preset, network.single, meta.pattern, exported_weights(model, network))

@@ -225,7 +225,8 @@ def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
     assert released[0] == "a model"
 
 
-def test_training_starts_from_the_weights_in_use(monkeypatch):
+def arguments_of(trainings, monkeypatch, model, **options):
+    """Of each, as the command line has them; all fail."""
     ran = []
 
     def run(self, *arguments):
@@ -233,15 +234,31 @@ def test_training_starts_from_the_weights_in_use(monkeypatch):
         raise learning._FailedError("enough")
 
     monkeypatch.setattr(LiveLearner, "_run", run)
-    learner = LiveLearner(LiveDenoiser(options=OPTIONS), replace(QUICK, init=None, stride=(2, 2)))
-    learner._checkpoint = "before.safetensors"
-    learner.observe(LiveDenoiser().denoise(live_frame(0)))
-    learner._thread.join()
-    assert "--init=before.safetensors" in ran[0]
-    assert "--stride=2,2" in ran[0]
-    assert "--preset=fast" in ran[0]
-    assert learner._checkpoint is None, "it may be what does not fit"
-    learner.close()
+    monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)
+    denoiser = LiveDenoiser(model, "a model" if model else "", OPTIONS)
+    learner = LiveLearner(denoiser, LearnOptions(**options), relearns=True)
+    with closing(learner):
+        for _ in range(trainings):
+            learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
+            learner._thread.join()
+    return ran
+
+
+def test_training_starts_from_the_model_in_use_until_that_fails(monkeypatch, model):
+    preset = model.metadata.preset
+    first, second = arguments_of(2, monkeypatch, model, stride=(2, 2))
+    assert any(argument.startswith("--init=") and argument.endswith(".onnx") for argument in first)
+    assert f"--preset={preset}" in first
+    assert "--stride=2,2" in first
+    assert not any(argument.startswith(("--init", "--preset")) for argument in second)
+
+
+@pytest.mark.parametrize("options", [{"preset": "best"}, {"init": "random"}])
+def test_training_starts_from_what_the_user_named(monkeypatch, model, options):
+    (first,) = arguments_of(1, monkeypatch, model, **options)
+    assert {f"--{name}={value}" for name, value in options.items()} == {
+        argument for argument in first if argument.startswith(("--init", "--preset"))
+    }
 
 
 def seen(index, clean, noise_std, along_rows=0.0, shown=None):

@@ -31,6 +31,7 @@ from n2sr_train.learner import prepared
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import Optimiser, build_optimisers
 from n2sr_train.patches import PatchSampler
+from n2sr_train.starting import check_start, starting_network
 from n2sr_train.step import TrainingStep
 from n2sr_train.training import _Training
 from n2sr_train.validation import Validation
@@ -661,6 +662,31 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_fix(noisy, checkpoi
         )
     with pytest.raises(InputFileError):
         train(noisy, tiny_config(start=str(tmp_path / "none.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("preset", "precision", "prefix"),
+    [("fast", "fp32", ""), ("fast", "fp16", ""), ("best", "fp32", "members.0.")],
+)
+def test_training_starts_from_an_exported_model(noisy, tmp_path, preset, precision, prefix):
+    made = train(noisy, replace(TrainingConfig.named(preset), steps=1, device="cpu"))
+    path = tmp_path / "model.onnx"
+    export_model(made, precision).save(path)
+    other = replace(TrainingConfig.named(preset), start=str(path), seed=7)
+    check_start(other)
+    for name, weights in starting_network(other).state_dict().items():
+        assert torch.allclose(weights, made.weights[prefix + name], rtol=1e-3, atol=1e-4)
+    with pytest.raises(ModelError, match=f"give it --preset {preset}"):
+        check_start(replace(TrainingConfig.named("paper"), start=str(path)))
+    with pytest.raises(ModelError, match="--pattern cell --stride 2"):
+        starting_network(replace(other, pattern=SamplingPattern.named("row")))
+
+
+def test_an_exported_model_of_no_preset_is_no_start(noisy, checkpoint, tmp_path):
+    path = tmp_path / "model.onnx"
+    export_model(replace(checkpoint, config=replace(checkpoint.config, preset="mine"))).save(path)
+    with pytest.raises(ModelError, match="give --init its checkpoint instead"):
+        check_start(tiny_config(start=str(path)))
 
 
 @both_samplers

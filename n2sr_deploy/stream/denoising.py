@@ -173,6 +173,12 @@ class LiveDenoiser:
         loaded = self._next or self._loaded
         return loaded.name if loaded is not None else self._name or None
 
+    @property
+    def model(self) -> ExportedModel | None:
+        """What denoises the next frame."""
+        loaded = self._next or self._loaded
+        return loaded.model if loaded is not None else self._model
+
     def denoise(self, frame: LiveFrame) -> LiveResult:
         """Denoise a frame.
 

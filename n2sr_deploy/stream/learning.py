@@ -63,7 +63,7 @@ class LiveLearner:
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
-        self._checkpoint: Path | None = None
+        self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
         self._is_closed = False
@@ -107,9 +107,10 @@ class LiveLearner:
         except (N2SRError, OSError, _FailedError) as error:
             if not self._is_closed:
                 _log.warning("nothing was learned: %s; it is tried again later", error)
-            self._checkpoint = None  # which may be what does not fit
+            self._starts_from_what_is_in_use = False  # which may be what does not fit
             self._not_before_s = time.monotonic() + _TRY_AGAIN_S
             return
+        self._starts_from_what_is_in_use = True
         self.n_learned += 1
         self._watch = ResidualWatch()
         self._denoiser.swap(loaded)
@@ -123,23 +124,39 @@ class LiveLearner:
         formats.write_frame(noisy, frame, overwrite=True)
         self._run("train", noisy, "-o", checkpoint, "--overwrite", *self._arguments())
         self._run("export", checkpoint, "-o", model, "--overwrite")
-        self._checkpoint = checkpoint
         return ExportedModel.open(model)
 
     def _arguments(self) -> list[str]:
-        """The trainings' options as the command line has them."""
+        """The training's options as the command line has them."""
+        preset, start = self._start()
         given = {
-            "--preset": self._options.preset,
+            "--preset": preset,
             "--pattern": self._options.pattern,
             "--stride": self._options.stride and ",".join(map(str, self._options.stride)),
             "--seconds": self._options.seconds,
             "--steps": self._options.steps,
             "--seed": self._options.seed,
-            "--init": self._checkpoint or self._options.init,
+            "--init": start,
             "--device": self._options.device,
         }
         arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
         return [*arguments, *([] if self._options.repair else ["--no-repair"])]
+
+    def _start(self) -> tuple[str | None, str | Path | None]:
+        """The preset of a training and what it starts from.
+
+        The model in use, unless the user named others or it was of no use before.
+        """
+        asked, model = self._options, self._denoiser.model
+        is_first = self.n_learned == 0 and asked.init is not None
+        if model is None or is_first or not self._starts_from_what_is_in_use:
+            return asked.preset, asked.init
+        preset = model.metadata.preset
+        if asked.preset not in (None, preset):
+            return asked.preset, asked.init
+        in_use = Path(self._folder.name, "in_use.onnx")
+        model.save(in_use, overwrite=True)
+        return preset, in_use
 
     def _run(self, *arguments: str | Path) -> None:
         self._process = subprocess.Popen(
