@@ -237,7 +237,7 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
     """What the noise is, and the pattern it asks for."""
     from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
-    if "n2sr" in frame.metadata:
+    if frame.is_denoised:
         if sought(frame.metadata, "n2sr/result") == "standard error":
             return ["the standard error of a frame that n2sr denoised"]
         return ["denoised by n2sr: what is left of its noise is told by n2sr report"]

@@ -108,6 +108,11 @@ class Frame(FrameInfo):
             object.__setattr__(self, "origin", (0.0, 0.0))
 
     @property
+    def is_denoised(self) -> bool:
+        """Whether it says that n2sr made it."""
+        return "n2sr" in self.metadata
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(H, W)."""
         height, width = self.pixels.shape

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from n2sr_deploy.formats.units import size_in_nm
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _TOLD_CLIPPED, _TOLD_SHIFT = 1e-3, 1e-3  # shares from which rounding is worth a warning
+_MAGNIFIED = 1.25  # times, from which a network sees other structures than it has learned
 _REPAIRED = (
     "hot pixels replaced by the median of their surroundings and offsets of rows and columns "
     "subtracted in each frame that had them"
@@ -50,6 +52,28 @@ def noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
             model.pattern,
         )
     return noise
+
+
+def tell_what_does_not_fit(frame: Frame, model: ModelMetadata) -> None:
+    """Warn where a frame is no raw one, or was taken at another magnification than the model's."""
+    if frame.is_denoised:
+        _log.warning(
+            "the frame is one that n2sr denoised: denoising it again only blurs it; take the noisy "
+            "one"
+        )
+    size = size_in_nm(frame.pixel_size, frame.unit)
+    learned = size_in_nm(model.pixel_size, model.unit)
+    if size is None or learned is None:
+        return
+    ratio = max(max(a / b, b / a) for a, b in zip(size, learned, strict=True))
+    if ratio > _MAGNIFIED:
+        _log.warning(
+            "pixels are of %.4g x %.4g nm, but the model was trained on ones of %.4g x %.4g nm: "
+            "it may miss what it has not seen at that magnification. Train one on a frame of this "
+            "kind",
+            *size,
+            *learned,
+        )
 
 
 class Rounding:
@@ -107,6 +131,7 @@ class Provenance:
         self._options, self._n_frames, self._indexes = options, n_frames, indexes
         self._learned_from = learned_from
         self._noise: Noise | None = None  # of the first frame, where a model is given
+        self._n_added = 0
         self._mended: list[str] = []
         self._uncertainties: list[str] = []
         self.rounding = Rounding()
@@ -115,8 +140,10 @@ class Provenance:
         """A frame that is about to be denoised."""
         if mended.repaired.describe():
             self._mended.append(mended.repaired.describe())
-        if self._options.model is not None and self._noise is None:
+        self._n_added += 1
+        if self._options.model is not None and self._n_added == 1:
             self._noise = noise_of(mended, model)
+            tell_what_does_not_fit(mended.noisy, model)
 
     def add_uncertainty(self, uncertainty: Uncertainty) -> None:
         """Its standard error."""

@@ -82,6 +82,11 @@ def prepared(
     config = TrainingConfig.from_options(options)  # refuses bad settings before any work
     chosen_device(config.device)
     check_start(config)
+    if frame.is_denoised:
+        _log.warning(
+            "the frame is one that n2sr denoised: there is no noise left to learn from; take the "
+            "noisy one"
+        )
     noise = None
     frame = frame.cropped(*measured_part(frame.pixels))
     repaired = repair(frame) if options.repair else untouched(frame)

@@ -268,3 +268,30 @@ def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
     assert "the model was trained with pattern cell" in streaks.stderr
     told = read_frame("streaks.tif").metadata["n2sr"]["noise"]
     assert told["along_rows"][0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_another_magnification_than_the_models_is_told_once(run, noisy, model_path):
+    """The model learned from pixels of 0.02 x 0.03 nm."""
+    for name, size, unit in (
+        ("same.tif", (0.02, 0.03), "nm"),
+        ("near.tif", (0.22, 0.33), "angstrom"),
+        ("unknown.tif", None, None),
+        ("far.tif", (0.04, 0.06), "nm"),
+    ):
+        write_frames(name, series(replace(noisy, pixel_size=size, unit=unit)), (TIME,))
+    told = {
+        name: run("denoise", name, "-m", model_path, "--stack", "-o", f"of_{name}").stderr
+        for name in ("same.tif", "near.tif", "unknown.tif", "far.tif")
+    }
+    assert [text.count("at that magnification") for text in told.values()] == [0, 0, 0, 1]
+    assert "0.04 x 0.06 nm, but the model was trained on ones of 0.02 x 0.03 nm" in told["far.tif"]
+
+
+def test_a_frame_that_was_denoised_before_is_told(run, stack, model_path):
+    first = run("denoise", stack, "--frame", 0, "-m", model_path, "-o", "once.tif")
+    assert "n2sr denoised" not in first.stderr
+    assert (
+        "denoising it again" in run("denoise", "once.tif", "-m", model_path, "-o", "b.tif").stderr
+    )
+    learned = run("train", "once.tif", "-o", "c.safetensors", *QUICK)
+    assert "no noise left to learn from" in learned.stderr

@@ -40,6 +40,12 @@ def nanometres(unit: str | None) -> float | None:
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
 
 
+def size_in_nm(size: tuple[float, float] | None, unit: str | None) -> tuple[float, float] | None:
+    """A pixel's height and width in nanometres; None when they are not known, or no lengths."""
+    nm = nanometres(unit)
+    return None if size is None or nm is None else (size[0] * nm, size[1] * nm)
+
+
 def seconds(unit: str | None) -> float | None:
     """How many seconds one `unit` is; None when it is no time n2sr knows."""
     return _SECONDS.get(unit.strip().lower()) if unit else None

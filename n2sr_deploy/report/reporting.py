@@ -8,7 +8,7 @@ import numpy as np
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import FrameError, SettingError
-from n2sr_deploy.formats.units import nanometres
+from n2sr_deploy.formats.units import size_in_nm
 from n2sr_deploy.report.drawing import check_drawing, overview_png
 from n2sr_deploy.report.measuring import Halves, check_shape, measure
 from n2sr_deploy.report.page import page
@@ -182,18 +182,10 @@ def check_second(second: Frame, noisy: Frame, *, is_same: bool) -> None:
 
 def check_pixel_size(name: str, frame: Frame, noisy: Frame) -> None:
     """Refuse a frame whose pixels are known to be of another size: it shows another area."""
-    size, expected = _in_nm(frame), _in_nm(noisy)
+    size, expected = (size_in_nm(x.pixel_size, x.unit) for x in (frame, noisy))
     if size is None or expected is None or np.allclose(size, expected, rtol=_SAME_SIZE):
         return
     raise FrameError(
         f"the {name} has pixels of {size[0]:.4g} nm, but the noisy frame of "
         f"{expected[0]:.4g} nm; give frames of one area"
     )
-
-
-def _in_nm(frame: Frame) -> tuple[float, float] | None:
-    nm = nanometres(frame.unit)
-    if frame.pixel_size is None or nm is None:
-        return None
-    height, width = frame.pixel_size
-    return height * nm, width * nm
