@@ -74,17 +74,18 @@ class Pair:
         mean, std = self.noisy.mean_and_std()
         noisy, image = ((x.astype(np.float64) - mean) / std for x in (self.noisy.pixels, image))
 
-        def excess(image: np.ndarray) -> float:
+        def excess(result: np.ndarray) -> float:
             errors = [
-                np.nanmean((image - other) ** 2) - np.nanmean((noisy - other) ** 2) / 2
+                np.nanmean((result - other) ** 2) - np.nanmean((noisy - other) ** 2) / 2
                 for other in self.others
             ]
             return float(np.mean(errors))
 
         blurred = (ndimage.gaussian_filter1d(image, width, axis=0) for width in _ROW_BLURS)
+        as_it_is = excess(image)
         return {
-            "excess_error": excess(image),
-            "excess_error_rows_blurred": min(excess(image), *map(excess, blurred)),
+            "excess_error": as_it_is,
+            "excess_error_rows_blurred": min(as_it_is, *map(excess, blurred)),
         }
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import benchmarks.as_deployed  # noqa: F401  before PyTorch
-from benchmarks.results import keep
+from benchmarks.results import begin_as_deployed, keep
 from n2sr_deploy import bench
 from n2sr_deploy.backends.choosing import ON_CPU
 from n2sr_deploy.version import VERSION
@@ -152,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin_as_deployed()
     main()

@@ -25,10 +25,9 @@ from typing import Any
 
 import numpy as np
 
-import benchmarks.as_deployed  # noqa: F401  before PyTorch
 from benchmarks.latency import untrained
 from benchmarks.live_peers import SIMULATOR, check_peers, killed, micromanager, simplon
-from benchmarks.results import keep_rows, kept_rows, machine
+from benchmarks.results import begin_as_deployed, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser
 from n2sr_deploy.errors import EndOfStreamError
 from n2sr_deploy.stream import LiveFrame, StreamRunner
@@ -243,4 +242,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    begin_as_deployed()
     main()

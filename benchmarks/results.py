@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,17 @@ def kept_rows(name: str) -> list[dict[str, Any]]:
         return []
     kept = json.loads(path.read_text())
     return [{**row, "machine": kept["machines"][row["machine"]]} for row in kept["figures"]]
+
+
+def begin_as_deployed() -> None:
+    """Begin the program anew with OpenMP's threads asleep between frames.
+
+    So they are in a process that only denoises; one that makes its own network has PyTorch in it,
+    with which they spin.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        asleep = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], asleep)
 
 
 def keep_rows(name: str, rows: list[dict[str, Any]]) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy import files, formats
+from n2sr_deploy import files, formats, sampling
 from n2sr_deploy.cli_options import (
     PATH,
     check_outputs,
@@ -78,8 +78,22 @@ class _ToStderr(logging.Handler):
         click.echo(prefix + record.getMessage(), err=True)
 
 
+def _tell_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """Load the kernels only when asked: see `n2sr_deploy.sampling`."""
+    if is_asked:
+        click.echo(f"n2sr {VERSION}, kernels: {sampling.describe_kernels()}")
+        context.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="n2sr")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_version,
+    help="Show the version and exit.",
+)
 def main() -> None:
     """Denoise electron-microscope frames with a network trained on the one noisy frame in hand."""
     logger = logging.getLogger("n2sr")

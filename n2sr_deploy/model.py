@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from n2sr_deploy import files
 from n2sr_deploy.backends import ort
 from n2sr_deploy.errors import ModelError, N2SRError
-from n2sr_deploy.sampling import SamplingPattern, Shape
+from n2sr_deploy.sampling import MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
 _PREFIX = "n2sr."
-_LARGEST = 65536  # rows or columns of a frame
+_LARGEST = MAX_CELLS * MAX_STRIDE  # rows or columns of a frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class ModelMetadata:
     """Of the frame it was trained on, in `unit`."""
     unit: str | None = None
     frame_shape: Shape | None = None
-    """(H, W) of what it learned from, without blank borders: frames to come are likely to have it,
-    so what takes a shape's time is done before they come."""
+    """(H, W) of the frame it was trained on: frames to come are likely to have it, so what takes a
+    shape's time is done for that."""
     n_orientations: int = 4
     """In how many ways the draws are laid before the network: 4, mirrored and turned by half; 8,
     transposed too, every second group of draws."""
@@ -67,6 +68,8 @@ class ModelMetadata:
                 raise ValueError(f"pad_multiple {multiple} or receptive_radius {radius}")
         if self.frame_shape is not None and not all(1 <= n <= _LARGEST for n in self.frame_shape):
             raise ValueError(f"frame_shape {self.frame_shape}")
+        if self.pixel_size is not None and not all(0 < n < math.inf for n in self.pixel_size):
+            raise ValueError(f"pixel_size {self.pixel_size}")
         square = self.pad_multiple[0] == self.pad_multiple[1]
         if self.n_orientations not in ((4, 8) if square else (4,)):
             raise ValueError(f"n_orientations {self.n_orientations!r}")
@@ -204,11 +207,13 @@ class ExportedModel:
         if meta.pixel_size is not None:
             height, width = meta.pixel_size
             trained_on = f"pixel {height:.4g} x {width:.4g} {meta.unit}"
+        if meta.frame_shape is not None:
+            trained_on = f"{meta.frame_shape[0]} x {meta.frame_shape[1]} pixels, {trained_on}"
         return (
             f"exported model, preset {meta.preset}, {meta.precision}, pattern {meta.pattern}, "
             f"M = {meta.n_samples}, for frames of at least "
             f"{meta.pad_multiple[0]} x {meta.pad_multiple[1]} pixels; "
-            f"trained on a frame with {trained_on}; weights {meta.weights_sha256[:12]}, "
+            f"trained on a frame of {trained_on}; weights {meta.weights_sha256[:12]}, "
             f"{len(self.onnx) / 1e6:.2g} MB, exported by n2sr {meta.n2sr_version}"
         )
 

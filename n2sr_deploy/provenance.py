@@ -58,8 +58,7 @@ def tell_what_does_not_fit(frame: Frame, model: ModelMetadata) -> None:
     """Warn where a frame is no raw one, or was taken at another magnification than the model's."""
     if frame.is_denoised:
         _log.warning(
-            "the frame is one that n2sr denoised: denoising it again only blurs it; take the noisy "
-            "one"
+            "the frame is a result of n2sr: denoising it again only blurs it; take the noisy one"
         )
     size = size_in_nm(frame.pixel_size, frame.unit)
     learned = size_in_nm(model.pixel_size, model.unit)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
+import threading
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -55,36 +57,60 @@ def _threads_that_sleep() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[name]
+        os.environ.pop(name, None)
+
+
+class _Loaded(NamedTuple):
+    """What draws and merges here."""
+
+    kernels: Any
+    """The compiled kernels, or where they cannot be loaded their definition in NumPy."""
+    why_not_compiled: str
+    before_pytorch: bool
+    """Whether PyTorch, if it comes, gets the OpenMP these brought: on Linux a process has one."""
+
+
+_loading = threading.Lock()
 
 
 @functools.cache
-def _loaded() -> tuple[Any, str]:
-    """The compiled kernels, or where they cannot be loaded the NumPy definition, and why.
-
-    Not before they are used: OpenMP is loaded once for all of a process, and a training, which has
-    always work, takes twice the time with threads that sleep. Where PyTorch is, it came first.
-    """
+def _loaded_once() -> _Loaded:
+    before_pytorch = "torch" not in sys.modules
     try:
         with _threads_that_sleep():
-            return import_module("n2sr_deploy._subsample"), ""
+            return _Loaded(import_module("n2sr_deploy._subsample"), "", before_pytorch)
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
-        return reference, str(error)
+        return _Loaded(reference, str(error), before_pytorch=False)
+
+
+def _loaded() -> _Loaded:
+    """Load the kernels, not before they are used: a training imports PyTorch first.
+
+    It always has work, and with threads that sleep takes up to twice the time.
+    """
+    with _loading:
+        return _loaded_once()
 
 
 def kernels() -> Any:
     """What draws and merges here: the compiled kernels, or their definition in NumPy."""
-    return _loaded()[0]
+    return _loaded().kernels
+
+
+def were_loaded_before_pytorch() -> bool:
+    """Whether PyTorch has OpenMP threads that sleep, since frames were denoised before it came."""
+    return _loaded_once.cache_info().currsize > 0 and _loaded_once().before_pytorch
 
 
 def describe_kernels() -> str:
     """What draws and merges here, in words."""
-    found, why_not_compiled = _loaded()
-    if found is reference:
-        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {why_not_compiled}"
-    threads = found.openmp_threads()
+    found = _loaded()
+    if found.kernels is reference:
+        why = found.why_not_compiled
+        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {why}"
+    threads = found.kernels.openmp_threads()
     if not threads:
         return "compiled, without OpenMP"
     return f"compiled, OpenMP on {counted(threads, 'thread')}"

@@ -36,8 +36,8 @@ class Checkpoint:
     history: list[dict[str, float]]
     """One entry for each validation: step, seconds, tflop, loss, validation_error."""
     summary: dict[str, Any]
-    """How it ended: steps, kept_step, seconds, tflop, stopped_by, device, precision, torch; and the
-    frame's shape."""
+    """How it ended: steps, kept_step, seconds, tflop, stopped_by, device, precision, torch,
+    frame_shape."""
     pixel_size: tuple[float, float] | None
     """Of the frame trained on, in `unit`."""
     unit: str | None

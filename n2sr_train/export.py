@@ -27,7 +27,7 @@ from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import ModelError, OutputError, SettingError
 from n2sr_deploy.model import INPUT_NAME, OUTPUT_NAME, ExportedModel, ModelMetadata
 from n2sr_deploy.version import VERSION
-from n2sr_train.network import build_network
+from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import Shape
@@ -98,6 +98,27 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
     return model
 
 
+def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, torch.Tensor]:
+    """The weights of an exported model's first member, float32, by their names in the network.
+
+    Raises
+    ------
+    ModelError
+        When it holds no network like `config.single`.
+    """
+    expected = build_network(config.single, model.metadata.pattern.stride, seed=0).state_dict()
+    found = {
+        initializer.name.removeprefix(_WRAPPED).removeprefix(FIRST_MEMBER): initializer
+        for initializer in onnx.load_from_string(model.onnx).graph.initializer
+    }
+    if any(tuple(found[n].dims) != w.shape if n in found else True for n, w in expected.items()):
+        raise ModelError("the exported model does not hold the network of its preset")
+    return {
+        name: torch.from_numpy(numpy_helper.to_array(found[name]).astype(np.float32))
+        for name in expected
+    }
+
+
 def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision) -> ModelMetadata:
     config = checkpoint.config
     stride_y, stride_x = config.pattern.stride
@@ -124,7 +145,7 @@ def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision)
 
 def _frame_shape(checkpoint: Checkpoint) -> Shape | None:
     """Of the frame trained on, if it was kept."""
-    shape = checkpoint.summary.get("shape")
+    shape = checkpoint.summary.get("frame_shape")
     return None if shape is None else (shape[0], shape[1])
 
 
@@ -142,16 +163,6 @@ def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) ->
         missing.remove(name)
     if missing:
         raise ModelError(f"the exported graph has no place for the weights {sorted(missing)}")
-
-
-def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, torch.Tensor]:
-    """The weights an exported model of such a network holds, float32, by their names in it."""
-    names = build_network(config, model.metadata.pattern.stride, seed=0).state_dict()
-    return {
-        name: torch.from_numpy(numpy_helper.to_array(initializer).astype(np.float32))
-        for initializer in onnx.load_from_string(model.onnx).graph.initializer
-        if (name := initializer.name.removeprefix(_WRAPPED)) in names
-    }
 
 
 def _mac_per_pixel(network: torch.nn.Module, stride: Shape, cells: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,9 @@ def learn_checkpoint(
     require_training_extra()
     from n2sr_train.training import train
 
-    return train(*prepared(frame, options or LearnOptions(), progress))
+    checkpoint = train(*prepared(frame, options or LearnOptions(), progress))
+    # That of the whole frame: what was learned from may be without blank borders.
+    return replace(checkpoint, summary={**checkpoint.summary, "frame_shape": list(frame.shape)})
 
 
 def prepared(
@@ -84,8 +87,8 @@ def prepared(
     check_start(config)
     if frame.is_denoised:
         _log.warning(
-            "the frame is one that n2sr denoised: there is no noise left to learn from; take the "
-            "noisy one"
+            "the frame is a result of n2sr: there is no noise left to learn from; take the noisy "
+            "one"
         )
     noise = None
     frame = frame.cropped(*measured_part(frame.pixels))

@@ -110,10 +110,7 @@ def _weights_of(path: Path, config: TrainingConfig) -> dict[str, Tensor]:
             f"--preset {theirs.preset} --pattern {theirs.pattern.name} --stride "
             f"{max(theirs.pattern.stride)}, or leave out --init"
         )
-    members = [name for name in theirs.weights if name.startswith(FIRST_MEMBER)]
-    if not members:
-        return theirs.weights
-    return {name.removeprefix(FIRST_MEMBER): theirs.weights[name] for name in members}
+    return theirs.weights
 
 
 @dataclass(frozen=True)
@@ -125,20 +122,30 @@ class _Start:
     """One member."""
     pattern: SamplingPattern
     weights: dict[str, Tensor]
-    """Of all members, float32."""
+    """Of the first member, float32."""
 
 
 def _opened(path: Path) -> _Start:
     """A checkpoint, or an exported model."""
-    if path.suffix != ".onnx":
+    if path.suffix.lower() != ".onnx":
         checkpoint = Checkpoint.open(path)
-        config = checkpoint.config
-        return _Start(config.preset, config.network.single, config.pattern, checkpoint.weights)
+        config, weights = checkpoint.config, checkpoint.weights
+        if config.network.members > 1:
+            first = [name for name in weights if name.startswith(FIRST_MEMBER)]
+            weights = {name.removeprefix(FIRST_MEMBER): weights[name] for name in first}
+        return _Start(config.preset, config.network.single, config.pattern, weights)
     from n2sr_train.export import exported_weights  # which takes seconds to import
 
     model = ExportedModel.open(path)
     meta = model.metadata
     if meta.preset not in PRESETS:
-        raise ModelError(f"{path} holds a network of no preset; give --init its checkpoint instead")
+        raise ModelError(
+            f"{path} holds a network of preset {meta.preset!r}, but this n2sr knows only "
+            f"{', '.join(PRESETS)}; give --init its checkpoint instead"
+        )
     network = TrainingConfig.named(meta.preset).network
-    return _Start(meta.preset, network.single, meta.pattern, exported_weights(model, network))
+    try:
+        weights = exported_weights(model, network)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}; give --init its checkpoint instead") from error
+    return _Start(meta.preset, network.single, meta.pattern, weights)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.learning import TrainingStatus
+from n2sr_deploy.sampling import were_loaded_before_pytorch
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
 from n2sr_train.checkpoint import Checkpoint
@@ -177,6 +178,11 @@ class _Training:
         self.frame = frame
         self.config = config
         self.device = chosen_device(config.device)
+        if self.device.type == "cpu" and were_loaded_before_pytorch():
+            _log.info(
+                "frames were denoised in this process before PyTorch was imported, so its threads "
+                "sleep between operations: the training may take twice as long. Import torch first"
+            )
         stride = config.pattern.stride
         cells = 2**config.network.levels
         sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
@@ -353,7 +359,7 @@ class _Training:
                 "there may be nothing but noise" if why == "overfitting" else "train longer",
             )
         summary: dict[str, Any] = {
-            "shape": list(self.frame.shape),
+            "frame_shape": list(self.frame.shape),
             "steps": self.step,
             "kept_step": kept.step,
             "seconds": round(self._elapsed(), 3),

@@ -119,7 +119,9 @@ def kernels(request, monkeypatch):
     from n2sr_deploy import reference
 
     if request.param == "reference":
-        monkeypatch.setattr(sampling, "_loaded", lambda: (reference, "it is not wanted"))
+        monkeypatch.setattr(
+            sampling, "_loaded", lambda: sampling._Loaded(reference, "not wanted", False)
+        )
     elif sampling.kernels() is reference:
         pytest.skip("the kernels are not built")
     return sampling.kernels()

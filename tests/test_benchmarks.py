@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from benchmarks import latency, live, peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
@@ -54,6 +55,23 @@ def test_the_excess_error_of_a_pair_is_the_true_squared_error():
     image = clean + 0.3 * rng.normal(size=clean.shape)
     true = np.mean((image - clean) ** 2) / std**2
     assert pair.scores(image)["excess_error"] == pytest.approx(true, abs=0.02)
+
+
+def test_displaced_rows_no_longer_count_once_rows_are_blurred():
+    rng = np.random.default_rng(0)
+    clean = ndimage.gaussian_filter(rng.normal(size=(256, 256)), 4)
+    clean /= clean.std()
+
+    def exposure():
+        shifts = rng.integers(-2, 3, len(clean))
+        return np.stack([np.roll(row, n) for row, n in zip(clean, shifts, strict=True)])
+
+    first = exposure()
+    frame = Frame(pixels=first + 0.5 * rng.normal(size=first.shape))
+    mean, std = frame.mean_and_std()
+    other = (exposure() + 0.5 * rng.normal(size=first.shape) - mean) / std
+    scores = Pair("pair", frame, (other,)).scores(first)
+    assert 0 < scores["excess_error_rows_blurred"] < 0.6 * scores["excess_error"]
 
 
 def test_psnr_and_ssim_of_known_errors():

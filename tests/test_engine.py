@@ -725,7 +725,7 @@ def test_the_size_must_be_named_where_the_checkpoint_does_not_know_it(
     checkpoint, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
-    summary = {key: value for key, value in checkpoint.summary.items() if key != "shape"}
+    summary = {key: value for key, value in checkpoint.summary.items() if key != "frame_shape"}
     older, output = tmp_path / "older.safetensors", tmp_path / "new.onnx"
     replace(checkpoint, summary=summary).save(older)
     done = run("export", older, "-o", output, "--engine", "tensorrt")

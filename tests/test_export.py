@@ -56,6 +56,7 @@ def test_metadata_comes_back(model, model_path, checkpoint):
     assert (meta.pad_multiple, meta.n_samples, meta.preset) == ((8, 8), 4, "balanced")
     assert (meta.pixel_size, meta.unit) == ((0.02, 0.03), "nm")
     assert meta.frame_shape == (96, 128)
+    assert "96 x 128 pixels, pixel 0.02 x 0.03 nm" in opened.describe()
     assert "preset balanced, fp32" in opened.describe()
 
 
@@ -155,6 +156,7 @@ def with_props(model, change):
         (lambda p: p.update({"n2sr.pad_multiple": "[0, 8]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.pad_multiple": "[8, Infinity]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.pad_multiple": "[7, 8]"}), "damaged metadata"),
+        (lambda p: p.update({"n2sr.pixel_size": "[0.0, 0.1]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64, 0]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64, 1000000000]"}), "damaged metadata"),

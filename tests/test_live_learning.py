@@ -188,7 +188,7 @@ def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
 
     monkeypatch.setattr(denoising, "LoadedModel", SlowToLoad)
     monkeypatch.setattr(learning, "LoadedModel", SlowToLoad)
-    monkeypatch.setattr(LiveLearner, "_learned", lambda self, frame: model)
+    monkeypatch.setattr(LiveLearner, "_learned", lambda *_: model)
     changes = iter([True])
     monkeypatch.setattr(ResidualWatch, "sees_change", lambda self, result: next(changes, False))
     denoiser, sink = LiveDenoiser(model, "a model", OPTIONS), FakeSink()
@@ -225,39 +225,54 @@ def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
     assert released[0] == "a model"
 
 
-def arguments_of(trainings, monkeypatch, model, **options):
-    """Of each, as the command line has them; all fail."""
-    ran = []
+def trainings(monkeypatch, model, outcomes, **options):
+    """The start and the arguments of each training; those of outcome False fail."""
+    ran, left = [], list(outcomes)
 
-    def run(self, *arguments):
-        ran.append([str(argument) for argument in arguments])
-        raise learning._FailedError("enough")
+    def run(self, command, *arguments):
+        if command == "export":
+            model.save(arguments[2], overwrite=True)
+            return
+        said = [str(argument) for argument in arguments[3:]]
+        starts = [Path(text.removeprefix("--init=")) for text in said if text.startswith("--init=")]
+        ran.append((starts[0].read_bytes() if starts and starts[0].exists() else None, said))
+        if not left.pop(0):
+            raise learning._FailedError("enough")
 
     monkeypatch.setattr(LiveLearner, "_run", run)
     monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)
-    denoiser = LiveDenoiser(model, "a model" if model else "", OPTIONS)
+    denoiser = LiveDenoiser(model, "a model", OPTIONS)
     learner = LiveLearner(denoiser, LearnOptions(**options), relearns=True)
-    with closing(learner):
-        for _ in range(trainings):
+    with closing(denoiser), closing(learner):
+        while left:
             learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
             learner._thread.join()
     return ran
 
 
-def test_training_starts_from_the_model_in_use_until_that_fails(monkeypatch, model):
-    preset = model.metadata.preset
-    first, second = arguments_of(2, monkeypatch, model, stride=(2, 2))
-    assert any(argument.startswith("--init=") and argument.endswith(".onnx") for argument in first)
-    assert f"--preset={preset}" in first
-    assert "--stride=2,2" in first
-    assert not any(argument.startswith(("--init", "--preset")) for argument in second)
+def test_training_starts_from_the_model_in_use(monkeypatch, model):
+    preset = f"--preset={model.metadata.preset}"
+    for start, said in trainings(monkeypatch, model, [True, True], stride=(2, 2)):
+        assert start == model.onnx
+        assert preset in said
+        assert "--stride=2,2" in said
 
 
-@pytest.mark.parametrize("options", [{"preset": "best"}, {"init": "random"}])
+def test_what_does_not_fit_is_left_out_at_once_and_the_next_model_tried(monkeypatch, model):
+    found = trainings(monkeypatch, model, [False, True, True])
+    assert [start for start, _ in found] == [model.onnx, None, model.onnx]
+    assert not any(text.startswith(("--init", "--preset")) for text in found[1][1])
+
+
+@pytest.mark.parametrize(
+    "options", [{"preset": "best"}, {"init": "random"}, {"pattern": "row"}, {"stride": (3, 3)}]
+)
 def test_training_starts_from_what_the_user_named(monkeypatch, model, options):
-    (first,) = arguments_of(1, monkeypatch, model, **options)
-    assert {f"--{name}={value}" for name, value in options.items()} == {
-        argument for argument in first if argument.startswith(("--init", "--preset"))
+    ((start, said),) = trainings(monkeypatch, model, [True], **options)
+    assert start is None
+    expected = {"stride": "3,3"} if "stride" in options else options
+    assert {f"--{name}={value}" for name, value in expected.items()} == {
+        text for text in said if text.startswith(("--init", "--preset", "--pattern", "--stride"))
     }
 
 

@@ -175,7 +175,9 @@ def test_compiled_kept_places_equal_the_definition(compiled, pattern, sample, se
 
 def test_the_kernels_in_use_are_told(compiled, monkeypatch):
     assert "compiled" in sampling.describe_kernels()
-    monkeypatch.setattr(sampling, "_loaded", lambda: (reference, "no libgomp"))
+    monkeypatch.setattr(
+        sampling, "_loaded", lambda: sampling._Loaded(reference, "no libgomp", False)
+    )
     assert sampling.describe_kernels().endswith("cannot be loaded: no libgomp")
 
 
@@ -332,24 +334,24 @@ def test_bad_input_is_refused_with_a_sentence(call, error, message):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only libgomp tells its settings")
 @pytest.mark.parametrize(
-    ("users", "first", "sleep"),
+    ("users", "command", "sleep"),
     [
-        ({}, "n2sr_deploy.cli", True),
-        ({"OMP_WAIT_POLICY": "active"}, "n2sr_deploy", False),
-        ({}, "n2sr_deploy.cli, torch", False),  # a training has always work
+        ({}, ["--version"], True),
+        ({"OMP_WAIT_POLICY": "active"}, ["--version"], False),
+        ({}, ["train", "noisy.npy", "-o", "a.safetensors", "--steps=1", "--device=cpu"], False),
     ],
 )
-def test_threads_sleep_between_frames_but_not_between_the_steps_of_a_training(users, first, sleep):
-    code = (
-        f"import os; was = {{**os.environ}}; import {first}; from n2sr_deploy import sampling; "
-        "sampling.describe_kernels(); assert was == os.environ"
-    )
+def test_threads_sleep_between_frames_but_not_between_the_steps_of_a_training(
+    users, command, sleep, tmp_path
+):
+    np.save(tmp_path / "noisy.npy", random_pixels((64, 64), "uint16"))
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", "from n2sr_deploy.cli import main; main()", *command],
         env={**kept, "OMP_DISPLAY_ENV": "verbose", **users},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=True,
@@ -358,3 +360,23 @@ def test_threads_sleep_between_frames_but_not_between_the_steps_of_a_training(us
     if not spins:
         pytest.skip("kernels without OpenMP, or with one that is silent")
     assert (spins[0] == "0") == sleep
+
+
+def test_kernels_are_loaded_once_by_however_many_threads():
+    code = """
+import os, threading
+from n2sr_deploy import sampling
+was = {**os.environ}
+begin, found = threading.Barrier(8), []
+def load():
+    begin.wait()
+    found.append(sampling.kernels())
+threads = [threading.Thread(target=load) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(found) == 8 and len(set(map(id, found))) == 1
+assert was == os.environ
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

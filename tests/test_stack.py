@@ -289,7 +289,7 @@ def test_another_magnification_than_the_models_is_told_once(run, noisy, model_pa
 
 def test_a_frame_that_was_denoised_before_is_told(run, stack, model_path):
     first = run("denoise", stack, "--frame", 0, "-m", model_path, "-o", "once.tif")
-    assert "n2sr denoised" not in first.stderr
+    assert "a result of n2sr" not in first.stderr
     assert (
         "denoising it again" in run("denoise", "once.tif", "-m", model_path, "-o", "b.tif").stderr
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
-from n2sr_deploy.stream import StreamRunner, denoise_stream, runner, sink_worker
+from n2sr_deploy.stream import StreamRunner, denoise_stream, denoising, runner, sink_worker
 from n2sr_deploy.stream.addresses import Address, open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.ring import FrameRing
@@ -461,6 +462,20 @@ def test_the_model_is_loaded_for_frames_as_it_learned_from_before_the_source_is_
     StreamRunner(Looking([live_frame(0, (40, 72))]), [sink], denoiser, policy="all").run()
     assert loaded == [model.metadata.frame_shape]
     assert sink.indices == [0]
+
+
+@pytest.mark.parametrize(
+    ("told", "prepared"),
+    [(None, (512, 512)), ((3, 64), (8, 64)), ((60_000, 64), (2048, 64))],
+)
+def test_what_is_prepared_is_of_a_size_that_can_be(model, monkeypatch, told, prepared):
+    shapes = []
+    monkeypatch.setattr(
+        denoising, "LoadedModel", lambda model, name, options, shape: shapes.append(shape)
+    )
+    metadata = replace(model.metadata, frame_shape=told)
+    LiveDenoiser(replace(model, metadata=metadata), "a model", OPTIONS).prepare()
+    assert shapes == [prepared]
 
 
 def test_a_model_is_swapped_between_two_frames(model):

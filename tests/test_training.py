@@ -682,6 +682,24 @@ def test_training_starts_from_an_exported_model(noisy, tmp_path, preset, precisi
         starting_network(replace(other, pattern=SamplingPattern.named("row")))
 
 
+def test_training_starts_from_a_best_of_which_one_network_was_trained(noisy, tmp_path):
+    best = TrainingConfig.named("best")
+    made = train(noisy, replace(best, network=best.network.single, steps=1, device="cpu"))
+    path = tmp_path / "model.onnx"
+    export_model(made).save(path)
+    start = starting_network(replace(best, start=str(path))).state_dict()
+    assert all(torch.allclose(start[name], made.weights[name]) for name in made.weights)
+
+
+def test_an_exported_model_of_another_network_than_its_presets_is_no_start(
+    noisy, checkpoint, tmp_path
+):
+    path = tmp_path / "model.onnx"  # "balanced", with few channels
+    export_model(checkpoint).save(path)
+    with pytest.raises(ModelError, match="give --init its checkpoint instead"):
+        check_start(TrainingConfig(start=str(path)))
+
+
 def test_an_exported_model_of_no_preset_is_no_start(noisy, checkpoint, tmp_path):
     path = tmp_path / "model.onnx"
     export_model(replace(checkpoint, config=replace(checkpoint.config, preset="mine"))).save(path)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.base import LiveFrame
 
-_LIKELY = 512, 512  # pixels of frames to come, of an older model
+_LIKELY = 512, 512  # pixels of frames to come, where a model does not tell of any
+_PREPARED = 2048  # rows or columns, beyond which the first frame takes its time anyway
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,24 +142,24 @@ class LiveDenoiser:
         self._hot = HotPixels()
 
     def prepare(self) -> None:
-        """Load the model before the first frame comes, for frames as the one it was trained on.
+        """Load the model before the first frame comes, where its shape does not matter: on a CPU.
 
-        Where that is not known, nothing is made for a GPU, which needs another program for each
-        shape.
+        What takes a shape's time is done for that of the frame it was learned from.
 
         Raises
         ------
         ModelError, MissingExtraError
             When no backend can load it.
         """
-        if self._model is None or self._loaded is not None:
+        if self._model is None or self._loaded is not None or _has_gpu():
             return
         meta = self._model.metadata
-        if meta.frame_shape is None and _has_gpu():
-            return
-        rows, columns = meta.frame_shape or _LIKELY
-        shape = max(rows, meta.pad_multiple[0]), max(columns, meta.pad_multiple[1])
-        self._loaded = LoadedModel(self._model, self._name, self.options, shape)
+        likely = meta.frame_shape or _LIKELY
+        rows, columns = (
+            max(min(n, _PREPARED), least)
+            for n, least in zip(likely, meta.pad_multiple, strict=True)
+        )
+        self._loaded = LoadedModel(self._model, self._name, self.options, (rows, columns))
 
     def swap(self, loaded: LoadedModel) -> None:
         """Denoise by another model, from the next frame on; from any thread."""
@@ -168,16 +169,21 @@ class LiveDenoiser:
             unused.close()
 
     @property
+    def _newest(self) -> LoadedModel | None:
+        with self._lock:
+            return self._next or self._loaded
+
+    @property
     def model_name(self) -> str | None:
         """Of what denoises the next frame."""
-        loaded = self._next or self._loaded
-        return loaded.name if loaded is not None else self._name or None
+        newest = self._newest
+        return self._name or None if newest is None else newest.name
 
     @property
     def model(self) -> ExportedModel | None:
         """What denoises the next frame."""
-        loaded = self._next or self._loaded
-        return loaded.model if loaded is not None else self._model
+        newest = self._newest
+        return self._model if newest is None else newest.model
 
     def denoise(self, frame: LiveFrame) -> LiveResult:
         """Denoise a frame.

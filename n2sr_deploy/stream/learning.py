@@ -63,6 +63,7 @@ class LiveLearner:
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
+        self._in_use = Path(self._folder.name, "in_use.onnx")
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -102,33 +103,40 @@ class LiveLearner:
         self._thread.start()
 
     def _learn(self, frame: Frame, name: str) -> None:
-        try:
-            loaded = LoadedModel(self._learned(frame), name, self._denoiser.options, frame.shape)
-        except (N2SRError, OSError, _FailedError) as error:
-            if not self._is_closed:
+        while True:
+            preset, start = self._start()
+            try:
+                model = self._learned(frame, preset, start)
+                loaded = LoadedModel(model, name, self._denoiser.options, frame.shape)
+                break
+            except (N2SRError, OSError, _FailedError) as error:
+                if self._is_closed:
+                    return
+                if start == self._in_use:
+                    _log.warning("nothing was learned from the model in use: %s", error)
+                    self._starts_from_what_is_in_use = False  # now: it may be what does not fit
+                    continue
                 _log.warning("nothing was learned: %s; it is tried again later", error)
-            self._starts_from_what_is_in_use = False  # which may be what does not fit
-            self._not_before_s = time.monotonic() + _TRY_AGAIN_S
-            return
+                self._not_before_s = time.monotonic() + _TRY_AGAIN_S
+                return
         self._starts_from_what_is_in_use = True
         self.n_learned += 1
         self._watch = ResidualWatch()
         self._denoiser.swap(loaded)
         _log.info("from now on the model %s", name)
 
-    def _learned(self, frame: Frame) -> ExportedModel:
+    def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
         folder = Path(self._folder.name)
         noisy, checkpoint, model = (
             folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
         )
         formats.write_frame(noisy, frame, overwrite=True)
-        self._run("train", noisy, "-o", checkpoint, "--overwrite", *self._arguments())
+        self._run("train", noisy, "-o", checkpoint, "--overwrite", *self._arguments(preset, start))
         self._run("export", checkpoint, "-o", model, "--overwrite")
         return ExportedModel.open(model)
 
-    def _arguments(self) -> list[str]:
+    def _arguments(self, preset: str | None, start: str | Path | None) -> list[str]:
         """The training's options as the command line has them."""
-        preset, start = self._start()
         given = {
             "--preset": preset,
             "--pattern": self._options.pattern,
@@ -145,18 +153,21 @@ class LiveLearner:
     def _start(self) -> tuple[str | None, str | Path | None]:
         """The preset of a training and what it starts from.
 
-        The model in use, unless the user named others or it was of no use before.
+        The model in use, unless the user named another preset or pattern, or it was of no use just
+        before; the first training from what the user named.
         """
         asked, model = self._options, self._denoiser.model
         is_first = self.n_learned == 0 and asked.init is not None
         if model is None or is_first or not self._starts_from_what_is_in_use:
             return asked.preset, asked.init
+        pattern = model.metadata.pattern
+        if asked.pattern not in (None, pattern.name) or asked.stride not in (None, pattern.stride):
+            return asked.preset, asked.init
         preset = model.metadata.preset
         if asked.preset not in (None, preset):
             return asked.preset, asked.init
-        in_use = Path(self._folder.name, "in_use.onnx")
-        model.save(in_use, overwrite=True)
-        return preset, in_use
+        model.save(self._in_use, overwrite=True)
+        return preset, self._in_use
 
     def _run(self, *arguments: str | Path) -> None:
         self._process = subprocess.Popen(
