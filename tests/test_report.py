@@ -87,6 +87,14 @@ def test_an_empty_residual_does_not_say_that_no_signal_is_left(removed, level, w
     assert words in findings.verdicts[0].answer
 
 
+def test_no_more_than_all_of_the_signal_stays():
+    """A result turned upside down: twice the signal's amplitude is in the residual."""
+    frame = noisy_frame()
+    _, findings = levels(frame, 2 * lattice().mean() - lattice())
+    assert max(findings.rings.signal_left[np.isfinite(findings.rings.signal_left)]) > 2
+    assert "all of the signal's power at" in findings.verdicts[0].answer
+
+
 def test_streaks_of_correlated_noise_are_noise_left():
     frame = noisy_frame(0.5)
     noise = frame.pixels - lattice()

@@ -109,8 +109,9 @@ def _signal_left(findings: ReportFindings) -> Verdict:
     )
     told = []
     if ring.share > SIGNAL_LEFT[0]:
+        how_much = f"{ring.share:.0%}" if ring.share < 1 else "all"  # of a noisy estimate of it
         told.append(
-            f"{ring.share:.0%} of the signal's power at {_length(ring.frequency, findings)} "
+            f"{how_much} of the signal's power at {_length(ring.frequency, findings)} "
             "stays in the residual"
         )
     if damaged:
