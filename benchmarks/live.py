@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,11 @@ def memory_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def denoiser() -> LiveDenoiser:
-    """Preset fast, untrained: weights do not change how long it takes."""
-    return LiveDenoiser(export_model(untrained("fast")), "untrained", DenoisingOptions())
+def denoiser(size: int) -> LiveDenoiser:
+    """Preset fast, as if learned from a frame of this size; weights do not change the time."""
+    model = export_model(untrained("fast"))
+    metadata = replace(model.metadata, frame_shape=(size, size))
+    return LiveDenoiser(replace(model, metadata=metadata), "untrained", DenoisingOptions())
 
 
 def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
             alone.append(time.perf_counter() - began)
     bare_s = float(np.median(alone))
     source = Ready(shape, n_frames, 2 * bare_s)
-    summary = StreamRunner(source, [open_sink("null:")], denoiser(), policy="latest").run()
+    summary = StreamRunner(source, [open_sink("null:")], denoiser(size), policy="latest").run()
     stages = summary["stages_ms"]
     return {
         "size": size,
@@ -113,7 +116,7 @@ def overload(size: int, seconds: float = 60.0) -> dict[str, Any]:
         frame_s = (time.perf_counter() - began) / 5
     period_s = frame_s / 10
     source = Ready(shape, int(seconds / period_s), period_s)
-    runner = StreamRunner(source, [open_sink("null:")], denoiser(), policy="latest")
+    runner = StreamRunner(source, [open_sink("null:")], denoiser(size), policy="latest")
     memory: list[int] = []
     stopping = threading.Event()
 
@@ -172,7 +175,7 @@ def pva(size: int, fps: float, n_frames: int = 1500) -> dict[str, Any]:
         runner = StreamRunner(
             open_source(f"pva://{CHANNELS[0]}"),
             [open_sink(f"pva://{CHANNELS[1]}")],
-            denoiser(),
+            denoiser(size),
             policy="latest",
         )
         summary: dict[str, Any] = {}
