@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from n2sr_train.patches import PatchSampler
 
 _TOGETHER = 3  # judgements in a row whose errors are averaged: one alone is low or high by chance
-_WORSE = 1.3  # standard errors above the lowest from which the weights of that are kept
+_WORSE = 2.0  # standard errors above the lowest from which the weights of that are kept
 _SURELY_WORSE = 3.0  # standard errors
 
 
