@@ -22,7 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.results import keep
-from n2sr_deploy import sampling
+from n2sr_deploy import reference
+from n2sr_deploy.kernels import describe_kernels, kernels
 from n2sr_deploy.sampling import SamplingPattern, Window
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def measure(
     name: str, n_bytes: int, kernel: Callable[[Any, int], object]
 ) -> dict[str, float | str | int]:
     """Ratios of the kernel's time to a copy's and of the reference's time to the kernel's."""
-    reference_s = seconds(lambda: kernel(sampling.reference, 1))
+    reference_s = seconds(lambda: kernel(reference, 1))
     copies = {n: copier(n_bytes, n) for n in (1, 2)}
-    work = {n: (lambda n=n: kernel(sampling.kernels(), n)) for n in (1, 2)}
+    work = {n: (lambda n=n: kernel(kernels(), n)) for n in (1, 2)}
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for n in (1, 2):
@@ -120,7 +121,7 @@ def main() -> None:
         draw_figures("draw, pattern row", frame, SamplingPattern.named("row")),
         merge_figures(),
     ]
-    print(f"kernels: {sampling.describe_kernels()}; {SIDE} x {SIDE} uint16, M = {N_SAMPLES}")
+    print(f"kernels: {describe_kernels()}; {SIDE} x {SIDE} uint16, M = {N_SAMPLES}")
     for row in figures:
         print(
             f"{row['kernel']:20} {row['times_memcpy']:5.2f} x memcpy of "

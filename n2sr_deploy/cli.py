@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy import files, formats, sampling
+from n2sr_deploy import files, formats
 from n2sr_deploy.cli_options import (
     PATH,
     check_outputs,
@@ -25,6 +25,7 @@ from n2sr_deploy.cli_options import (
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
 from n2sr_deploy.formats.metadata import plain_values, sought
 from n2sr_deploy.frame import Intensity
+from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ class _ToStderr(logging.Handler):
 
 
 def _tell_version(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
-    """Load the kernels only when asked: see `n2sr_deploy.sampling`."""
+    """Load the kernels only when asked: see `n2sr_deploy.kernels`."""
     if is_asked:
-        click.echo(f"n2sr {VERSION}, kernels: {sampling.describe_kernels()}")
+        click.echo(f"n2sr {VERSION}, kernels: {describe_kernels()}")
         context.exit()
 
 

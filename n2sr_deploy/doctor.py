@@ -17,7 +17,7 @@ from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import load_library
 from n2sr_deploy.engine import engine_folder, option_of
 from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
-from n2sr_deploy.sampling import describe_kernels
+from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
 
@@ -102,9 +102,16 @@ def _onnxruntime() -> str:
 def _tensorrt(library: str) -> str:
     """Without a driver nothing of it is started: it may end the process."""
     try:
-        return f"{import_library(library).__version__}, needs a GPU; engines: {engine_folder()}"
+        version = import_library(library).__version__
     except (MissingExtraError, ModelError) as error:
         return f"missing: {error}"
+    return f"{version}, needs a GPU; engines: {_from_home(engine_folder())}"
+
+
+def _from_home(folder: Path) -> Path:
+    """Reports are shown to others, whom a user's name does not concern."""
+    home = Path.home()
+    return Path("~", folder.relative_to(home)) if folder.is_relative_to(home) else folder
 
 
 def _openvino() -> str:

@@ -7,24 +7,14 @@ defined in `n2sr_deploy.reference`; the compiled kernels are used wherever they 
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
-import sys
-import threading
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
-from n2sr_deploy.words import counted
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from n2sr_deploy.kernels import kernels
 
 AnyArray = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -40,80 +30,6 @@ PIXEL_TYPES = tuple(
 MAX_STRIDE = 4
 MAX_CELLS = 2**16  # along an axis: row and column of a cell share one 32-bit counter word
 MAX_SAMPLES = 1024  # far beyond where more draws help
-
-
-@contextlib.contextmanager
-def _threads_that_sleep() -> Iterator[None]:
-    """Have OpenMP, which looks when it is loaded, let threads sleep where they have no work.
-
-    For milliseconds after each draw they would spin on the cores that the network needs, and after
-    each frame on those of whoever sends the next.
-    """
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ or "GOMP_SPINCOUNT" in os.environ:
-        yield
-        return
-    os.environ[name] = "passive"
-    try:
-        yield
-    finally:
-        os.environ.pop(name, None)
-
-
-class _Loaded(NamedTuple):
-    """What draws and merges here."""
-
-    kernels: Any
-    """The compiled kernels, or where they cannot be loaded their definition in NumPy."""
-    why_not_compiled: str
-    before_pytorch: bool
-    """Whether PyTorch, if it comes, gets the OpenMP these brought: on Linux a process has one."""
-
-
-_loading = threading.Lock()
-
-
-@functools.cache
-def _loaded_once() -> _Loaded:
-    before_pytorch = "torch" not in sys.modules
-    try:
-        with _threads_that_sleep():
-            return _Loaded(import_module("n2sr_deploy._subsample"), "", before_pytorch)
-    except ImportError as error:
-        if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
-            raise
-        return _Loaded(reference, str(error), before_pytorch=False)
-
-
-def _loaded() -> _Loaded:
-    """Load the kernels, not before they are used: a training imports PyTorch first.
-
-    It always has work, and with threads that sleep takes up to twice the time.
-    """
-    with _loading:
-        return _loaded_once()
-
-
-def kernels() -> Any:
-    """What draws and merges here: the compiled kernels, or their definition in NumPy."""
-    return _loaded().kernels
-
-
-def were_loaded_before_pytorch() -> bool:
-    """Whether PyTorch has OpenMP threads that sleep, since frames were denoised before it came."""
-    return _loaded_once.cache_info().currsize > 0 and _loaded_once().before_pytorch
-
-
-def describe_kernels() -> str:
-    """What draws and merges here, in words."""
-    found = _loaded()
-    if found.kernels is reference:
-        why = found.why_not_compiled
-        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {why}"
-    threads = found.kernels.openmp_threads()
-    if not threads:
-        return "compiled, without OpenMP"
-    return f"compiled, OpenMP on {counted(threads, 'thread')}"
 
 
 class Window(NamedTuple):

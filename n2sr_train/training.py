@@ -20,8 +20,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
+from n2sr_deploy.kernels import put_pytorch_to_sleep
 from n2sr_deploy.learning import TrainingStatus
-from n2sr_deploy.sampling import were_loaded_before_pytorch
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
 from n2sr_train.checkpoint import Checkpoint
@@ -178,7 +178,7 @@ class _Training:
         self.frame = frame
         self.config = config
         self.device = chosen_device(config.device)
-        if self.device.type == "cpu" and were_loaded_before_pytorch():
+        if self.device.type == "cpu" and put_pytorch_to_sleep():
             _log.info(
                 "frames were denoised in this process before PyTorch was imported, so its threads "
                 "sleep between operations: the training may take twice as long. Import torch first"

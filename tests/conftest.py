@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from n2sr_deploy import sampling
+from n2sr_deploy import kernels as loading
 from n2sr_deploy.frame import Frame
 
 if TYPE_CHECKING:
@@ -120,11 +120,11 @@ def kernels(request, monkeypatch):
 
     if request.param == "reference":
         monkeypatch.setattr(
-            sampling, "_loaded", lambda: sampling._Loaded(reference, "not wanted", False)
+            loading, "loaded", lambda: loading.Loaded(reference, "not wanted", False)
         )
-    elif sampling.kernels() is reference:
+    elif loading.kernels() is reference:
         pytest.skip("the kernels are not built")
-    return sampling.kernels()
+    return loading.kernels()
 
 
 @pytest.fixture
@@ -132,9 +132,9 @@ def compiled():
     """The compiled kernels; without them there is nothing to compare."""
     from n2sr_deploy import reference
 
-    if sampling.kernels() is reference:
-        pytest.skip(sampling.describe_kernels())
-    return sampling.kernels()
+    if loading.kernels() is reference:
+        pytest.skip(loading.describe_kernels())
+    return loading.kernels()
 
 
 def random_pixels(shape, dtype, seed=0):

@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
 
-from n2sr_deploy import formats, learning, read_frame, write_frame
+from n2sr_deploy import doctor, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.version import VERSION
@@ -98,6 +99,12 @@ def test_doctor_tells_what_matters(run):
     text = run("doctor").stdout
     for topic in ("n2sr ", "kernels", "onnxruntime", "torch", "processor", "GPU", "backend"):
         assert topic in text
+
+
+def test_doctor_names_no_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert doctor._from_home(Path("/home/someone/.cache/n2sr")) == Path("~/.cache/n2sr")
+    assert doctor._from_home(Path("/scratch/n2sr")) == Path("/scratch/n2sr")
 
 
 def test_version_tells_the_kernels(run):

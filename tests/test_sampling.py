@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from n2sr_deploy import reference, sampling
+from n2sr_deploy import kernels as loading
+from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.sampling import PIXEL_TYPES, SamplingPattern, Window, draw, held_out, merge
 from tests.conftest import random_pixels
@@ -174,11 +175,9 @@ def test_compiled_kept_places_equal_the_definition(compiled, pattern, sample, se
 
 
 def test_the_kernels_in_use_are_told(compiled, monkeypatch):
-    assert "compiled" in sampling.describe_kernels()
-    monkeypatch.setattr(
-        sampling, "_loaded", lambda: sampling._Loaded(reference, "no libgomp", False)
-    )
-    assert sampling.describe_kernels().endswith("cannot be loaded: no libgomp")
+    assert "compiled" in loading.describe_kernels()
+    monkeypatch.setattr(loading, "loaded", lambda: loading.Loaded(reference, "no libgomp", False))
+    assert loading.describe_kernels().endswith("cannot be loaded: no libgomp")
 
 
 @SAME_KERNELS
@@ -365,12 +364,12 @@ def test_threads_sleep_between_frames_but_not_between_the_steps_of_a_training(
 def test_kernels_are_loaded_once_by_however_many_threads():
     code = """
 import os, threading
-from n2sr_deploy import sampling
+from n2sr_deploy import kernels
 was = {**os.environ}
 begin, found = threading.Barrier(8), []
 def load():
     begin.wait()
-    found.append(sampling.kernels())
+    found.append(kernels.kernels())
 threads = [threading.Thread(target=load) for _ in range(8)]
 for thread in threads:
     thread.start()
@@ -380,3 +379,24 @@ assert len(found) == 8 and len(set(map(id, found))) == 1
 assert was == os.environ
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="elsewhere each has its own OpenMP"
+)
+@pytest.mark.parametrize(
+    ("first", "users", "sleeps"),
+    [("", {}, True), ("import torch; ", {}, False), ("", {"OMP_WAIT_POLICY": "active"}, False)],
+)
+def test_a_training_after_denoising_knows_that_its_threads_sleep(compiled, first, users, sleeps):
+    if not compiled.openmp_threads():
+        pytest.skip("kernels without OpenMP")
+    code = (
+        f"{first}from n2sr_deploy import kernels; assert not kernels.put_pytorch_to_sleep(); "
+        f"kernels.kernels(); assert kernels.put_pytorch_to_sleep() is {sleeps}"
+    )
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))
+    }
+    environment = {**kept, "OMP_NUM_THREADS": "2", **users}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

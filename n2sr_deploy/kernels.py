@@ -1,0 +1,91 @@
+"""What draws and merges here: the compiled kernels, or their definition in NumPy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from n2sr_deploy import reference
+from n2sr_deploy.words import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_POLICY = "OMP_WAIT_POLICY"
+_loading = threading.Lock()
+
+
+class Loaded(NamedTuple):
+    """What was found."""
+
+    kernels: Any
+    why_not_compiled: str
+    put_pytorch_to_sleep: bool
+    """Whether threads of PyTorch, if it comes, will sleep too: on Linux a process has one OpenMP,
+    and it looks how to wait when it is loaded."""
+
+
+def kernels() -> Any:
+    """The compiled kernels, or where they cannot be loaded `n2sr_deploy.reference`."""
+    return loaded().kernels
+
+
+def loaded() -> Loaded:
+    """Load the kernels, not before they are used: a training imports PyTorch first.
+
+    It always has work, and with threads that sleep takes up to twice the time.
+    """
+    with _loading:
+        return _loaded_once()
+
+
+def put_pytorch_to_sleep() -> bool:
+    """Whether frames were denoised before PyTorch came, so that its threads sleep too."""
+    return _loaded_once.cache_info().currsize > 0 and _loaded_once().put_pytorch_to_sleep
+
+
+def describe_kernels() -> str:
+    """What draws and merges here, in words."""
+    found = loaded()
+    if found.kernels is reference:
+        why = found.why_not_compiled
+        return f"NumPy reference, slow; the compiled kernels cannot be loaded: {why}"
+    threads = found.kernels.openmp_threads()
+    if not threads:
+        return "compiled, without OpenMP"
+    return f"compiled, OpenMP on {counted(threads, 'thread')}"
+
+
+@functools.cache
+def _loaded_once() -> Loaded:
+    is_first = sys.platform == "linux" and "torch" not in sys.modules
+    try:
+        with _threads_that_sleep() as sleep:
+            found = import_module("n2sr_deploy._subsample")
+    except ImportError as error:
+        if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
+            raise
+        return Loaded(reference, str(error), put_pytorch_to_sleep=False)
+    return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1)
+
+
+@contextlib.contextmanager
+def _threads_that_sleep() -> Iterator[bool]:
+    """Have OpenMP let threads sleep where they have no work, unless the user says otherwise.
+
+    For milliseconds after each draw they would spin on the cores that the network needs, and after
+    each frame on those of whoever sends the next.
+    """
+    if _POLICY in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        yield False
+        return
+    os.environ[_POLICY] = "passive"
+    try:
+        yield True
+    finally:
+        os.environ.pop(_POLICY, None)
