@@ -14,9 +14,9 @@ import matplotlib as mpl
 import numpy as np
 
 from n2sr_deploy import Denoised, Denoiser, Frame, read_frame, write_frame
+from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.progress import shown_training
-from n2sr_deploy.sampling import describe_kernels
 from n2sr_train import TrainingConfig, export_model, train
 
 PAIR = Path(__file__).with_name("nist_haadf_pair_512.mrc")
