@@ -119,6 +119,8 @@ def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
 
     Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
     """
+    if seen == length:  # then any overlap will do, even half of it
+        return [(0, 0, length)]
     begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
     ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
     return list(zip(begins, [0, *ends[:-1]], ends, strict=True))

@@ -196,6 +196,14 @@ def test_layouts_cover_the_frame_exactly_once(model, shape):
         assert (covered == 1).all()
 
 
+def test_a_frame_that_is_just_its_two_overlaps_is_one_tile(model):
+    """As 512 x 512 is to preset fast."""
+    metadata = replace(model.metadata, receptive_radius=(256, 256))
+    deep = replace(model, metadata=metadata)
+    layout = next(layouts(deep, (512, 512), 4))
+    assert [part[:4] for _, part in tiles(deep, (512, 512), layout)] == [(0, 0, 512, 512)]
+
+
 def test_what_the_network_was_not_built_for_is_told_and_leaves_nothing(device, model, noisy):
     rows, columns = model.metadata.padded(noisy.shape)
     shapes = [(4, 1, rows // 2, columns // 2)]
