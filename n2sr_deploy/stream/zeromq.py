@@ -110,7 +110,7 @@ class ZmqSource:
         return replace(frame, metadata={**frame.metadata, "detector": self._detector})
 
     def close(self) -> None:
-        """Disconnect."""
+        """Disconnect; what waits here, or is sent before the sender has noticed, is lost."""
         if self._closing is not None:
             self._socket.disable_monitor()
             self._closing()
