@@ -23,7 +23,7 @@ from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
-from n2sr_train.learner import learn_checkpoint, require_training_extra
+from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @training_options
 @seed_option
 @overwrite_option
+@click.option("--only-check", is_flag=True, hidden=True)  # what `n2sr stream` asks first
 def train_command(
     noisy: Path,
     output: Path,
@@ -47,11 +48,15 @@ def train_command(
     signal: str | None,
     options: LearnOptions,
     overwrite: bool,
+    only_check: bool,
 ) -> None:
     """Learn a network from one NOISY frame and write it as a checkpoint.
 
     Ctrl-C ends the training and keeps the best so far.
     """
+    if only_check:
+        check_options(options)
+        return
     files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
     noisy_frame = read_frame(noisy, frame, signal)
     with shown_training() as progress:
@@ -125,18 +130,17 @@ def export_command(
                 f"{source} is {model.metadata.precision}, and so will be its engine; export its "
                 f"checkpoint with --precision {precision} first"
             )
+        _check_size(source, engine, size or model.metadata.frame_shape)
     else:
         require_training_extra()
         from n2sr_train.checkpoint import Checkpoint
-        from n2sr_train.export import export_model
 
-        model = export_model(Checkpoint.open(source), precision or "fp32")
+        checkpoint = Checkpoint.open(source)
+        _check_size(source, engine, size or checkpoint.summary.get("frame_shape"))
+        from n2sr_train.export import export_model  # which takes seconds to import
+
+        model = export_model(checkpoint, precision or "fp32")
     shape = size or model.metadata.frame_shape
-    if engine is not None and shape is None:
-        raise click.UsageError(
-            f"{source} does not say how large the frame was that it learned from; name the size "
-            "of the frames to come: --size H W"
-        )
     if output is not None:
         model.save(output, overwrite=overwrite)
         click.echo(f"{output}: {model.describe()}")
@@ -148,3 +152,12 @@ def export_command(
             )
         for path in paths:
             click.echo(f"{path}: engine for frames of {shape[0]} x {shape[1]} on {device.name}")
+
+
+def _check_size(source: Path, engine: str | None, shape: Shape | None) -> None:
+    """Raise UsageError when an engine is asked for and nobody says how large its frames are."""
+    if engine is not None and shape is None:
+        raise click.UsageError(
+            f"{source} does not say how large the frame was that it learned from; name the size "
+            "of the frames to come: --size H W"
+        )

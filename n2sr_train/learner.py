@@ -79,12 +79,8 @@ def prepared(
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
-    from n2sr_train.devices import chosen_device
-    from n2sr_train.starting import check_start
 
-    config = TrainingConfig.from_options(options)  # refuses bad settings before any work
-    chosen_device(config.device)
-    check_start(config)
+    config = check_options(options)
     if frame.is_denoised:
         _log.warning(
             "the frame is a result of n2sr: there is no noise left to learn from; take the noisy "
@@ -108,6 +104,38 @@ def prepared(
         chosen = options.pattern is None and options.stride is None
         _log.info("%s%s", why, "" if chosen else f"; you chose pattern {config.pattern} instead")
     return repaired.frame, config, progress, noise
+
+
+def check_options(options: LearnOptions) -> TrainingConfig:
+    """Refuse, before any work, options that no frame could be learned with.
+
+    Parameters
+    ----------
+    options
+        What differs from the automatic settings.
+
+    Returns
+    -------
+    The settings, as far as they do not depend on the frame's noise.
+
+    Raises
+    ------
+    MissingExtraError, SettingError, InputFileError, ModelError
+        Where the extra is missing, a setting is out of range, or the start is no checkpoint or
+        exported model, or one of another network.
+    """
+    require_training_extra()
+    from n2sr_train.config import TrainingConfig
+    from n2sr_train.devices import chosen_device
+    from n2sr_train.starting import check_start, starting_network
+
+    config = TrainingConfig.from_options(options)
+    chosen_device(config.device)
+    if options.pattern is None and options.stride is None:
+        check_start(config)  # the noise may yet ask for the pattern of the start
+    else:
+        starting_network(config)
+    return config
 
 
 def describe_checkpoint(path: Path) -> str:

@@ -724,13 +724,24 @@ def test_an_engine_is_for_frames_as_the_one_learned_from(compiled, model_path, m
 def test_the_size_must_be_named_where_the_checkpoint_does_not_know_it(
     checkpoint, tmp_path, monkeypatch
 ):
+    """It was told only after the export, which takes half a minute the first time."""
     monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
+    monkeypatch.setattr("n2sr_train.export.export_model", lambda *_: pytest.fail("exported"))
     summary = {key: value for key, value in checkpoint.summary.items() if key != "frame_shape"}
     older, output = tmp_path / "older.safetensors", tmp_path / "new.onnx"
     replace(checkpoint, summary=summary).save(older)
     done = run("export", older, "-o", output, "--engine", "tensorrt")
     assert (done.exit_code, "--size H W" in done.output) == (2, True)
     assert not output.exists()
+
+
+def test_an_engine_of_a_checkpoint_is_for_frames_as_the_one_learned_from(
+    compiled, checkpoint_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
+    done = run("export", checkpoint_path, "-o", tmp_path / "new.onnx", "--engine", "tensorrt")
+    assert done.exit_code == 0, done.output
+    assert compiled.built == [(4, 1, 48, 64)]
 
 
 def test_export_of_a_checkpoint_compiles_what_it_writes(

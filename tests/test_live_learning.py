@@ -14,11 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from n2sr_deploy.cli import main
+from n2sr_deploy.errors import ModelError, SettingError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner, ResidualWatch
+from n2sr_train.config import TrainingConfig
+from n2sr_train.learner import check_options
+from n2sr_train.network import build_network
 from tests.conftest import REPOSITORY
 from tests.fake_stream import FakeSink, FakeSource, live_frame
 
@@ -85,15 +91,44 @@ def test_frames_pass_while_a_network_learns_and_then_it_denoises():
 def test_a_training_that_fails_is_told_and_tried_again(caplog, monkeypatch):
     monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)
     denoiser = LiveDenoiser(options=OPTIONS)
-    learner = LiveLearner(denoiser, replace(QUICK, init="no-such.safetensors"))
-    result = LiveDenoiser().denoise(live_frame(0))
+    learner = LiveLearner(denoiser, QUICK)
+    result = LiveDenoiser().denoise(live_frame(0, (24, 24)))
     learner.observe(result)
     learner._thread.join()
-    assert "nothing was learned: Error: no-such.safetensors does not exist" in caplog.text
+    assert "nothing was learned: Error: frame is 24 x 24" in caplog.text
     assert denoiser.model_name is None
     learner.observe(result)
     assert learner.is_training
     learner.close()
+
+
+def test_a_start_that_fits_no_frame_is_refused_before_frames_flow(checkpoint_path, monkeypatch):
+    """Frames passed as they were, and a training failed twice a minute, for ever."""
+    monkeypatch.setattr(StreamRunner, "run", lambda _: pytest.fail("frames flow"))
+    asked = ("stream", "sim:?size=64&frames=5", "--preset", "fast", "--init", str(checkpoint_path))
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 2
+    assert f"Error: {checkpoint_path} holds a network of preset balanced" in done.output
+
+
+def test_a_start_that_is_not_needed_is_not_looked_at(model):
+    options = LearnOptions(init="no-such.safetensors")
+    with closing(LiveLearner(LiveDenoiser(model, "a model", OPTIONS), options)):
+        pass
+    with pytest.raises(SettingError, match=r"^no-such\.safetensors does not exist"):
+        LiveLearner(LiveDenoiser(model, "a model", OPTIONS), options, relearns=True)
+
+
+def test_the_pattern_of_a_start_is_checked_where_the_noise_does_not_choose_it(checkpoint, tmp_path):
+    config, start = TrainingConfig.named("fast"), tmp_path / "fast.safetensors"
+    weights = build_network(config.network, config.pattern.stride, 0).state_dict()
+    replace(checkpoint, config=config, weights=weights).save(start)
+    options = LearnOptions(preset="fast", init=str(start), device="cpu")
+    check_options(options)
+    check_options(replace(options, pattern="cell"))
+    for other in ({"pattern": "row"}, {"stride": (3, 3)}):
+        with pytest.raises(ModelError, match="or leave out --init"):
+            check_options(replace(options, **other))
 
 
 def test_closing_ends_a_training_that_runs(caplog):

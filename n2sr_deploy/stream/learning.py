@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy import formats
-from n2sr_deploy.errors import N2SRError
+from n2sr_deploy.errors import N2SRError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.stream.denoising import LoadedModel
@@ -56,12 +56,21 @@ class LiveLearner:
     relearns
         Whether to train again, from the weights in use, when the residual shows that the scene or
         the dose has changed.
+
+    Raises
+    ------
+    SettingError
+        When `options.init` names a file that no training could start from. Where it names one and
+        is needed, a process is asked about it, which takes seconds.
     """
 
     def __init__(
         self, denoiser: LiveDenoiser, options: LearnOptions, *, relearns: bool = False
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
+        names_a_file = options.init not in (None, "packaged", "random")
+        if names_a_file and (relearns or denoiser.model is None):
+            self._check_options()  # else every training would fail, twice a minute
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
         self._in_use = Path(self._folder.name, "in_use.onnx")
         self._starts_from_what_is_in_use = True
@@ -72,6 +81,23 @@ class LiveLearner:
         self._watch = ResidualWatch()
         self.n_learned = 0
         """Models that were swapped in."""
+
+    def _check_options(self) -> None:
+        """Raise SettingError when no frame could be learned from with the options."""
+        asked = self._options
+        # No frame is read and no checkpoint written: their names only fill the places.
+        arguments = ["train", "-", "--output=-", "--only-check"]
+        done = subprocess.run(
+            [*_python(_PROGRAM), *arguments, *self._arguments(asked.preset, asked.init)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            last = done.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
+            raise SettingError(last or f"n2sr train ended with {done.returncode}")
 
     @property
     def is_training(self) -> bool:
@@ -171,7 +197,7 @@ class LiveLearner:
 
     def _run(self, *arguments: str | Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _LIFELINE + _PROGRAM, *map(str, arguments)],
+            [*_python(_LIFELINE + _PROGRAM), *map(str, arguments)],
             stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -201,6 +227,11 @@ class LiveLearner:
         if self._thread is not None:
             self._thread.join()
         self._folder.cleanup()
+
+
+def _python(program: str) -> list[str]:
+    """The command that runs it, without what happens to lie in the current folder."""
+    return [sys.executable, "-P", "-c", program]
 
 
 class _FailedError(Exception):
