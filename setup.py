@@ -31,9 +31,8 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
     "unix": [] if sys.platform == "darwin" else [(["-fopenmp"], ["-fopenmp"])],
 }
 CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
-CUDA_SOURCES = [
-    Path("csrc", name) for name in ("subsample.cu", "cell.h", "philox.h", "subsample.h")
-]
+CUDA_SOURCES = [Path("csrc", name) for name in ("subsample.cu", "convolve.cu")]
+CUDA_HEADERS = [Path("csrc", name) for name in ("cell.h", "philox.h", "subsample.h")]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
 CUDA_ARGS = [
     *("-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart", "static", "--threads", "0"),
@@ -74,16 +73,17 @@ class BuildKernels(build_ext):
             return
         if nvcc is None:
             raise CompileError("N2SR_CUDA=require, but there is no nvcc on the PATH")
-        newest = max(path.stat().st_mtime for path in [*CUDA_SOURCES, Path(__file__)])
+        inputs = [*CUDA_SOURCES, *CUDA_HEADERS, Path(__file__)]
+        newest = max(path.stat().st_mtime for path in inputs)
         if library.exists() and library.stat().st_mtime > newest:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        command = [nvcc, *CUDA_ARGS, "-Icsrc", str(CUDA_SOURCES[0]), "-o", str(library)]
+        command = [nvcc, *CUDA_ARGS, "-Icsrc", *map(str, CUDA_SOURCES), "-o", str(library)]
         if subprocess.run(command, check=False).returncode == 0:
             return
         library.unlink(missing_ok=True)
         if wished == "require":
-            raise CompileError("N2SR_CUDA=require, but nvcc cannot build csrc/subsample.cu")
+            raise CompileError("N2SR_CUDA=require, but nvcc cannot build csrc/*.cu")
         logging.getLogger(__name__).warning("nvcc fails; building without the CUDA kernels")
 
     def openmp_args(self, kind: str) -> tuple[list[str], list[str]]:

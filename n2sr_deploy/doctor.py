@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.backends.choosing import FASTEST_FIRST, ON_GPU
+from n2sr_deploy.backends.native import require_matrix_units
 from n2sr_deploy.backends.tensorrt import LIBRARIES, import_library
 from n2sr_deploy.cuda.driver import find_driver
-from n2sr_deploy.cuda.runtime import load_library
+from n2sr_deploy.cuda.runtime import CudaDevice, load_library
 from n2sr_deploy.engine import engine_folder, option_of
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, N2SRError
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
@@ -47,6 +48,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "CUDA kernels", _cuda_kernels()
     yield "backend ONNX Runtime", _onnxruntime()
     yield "backend OpenVINO", _openvino()
+    yield "backend native", _native()
     for library in LIBRARIES:
         yield f"backend {option_of(library)}", _tensorrt(library)
     yield (
@@ -82,6 +84,14 @@ def _required(extra: str | None) -> list[str]:
         for package, _, marker in lines
         if marker.strip().replace("'", '"') == wanted
     ]
+
+
+def _native() -> str:
+    try:
+        require_matrix_units(CudaDevice())
+    except N2SRError as error:
+        return f"missing: {error}"
+    return "works, and needs nothing but the driver"
 
 
 def _onnxruntime() -> str:

@@ -48,6 +48,7 @@ class FakeDevice:
     """
 
     name = "a GPU that is none"
+    capability = 90
 
     def __init__(self, n_bytes=2**30):
         self.n_bytes = n_bytes
@@ -239,6 +240,104 @@ class FakeDevice:
             values += np.float32(self.at(frame, (3,), np.float64)[0] - before)
 
         self.enqueue(stream, work)
+
+    def convolve(self, job, stream):
+        given = type(job).from_buffer_copy(job)  # as a launch copies its arguments
+        self.enqueue(stream, lambda: self._convolve(given))
+
+    def _convolve(self, job):
+        """What a launch of csrc/convolve.cu gives, from the same memory."""
+        half, n, h, w = np.float16, job.n, job.h, job.w
+        if job.first:
+            pixels = self.at(job.input, (n, h, w), half).astype(np.float32)
+            taps = self.at(job.first, (9, job.n_inputs), np.float32)
+            bias = self.at(job.first_bias, (job.n_inputs,), np.float32)
+            given = activated(of_taps(pixels[..., None], taps[:, None]) + bias, job.slope)
+        else:
+            given = self.at(job.input, (n, h, w, job.n_inputs), half).astype(np.float32)
+        if job.coarse:
+            coarse = self.at(job.coarse, (n, h // 2, w // 2, job.n_inputs), half)
+            given = given + coarse.repeat(2, axis=1).repeat(2, axis=2)
+        steps, tiles = -(-job.n_inputs // 16), job.n_outputs // 8
+        laid = self.at(job.weights, (9, steps, tiles, 32, 4), half)
+        bias = self.at(job.bias, (job.n_outputs,), np.float32)
+        sums = of_taps(as_half(given), unpacked(laid)[:, : job.n_inputs]) + bias
+        if job.pixels:
+            self._shuffle(job, sums)
+            return
+        values = as_half(activated(sums, job.slope))
+        if job.pooled:
+            largest = values.reshape(n, h // 2, 2, w // 2, 2, -1).max(axis=(2, 4))
+            self.at(job.pooled, largest.shape, half)[...] = largest
+        if job.narrow:
+            shape = job.n_narrow // 8, -(-tiles // 2), 32, 4
+            matrix = unpacked_narrow(self.at(job.narrow, shape, half), tiles)
+            values = values @ matrix + self.at(job.narrow_bias, (job.n_narrow,), np.float32)
+        self.at(job.output, values.shape, half)[...] = values
+
+    def _shuffle(self, job, sums):
+        sy, sx = job.stride_y, job.stride_x
+        values = sums[..., : sy * sx].reshape(job.n, job.h, job.w, sy, sx)
+        values = values.transpose(0, 1, 3, 2, 4).reshape(job.n, job.h * sy, job.w * sx) * job.share
+        out = self.at(job.pixels, values.shape, np.float16)
+        out[...] = values + out if job.adds else values
+
+
+def as_half(values):
+    return values.astype(np.float16).astype(np.float32)
+
+
+def activated(values, slope):
+    return np.maximum(values, slope * values)
+
+
+def of_taps(maps, taps):
+    """A 3 x 3 convolution of (n, h, w, inputs) by (9, inputs, outputs)."""
+    _, h, w, _ = maps.shape
+    around = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(
+        around[:, k // 3 : k // 3 + h, k % 3 : k % 3 + w] @ tap.astype(np.float32)
+        for k, tap in enumerate(taps)
+    )
+
+
+def thread_parts():
+    """For each thread of a warp and each number it holds: its row and column of 16 x 8.
+
+    NVIDIA, PTX ISA, matrix fragments for mma.m16n8k16, multiplicand B.
+    """
+    for lane in range(32):
+        for i in range(4):
+            yield lane, i, lane % 4 * 2 + i % 2 + (8 if i >= 2 else 0), lane // 4
+
+
+def unpacked(laid):
+    """(9, steps, tiles, 32, 4) -> (9, inputs, outputs), by what a thread's sums are: columns
+    2 * (lane % 4) and the next of each tile are its next two channels."""
+    _, n_steps, n_tiles, _, _ = laid.shape
+    taps = np.zeros((9, 16 * n_steps, 8 * n_tiles), laid.dtype)
+    for lane, i, row, column in thread_parts():
+        for step in range(n_steps):
+            for tile in range(n_tiles):
+                channel = column // 2 * 2 * n_tiles + 2 * tile + column % 2
+                taps[:, 16 * step + row, channel] = laid[:, step, tile, lane, i]
+    return taps
+
+
+def unpacked_narrow(laid, n_before):
+    """(tiles, steps, 32, 4) -> (inputs, outputs): rows are columns of two tiles of sums."""
+    n_tiles, n_steps, _, _ = laid.shape
+    matrix = np.zeros((8 * n_before, 8 * n_tiles), np.float32)
+    for lane, i, row, column in thread_parts():
+        for step in range(n_steps):
+            before, own = 2 * step + row // 8, row % 8
+            values = laid[:, step, lane, i]
+            if before >= n_before:
+                assert not values.any()
+                continue
+            channel = own // 2 * 2 * n_before + 2 * before + own % 2
+            matrix[channel, column::8] = values
+    return matrix
 
 
 class FakeNetwork:

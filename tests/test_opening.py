@@ -141,9 +141,10 @@ def test_denoise_and_bench_use_the_gpu(gpu, model, model_path, noisy, tmp_path):
 def test_doctor_tells_of_every_backend():
     told = dict(doctor.report())
     assert "backend tensorrt" in told
+    assert told["backend native"].startswith(("works", "missing: "))
     assert (
         "needs a GPU" in told["backend tensorrt-rtx"] or "n2sr[rtx]" in told["backend tensorrt-rtx"]
     )
     assert told["backend of auto"].startswith(
-        "the first that works of tensorrt, tensorrt-rtx, cuda"
+        "the first that works of native, tensorrt, tensorrt-rtx, cuda"
     )

@@ -76,6 +76,18 @@ def _ort_cuda() -> NetworkLoader:
     return OnnxRuntimeCudaNetwork
 
 
+def _native() -> NetworkLoader:
+    from n2sr_deploy.backends.native import NativeNetwork
+    from n2sr_deploy.cuda.runtime import load_library
+
+    load_library()
+
+    def load(onnx: bytes, device: CudaDevice, precision: str, stride: Shape) -> DeviceNetwork:
+        return NativeNetwork(onnx, device, stride)
+
+    return load
+
+
 def _tensorrt(library: str) -> NetworkLoader:
     from n2sr_deploy.backends.tensorrt import TensorRTNetwork, import_library
 
@@ -95,11 +107,13 @@ ON_CPU: Mapping[str, Callable[[], Loader]] = {
 """What imports the library and gives what loads an ONNX model, by the name users give it."""
 
 ON_GPU: Mapping[str, Callable[[], NetworkLoader]] = {
+    "native": _native,
     "tensorrt": functools.partial(_tensorrt, "tensorrt"),
     "tensorrt-rtx": functools.partial(_tensorrt, "tensorrt_rtx"),
     "cuda": _ort_cuda,
 }
-"""The same for GPUs, the fastest first; ``cuda`` is ONNX Runtime's CUDA provider."""
+"""The same for GPUs, the fastest first; ``native`` is n2sr's own kernels, ``cuda`` ONNX Runtime's
+CUDA provider."""
 
 BACKENDS = *ON_GPU, *ON_CPU
 """All names."""

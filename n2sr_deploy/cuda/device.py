@@ -34,6 +34,29 @@ class Statistics(ctypes.Structure):
     )
 
 
+class Convolution(ctypes.Structure):
+    """One launch of csrc/convolve.cu, which tells what the fields are: n2sr_convolution."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("input", "coarse", "first", "first_bias", "weights", "bias", "narrow"),
+                *("narrow_bias", "output", "pooled", "pixels"),
+            )
+        ),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                *("n", "h", "w", "n_inputs", "n_outputs", "n_narrow", "stride_y", "stride_x"),
+                "adds",
+            )
+        ),
+        ("slope", ctypes.c_float),
+        ("share", ctypes.c_float),
+    )
+
+
 class Pixels(NamedTuple):
     """A frame in device memory."""
 
@@ -87,6 +110,10 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """As its maker calls it."""
+
+    @property
+    def capability(self) -> int:
+        """Compute capability, 90 for 9.0."""
 
     def allocate(self, n_bytes: int) -> int:
         """Device memory; OutOfDeviceMemoryError when there is too little."""
@@ -162,3 +189,6 @@ class Device(Protocol):
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int
     ) -> None:
         """Give a result (n_pixels,) float32 the mean of the frame's `Statistics`."""
+
+    def convolve(self, job: Convolution, stream: int) -> None:
+        """One convolution and what stands around it, of feature maps in float16."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
+from n2sr_deploy.cuda.device import Convolution, Draws, Part, Pixels, Values
 from n2sr_deploy.cuda.driver import NEEDED, find_driver
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 
@@ -84,6 +84,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     ],
     "merge": [_pointer, _int, CPart, _pointer, _pointer, _pointer, _pointer],
     "shift_mean": [_pointer, ctypes.c_size_t, _pointer, _pointer, _pointer, _pointer],
+    "convolve": [ctypes.POINTER(Convolution), _pointer],
 }
 
 
@@ -274,3 +275,7 @@ class CudaDevice:
     ) -> None:
         """Give a result the mean of the frame."""
         self._call("shift_mean", mean, n_pixels, scratch, frame, result, stream)
+
+    def convolve(self, job: Convolution, stream: int) -> None:
+        """One convolution and what stands around it."""
+        self._call("convolve", ctypes.byref(job), stream)

@@ -1,0 +1,406 @@
+/* The small U-Net's convolutions on an NVIDIA GPU's matrix units: float16 in, float32 sums.
+ *
+ * Feature maps are (images, height, width, channels) float16, channels a multiple of 8. A block of
+ * threads computes a tile of the output from the tile of the input around it, which it holds in
+ * shared memory; what stands between two convolutions (bias, activation, pooling, doubling, the
+ * first layer, a 1 x 1 convolution, the pixel shuffle) is done on the way in or out, so that each
+ * feature map is written and read once.
+ */
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+#define N2SR_API extern "C" __declspec(dllexport)
+#else
+#define N2SR_API extern "C" __attribute__((visibility("default")))
+#endif
+
+#define WIDEST 64 /* channels of a feature map */
+#define TAPS 9
+
+/* One launch. Addresses are device memory, NULL where there is nothing of that kind.
+ * Weights are packed as n2sr_deploy/backends/packing.py says. */
+typedef struct {
+    const __half *input;   /* (n, h, w, n_inputs); with `first`: (n, h, w) of one channel */
+    const __half *coarse;  /* (n, h / 2, w / 2, n_inputs), doubled and added to the input */
+    const float *first;    /* of the first layer: (9, n_inputs) weights */
+    const float *first_bias; /* (n_inputs,) */
+    const uint2 *weights;  /* 3 x 3 */
+    const float *bias;     /* (n_outputs,) */
+    const uint2 *narrow;   /* 1 x 1 after the activation: its outputs are what is written */
+    const float *narrow_bias;
+    __half *output;        /* (n, h, w, n_outputs), or (n, h, w, n_narrow) */
+    __half *pooled;        /* (n, h / 2, w / 2, n_outputs): the largest of 2 x 2 */
+    __half *pixels;        /* (n, h * stride_y, w * stride_x) instead: shuffled, no activation */
+    int n, h, w, n_inputs, n_outputs, n_narrow;
+    int stride_y, stride_x;
+    int adds;              /* to the pixels that are there already */
+    float slope;           /* of the activation below zero */
+    float share;           /* what `pixels` are multiplied by */
+} n2sr_convolution;
+
+/* Rows of 16 pixels are what the matrix units take. A block has WX x WY warps, a warp MT rows. */
+template <int NT, int MT_, int WX_, int WY_> struct shape {
+    static const int N_TILES = NT, MT = MT_, WX = WX_, WY = WY_;
+    static const int WIDTH = 16 * WX, HEIGHT = MT * WY, THREADS = 32 * WX * WY;
+    static const int SEEN_X = WIDTH + 2, SEEN_Y = HEIGHT + 2;
+};
+
+/* A pixel in shared memory: its channels, filled up to whole steps of 16, and 8 more, so that the
+ * eight rows that are read at a time lie in different banks. */
+static __host__ __device__ __forceinline__ int steps_of(int channels) { return (channels + 15) / 16; }
+static __host__ __device__ __forceinline__ int pitch_of(int channels)
+{
+    return 16 * steps_of(channels) + 8;
+}
+
+/* n / d, for n * d below 65536. */
+static __device__ __forceinline__ int divided(int n, int d) { return n * (65535 / d + 1) >> 16; }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+static __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], const __half *row)
+{
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(address));
+}
+
+/* d += a (16 pixels x 16 channels) * b (16 x 8). */
+static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+
+static __device__ __forceinline__ float activated(float value, float slope)
+{
+    return fmaxf(value, value * slope);
+}
+
+static __device__ __forceinline__ uint32_t packed(float low, float high)
+{
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b)
+{
+    const __half2 pair = __hmax2(*(const __half2 *)&a, *(const __half2 *)&b);
+    return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint4 sum_of(uint4 a, uint4 b)
+{
+    uint4 sum;
+    const __half2 *x = (const __half2 *)&a, *y = (const __half2 *)&b;
+    __half2 *z = (__half2 *)&sum;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        z[i] = __hadd2(x[i], y[i]);
+    return sum;
+}
+
+/* ---- the input tile -------------------------------------------------------------------- */
+
+/* From a feature map, and the coarser one that is added to it. Zero beyond the image. */
+template <typename S>
+static __device__ __forceinline__ void load_tile(const n2sr_convolution &job, int left, int top,
+                                                 __half *tile)
+{
+    const int pieces = 2 * steps_of(job.n_inputs), pitch = pitch_of(job.n_inputs);
+    const size_t image = blockIdx.z;
+    for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y * pieces; i += S::THREADS) {
+        const int pixel = divided(i, pieces), piece = i - pixel * pieces;
+        const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
+        const int y = top + row - 1, x = left + column - 1;
+        uint4 values = make_uint4(0, 0, 0, 0);
+        if (y >= 0 && y < job.h && x >= 0 && x < job.w && 8 * piece < job.n_inputs) {
+            const size_t place = ((image * job.h + y) * job.w + x) * job.n_inputs + 8 * piece;
+            values = *(const uint4 *)(job.input + place);
+            if (job.coarse) {
+                const size_t half = ((image * (job.h / 2) + y / 2) * (job.w / 2) + x / 2);
+                const __half *coarse = job.coarse + half * job.n_inputs + 8 * piece;
+                values = sum_of(values, *(const uint4 *)coarse);
+            }
+        }
+        *(uint4 *)(tile + pixel * pitch + 8 * piece) = values;
+    }
+}
+
+/* The first layer's output, of the one channel there is. `seen` has room for its input. */
+template <typename S>
+static __device__ __forceinline__ void compute_tile(const n2sr_convolution &job, int left, int top,
+                                                    __half *tile, float *seen)
+{
+    const int width = S::SEEN_X + 2, pieces = 2 * steps_of(job.n_inputs);
+    const int pitch = pitch_of(job.n_inputs);
+    for (int i = threadIdx.x; i < width * (S::SEEN_Y + 2); i += S::THREADS) {
+        const int row = divided(i, width), y = top + row - 2, x = left + i - row * width - 2;
+        const bool is_inside = y >= 0 && y < job.h && x >= 0 && x < job.w;
+        const size_t place = ((size_t)blockIdx.z * job.h + y) * job.w + x;
+        seen[i] = is_inside ? __half2float(job.input[place]) : 0.0f;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y * pieces; i += S::THREADS) {
+        const int pixel = divided(i, pieces), piece = i - pixel * pieces;
+        const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
+        const int y = top + row - 1, x = left + column - 1;
+        uint4 values = make_uint4(0, 0, 0, 0);
+        if (y >= 0 && y < job.h && x >= 0 && x < job.w && 8 * piece < job.n_inputs) {
+            float sums[8];
+            const float *bias = job.first_bias + 8 * piece;
+#pragma unroll
+            for (int c = 0; c < 8; ++c)
+                sums[c] = bias[c];
+#pragma unroll
+            for (int tap = 0; tap < TAPS; ++tap) {
+                const float value = seen[(row + tap / 3) * width + column + tap % 3];
+                const float4 *weights =
+                    (const float4 *)(job.first + tap * job.n_inputs + 8 * piece);
+                const float4 low = __ldg(weights), high = __ldg(weights + 1);
+                sums[0] = fmaf(value, low.x, sums[0]);
+                sums[1] = fmaf(value, low.y, sums[1]);
+                sums[2] = fmaf(value, low.z, sums[2]);
+                sums[3] = fmaf(value, low.w, sums[3]);
+                sums[4] = fmaf(value, high.x, sums[4]);
+                sums[5] = fmaf(value, high.y, sums[5]);
+                sums[6] = fmaf(value, high.z, sums[6]);
+                sums[7] = fmaf(value, high.w, sums[7]);
+            }
+#pragma unroll
+            for (int c = 0; c < 8; ++c)
+                sums[c] = activated(sums[c], job.slope);
+            values = make_uint4(packed(sums[0], sums[1]), packed(sums[2], sums[3]),
+                                packed(sums[4], sums[5]), packed(sums[6], sums[7]));
+        }
+        *(uint4 *)(tile + pixel * pitch + 8 * piece) = values;
+    }
+}
+
+/* ---- the output tile ------------------------------------------------------------------- */
+
+/* A thread holds, of pixel lane / 4 of a row and of the one 8 further on, the channels from
+ * lane % 4 * 2 * NT on, in pairs: `values[pixel][pair]`. */
+template <int NT>
+static __device__ __forceinline__ void store_pairs(__half *to, const uint32_t (&values)[NT])
+{
+    if (NT % 4 == 0) {
+#pragma unroll
+        for (int t = 0; t < NT; t += 4)
+            ((uint4 *)to)[t / 4] =
+                make_uint4(values[t], values[(t + 1) % NT], values[(t + 2) % NT], values[(t + 3) % NT]);
+    } else if (NT % 2 == 0) {
+#pragma unroll
+        for (int t = 0; t < NT; t += 2)
+            ((uint2 *)to)[t / 2] = make_uint2(values[t], values[(t + 1) % NT]);
+    } else {
+#pragma unroll
+        for (int t = 0; t < NT; ++t)
+            ((uint32_t *)to)[t] = values[t];
+    }
+}
+
+/* The 1 x 1 convolution of a row of 16 pixels, which are laid as it takes them. */
+template <int NT>
+static __device__ __forceinline__ void narrow_row(const n2sr_convolution &job, int lane, size_t row,
+                                                  int x, const uint32_t (&values)[2][NT])
+{
+    const int steps = (NT + 1) / 2, column = 2 * (lane % 4);
+    for (int tile = 0; tile < job.n_narrow / 8; ++tile) {
+        float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int step = 0; step < steps; ++step) {
+            const bool is_whole = 2 * step + 1 < NT;
+            const int high = is_whole ? 2 * step + 1 : 0;
+            const uint32_t a[4] = {values[0][2 * step], values[1][2 * step],
+                                   is_whole ? values[0][high] : 0, is_whole ? values[1][high] : 0};
+            multiply(sums, a, __ldg(job.narrow + (tile * steps + step) * 32 + lane));
+        }
+        const float2 bias = __ldg((const float2 *)(job.narrow_bias + 8 * tile + column));
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+            if (x + 8 * k < job.w)
+                *(uint32_t *)(job.output + (row + x + 8 * k) * job.n_narrow + 8 * tile + column) =
+                    packed(sums[2 * k] + bias.x, sums[2 * k + 1] + bias.y);
+    }
+}
+
+/* One pixel's outputs to their places in the frame. */
+template <int NT>
+static __device__ __forceinline__ void shuffle_pixel(const n2sr_convolution &job, int lane, int y,
+                                                     int x, const float (&values)[2 * NT])
+{
+    const size_t width = (size_t)job.w * job.stride_x;
+    const size_t image = (size_t)blockIdx.z * job.h * job.stride_y * width;
+#pragma unroll
+    for (int c = 0; c < 2 * NT; ++c) {
+        const int channel = lane % 4 * 2 * NT + c;
+        if (channel >= job.stride_y * job.stride_x)
+            continue;
+        const int down = channel / job.stride_x;
+        __half *to = job.pixels + image + ((size_t)y * job.stride_y + down) * width +
+                     (size_t)x * job.stride_x + channel - down * job.stride_x;
+        const float before = job.adds ? __half2float(*to) : 0.0f;
+        *to = __float2half_rn(fmaf(values[c], job.share, before));
+    }
+}
+
+/* ---- the convolution ------------------------------------------------------------------- */
+
+template <typename S>
+static __global__ void __launch_bounds__(S::THREADS) convolve(const n2sr_convolution job)
+{
+    extern __shared__ __align__(16) __half tile[];
+    const int NT = S::N_TILES, MT = S::MT;
+    const int left = blockIdx.x * S::WIDTH, top = blockIdx.y * S::HEIGHT;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int pitch = pitch_of(job.n_inputs), steps = steps_of(job.n_inputs);
+    if (job.first)
+        compute_tile<S>(job, left, top, tile, (float *)(tile + S::SEEN_X * S::SEEN_Y * pitch));
+    else
+        load_tile<S>(job, left, top, tile);
+    __syncthreads();
+
+    const int first_x = warp % S::WX * 16, first_y = warp / S::WX * MT;
+    const __half *rows =
+        tile + (first_y * S::SEEN_X + first_x + lane % 16) * pitch + lane / 16 * 8;
+    const uint2 *weights = job.weights + lane;
+    float sums[MT][NT][4] = {};
+    for (int tap_y = 0; tap_y < 3; ++tap_y)
+#pragma unroll
+        for (int tap_x = 0; tap_x < 3; ++tap_x)
+            for (int step = 0; step < steps; ++step) {
+                uint32_t a[MT][4];
+#pragma unroll
+                for (int i = 0; i < MT; ++i)
+                    load_matrices(a[i],
+                                  rows + ((tap_y + i) * S::SEEN_X + tap_x) * pitch + 16 * step);
+#pragma unroll
+                for (int t = 0; t < NT; ++t) {
+                    const uint2 b = __ldg(weights);
+                    weights += 32;
+#pragma unroll
+                    for (int i = 0; i < MT; ++i)
+                        multiply(sums[i][t], a[i], b);
+                }
+            }
+
+    const int x = left + first_x + lane / 4, channel = lane % 4 * 2 * NT;
+    uint32_t above[2][NT];
+#pragma unroll
+    for (int i = 0; i < MT; ++i) {
+        const int y = top + first_y + i;
+        float values[2][2 * NT];
+        uint32_t pairs[2][NT];
+#pragma unroll
+        for (int t = 0; t < NT; ++t) {
+            const float2 bias = __ldg((const float2 *)(job.bias + channel + 2 * t));
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                values[k][2 * t] = sums[i][t][2 * k] + bias.x;
+                values[k][2 * t + 1] = sums[i][t][2 * k + 1] + bias.y;
+                pairs[k][t] = packed(activated(values[k][2 * t], job.slope),
+                                     activated(values[k][2 * t + 1], job.slope));
+            }
+        }
+        const size_t row = ((size_t)blockIdx.z * job.h + y) * job.w;
+        if (job.pixels) {
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+                if (y < job.h && x + 8 * k < job.w)
+                    shuffle_pixel<NT>(job, lane, y, x + 8 * k, values[k]);
+        } else if (job.narrow) {
+            if (y < job.h) /* the same for all threads of a warp */
+                narrow_row<NT>(job, lane, row, x, pairs);
+        } else {
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+                if (y < job.h && x + 8 * k < job.w)
+                    store_pairs<NT>(job.output + (row + x + 8 * k) * job.n_outputs + channel,
+                                    pairs[k]);
+        }
+        if (job.pooled) {
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+#pragma unroll
+                for (int t = 0; t < NT; ++t) {
+                    if (i % 2 == 0) {
+                        above[k][t] = pairs[k][t];
+                    } else {
+                        const uint32_t both = larger(above[k][t], pairs[k][t]);
+                        above[k][t] = larger(both, __shfl_xor_sync(0xffffffffu, both, 4));
+                    }
+                }
+                if (i % 2 == 1 && lane / 4 % 2 == 0 && y < job.h && x + 8 * k < job.w) {
+                    const size_t place =
+                        ((size_t)blockIdx.z * (job.h / 2) + y / 2) * (job.w / 2) + (x + 8 * k) / 2;
+                    store_pairs<NT>(job.pooled + place * job.n_outputs + channel, above[k]);
+                }
+            }
+        }
+    }
+}
+
+#else /* matrix units that take 16 x 16 x 8 came with compute capability 8.0 */
+
+template <typename S> static __global__ void convolve(const n2sr_convolution) {}
+
+#endif
+
+/* ---- launchers ------------------------------------------------------------------------- */
+
+template <typename S> static int launch(const n2sr_convolution &job, cudaStream_t stream)
+{
+    size_t bytes = (size_t)S::SEEN_X * S::SEEN_Y * pitch_of(job.n_inputs) * sizeof(__half);
+    if (job.first)
+        bytes += (size_t)(S::SEEN_X + 2) * (S::SEEN_Y + 2) * sizeof(float);
+    const int error = cudaFuncSetAttribute(
+        convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error)
+        return error;
+    const dim3 grid((job.w + S::WIDTH - 1) / S::WIDTH, (job.h + S::HEIGHT - 1) / S::HEIGHT, job.n);
+    convolve<S><<<grid, S::THREADS, bytes, stream>>>(job);
+    return cudaGetLastError();
+}
+
+/* Large tiles repeat less of their neighbours' work; small ones keep all of a GPU busy. */
+template <int NT, int MT>
+static int launch_for(const n2sr_convolution &job, int n_multiprocessors, cudaStream_t stream)
+{
+    typedef shape<NT, MT, 2, 4> large;
+    const size_t blocks = (size_t)job.n * ((job.w + large::WIDTH - 1) / large::WIDTH) *
+                          ((job.h + large::HEIGHT - 1) / large::HEIGHT);
+    return blocks < 2 * (size_t)n_multiprocessors ? launch<shape<NT, 2, 1, 4>>(job, stream)
+                                                  : launch<large>(job, stream);
+}
+
+/* Enqueue one convolution. */
+N2SR_API int n2sr_cuda_convolve(const n2sr_convolution *job, cudaStream_t stream)
+{
+    int device = 0, n_multiprocessors = 0;
+    int error = cudaGetDevice(&device);
+    if (!error)
+        error = cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error)
+        return error;
+    const int channels = job->pixels ? job->stride_y * job->stride_x : job->n_outputs;
+    if (job->n_inputs > WIDEST || channels > WIDEST)
+        return cudaErrorInvalidValue;
+    switch ((channels + 7) / 8) {
+    case 1: return launch_for<1, 4>(*job, n_multiprocessors, stream);
+    case 2: return launch_for<2, 4>(*job, n_multiprocessors, stream);
+    case 3: return launch_for<3, 4>(*job, n_multiprocessors, stream);
+    case 4: return launch_for<4, 4>(*job, n_multiprocessors, stream);
+    case 5: return launch_for<5, 2>(*job, n_multiprocessors, stream);
+    case 6: return launch_for<6, 2>(*job, n_multiprocessors, stream);
+    case 7: return launch_for<7, 2>(*job, n_multiprocessors, stream);
+    case 8: return launch_for<8, 2>(*job, n_multiprocessors, stream);
+    default: return cudaErrorInvalidValue;
+    }
+}

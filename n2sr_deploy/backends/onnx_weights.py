@@ -1,0 +1,70 @@
+"""The weights in an ONNX file, without the library that writes such files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from n2sr_deploy.errors import ModelError
+
+if TYPE_CHECKING:
+    from n2sr_deploy.sampling import FloatArray
+
+_Field = descriptor_pb2.FieldDescriptorProto
+# What is read of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto: name, number, type.
+_MESSAGES = {
+    "Model": [("graph", 7, ".Graph", False)],
+    "Graph": [("initializer", 5, ".Tensor", True)],
+    "Tensor": [
+        ("dims", 1, _Field.TYPE_INT64, True),
+        ("data_type", 2, _Field.TYPE_INT32, False),
+        ("name", 8, _Field.TYPE_STRING, False),
+        ("raw_data", 9, _Field.TYPE_BYTES, False),
+    ],
+}
+_DTYPES = {1: "<f4", 10: "<f2"}
+
+
+def _model_class() -> Any:
+    file = descriptor_pb2.FileDescriptorProto(name="weights.proto")
+    for message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=message)
+        for name, number, kind, is_repeated in fields:
+            label = _Field.LABEL_REPEATED if is_repeated else _Field.LABEL_OPTIONAL
+            field = described.field.add(name=name, number=number, label=label)
+            if isinstance(kind, str):
+                field.type_name = kind
+            else:
+                field.type = kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Model"))
+
+
+def weights_in(onnx: bytes) -> dict[str, FloatArray]:
+    """The initializers that are float32 or float16, as float32, by name.
+
+    Raises
+    ------
+    ModelError
+        When it is no ONNX file, or an initializer's bytes are not as many as its shape asks for.
+    """
+    model = _model_class()()
+    try:
+        model.ParseFromString(onnx)
+    except DecodeError as error:
+        raise ModelError(f"the model is no ONNX file ({error}); export it again") from error
+    found = {}
+    for tensor in model.graph.initializer:
+        dtype = _DTYPES.get(tensor.data_type)
+        if dtype is None:
+            continue
+        try:
+            values = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
+        except ValueError as error:
+            raise ModelError(f"{tensor.name} in the model is damaged ({error})") from error
+        found[tensor.name] = values.astype(np.float32)
+    return found

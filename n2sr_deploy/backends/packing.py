@@ -1,0 +1,174 @@
+"""The small U-Net's weights as csrc/convolve.cu reads them.
+
+The matrix units multiply 16 pixels x 16 input channels by 16 x 8 output channels, a step, spread
+over the 32 threads of a warp: thread `lane` holds the four weights of output column lane // 4 whose
+rows are `_ROWS[lane]`. Columns are given to channels so that each thread ends with consecutive
+channels of a pixel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from n2sr_deploy.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+
+Weights = TypeVar("Weights")
+Placed = TypeVar("Placed")
+WIDEST = 64
+"""Channels of a feature map, at most."""
+_LANE = np.arange(32)
+_COLUMN = _LANE // 4
+_ROWS = 2 * (_LANE % 4)[:, None] + np.array([0, 1, 8, 9])  # (32, 4), of 16
+
+
+class Packed(NamedTuple):
+    """A convolution's weights."""
+
+    weights: AnyArray
+    """Of the matrix units, float16."""
+    bias: FloatArray
+    n_inputs: int
+    """Channels, filled up to a multiple of 8."""
+    n_outputs: int
+
+
+class UNet(NamedTuple, Generic[Weights]):
+    """The layers of a small U-Net, `n2sr_train.network.SmallUNet`."""
+
+    first: Weights
+    """The one that has one channel to read."""
+    down: list[list[Weights]]
+    """On each level, from the finest on; but for the first layer."""
+    narrow: list[Weights]
+    """From the coarsest level on."""
+    up: list[list[Weights]]
+    to_pixels: Weights
+
+    def on(self, put: Callable[[Weights], Placed]) -> UNet[Placed]:
+        """The same with every layer put somewhere else."""
+        return UNet(
+            put(self.first),
+            [[put(layer) for layer in level] for level in self.down],
+            [put(layer) for layer in self.narrow],
+            [[put(layer) for layer in level] for level in self.up],
+            put(self.to_pixels),
+        )
+
+
+def _filled(values: FloatArray, *sizes: int) -> FloatArray:
+    """Zeros after the end of the leading axes."""
+    result = np.zeros((*sizes, *values.shape[len(sizes) :]), values.dtype)
+    result[tuple(slice(n) for n in values.shape)] = values
+    return result
+
+
+def _up_to(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def channel_of(tile: AnyArray, column: AnyArray, n_tiles: int) -> AnyArray:
+    """Which output channel a column of a tile of 8 is."""
+    channel: AnyArray = 2 * n_tiles * (column // 2) + 2 * tile + column % 2
+    return channel
+
+
+def packed(weights: FloatArray, bias: FloatArray) -> Packed:
+    """A 3 x 3 convolution's; weights are (outputs, inputs, 3, 3).
+
+    They become (9, steps, tiles, 32, 4).
+    """
+    n_outputs, n_inputs = (_up_to(n, 8) for n in weights.shape[:2])
+    n_tiles, n_steps = n_outputs // 8, _up_to(n_inputs, 16) // 16
+    taps = _filled(weights, 8 * n_tiles, 16 * n_steps).reshape(8 * n_tiles, 16 * n_steps, 9)
+    output = channel_of(np.arange(n_tiles)[:, None], _COLUMN, n_tiles)[None, :, :, None]
+    given = (16 * np.arange(n_steps)[:, None, None] + _ROWS)[:, None]
+    laid = taps.transpose(2, 0, 1)[:, output, given]
+    return Packed(laid.astype(np.float16), _filled(bias, n_outputs), n_inputs, n_outputs)
+
+
+def packed_first(weights: FloatArray, bias: FloatArray) -> Packed:
+    """The first layer's, which needs no matrix units: (9, C) float32; weights are (C, 1, 3, 3)."""
+    n_outputs = _up_to(len(bias), 8)
+    taps = _filled(weights.reshape(len(bias), 9), n_outputs).T
+    return Packed(np.ascontiguousarray(taps), _filled(bias, n_outputs), 1, n_outputs)
+
+
+def packed_narrow(weights: FloatArray, bias: FloatArray) -> Packed:
+    """A 1 x 1 convolution's, of what the threads of a 3 x 3 one hold; (outputs, inputs, 1, 1).
+
+    They become (tiles, steps, 32, 4).
+    """
+    n_outputs, n_inputs = (_up_to(n, 8) for n in weights.shape[:2])
+    n_tiles, n_before = n_outputs // 8, n_inputs // 8
+    n_steps = -(-n_before // 2)
+    matrix = _filled(weights[:, :, 0, 0], n_outputs, n_inputs)
+    matrix = np.pad(matrix, ((0, 0), (0, 1)))  # a column of zeros for steps half full
+    tile = 2 * np.arange(n_steps)[:, None, None] + _ROWS // 8
+    given = np.where(tile < n_before, channel_of(tile, _ROWS % 8, n_before), -1)[None]
+    output = (8 * np.arange(n_tiles)[:, None] + _COLUMN)[:, None, :, None]
+    laid = matrix[output, given]
+    return Packed(laid.astype(np.float16), _filled(bias, n_outputs), n_inputs, n_outputs)
+
+
+def unet_members(weights: Mapping[str, FloatArray], stride: Shape) -> list[UNet[Packed]]:
+    """The networks in an exported model, whose outputs are averaged.
+
+    Parameters
+    ----------
+    weights
+        By their names in the network; others are ignored.
+    stride
+        Of the model's pattern.
+
+    Raises
+    ------
+    ModelError
+        When they are not of small U-Nets, or of ones that are too wide.
+    """
+    prefixes = sorted(
+        name.removesuffix("down.0.first.weight")
+        for name in weights
+        if name.endswith("down.0.first.weight")
+    )
+    try:
+        members = [_unet(weights, prefix) for prefix in prefixes]
+    except KeyError as error:
+        raise ModelError(f"the model has no weights {error}; {_OTHERS}") from error
+    if not members:
+        raise ModelError(f"the model is no small U-Net, as of preset paper; {_OTHERS}")
+    for member in members:
+        if max(layer.n_outputs for level in member.down for layer in level) > WIDEST:
+            raise ModelError(
+                f"the model has feature maps of more than {WIDEST} channels; {_OTHERS}"
+            )
+        if member.to_pixels.n_outputs != _up_to(stride[0] * stride[1], 8):
+            raise ModelError(f"the model gives another number of pixels than its stride; {_OTHERS}")
+    return members
+
+
+_OTHERS = "take another --backend: cuda, tensorrt or auto"
+
+
+def _unet(weights: Mapping[str, FloatArray], prefix: str) -> UNet[Packed]:
+    def conv(name: str) -> tuple[FloatArray, FloatArray]:
+        return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
+
+    def pair(name: str) -> list[Packed]:
+        return [packed(*conv(f"{name}.{which}")) for which in ("first", "second")]
+
+    n_poolings = sum(f"{prefix}narrow.{k}.weight" in weights for k in range(len(weights)))
+    return UNet(
+        first=packed_first(*conv("down.0.first")),
+        down=[[packed(*conv("down.0.second"))]]
+        + [pair(f"down.{k + 1}") for k in range(n_poolings)],
+        narrow=[packed_narrow(*conv(f"narrow.{k}")) for k in range(n_poolings)],
+        up=[pair(f"up.{k}") for k in range(n_poolings)],
+        to_pixels=packed(*conv("to_pixels")),
+    )
