@@ -46,23 +46,22 @@ class Optimiser:
 
 
 class _Muon:
-    """Muon on convolutions seen as matrices (outputs, 9 * inputs), all of one shape at once.
+    """Muon on convolutions seen as matrices (outputs, 9 * inputs), many at once.
 
     It equals torch.optim.Muon, which takes the matrices one by one: on networks as small as ours
-    that is up to a quarter of a step (docs/decisions/0006-recipe.md).
+    that is up to a quarter of a step (docs/decisions/0006-recipe.md). On a CPU those of one shape
+    are taken together; a GPU, which small kernels keep waiting, takes all, filled up with zeros.
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
         self._highest = learning_rate
         # On the weights' device, for a CUDA graph; float64 multiplies as a number of Python would.
         self._rate = torch.zeros((), dtype=torch.float64, device=weights[0].device)
-        by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+        together: dict[torch.Size | None, list[torch.nn.Parameter]] = {}
         for weight in weights:
-            by_shape.setdefault(weight.shape, []).append(weight)
-        self._groups = [
-            (group, torch.stack([torch.zeros_like(_as_matrix(w.detach())) for w in group]))
-            for group in by_shape.values()
-        ]
+            shape = None if weight.is_cuda else weight.shape
+            together.setdefault(shape, []).append(weight)
+        self._stacks = [_Stack(group) for group in together.values()]
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
@@ -70,22 +69,50 @@ class _Muon:
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for weights, _ in self._groups:
-            for weight in weights:
+        for stack in self._stacks:
+            for weight in stack.weights:
                 weight.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the weights."""
-        for weights, momentum in self._groups:
-            gradients = [w.grad for w in weights if w.grad is not None]
-            gradient = torch.stack([_as_matrix(g) for g in gradients])  # (n, rows, columns)
-            momentum.lerp_(gradient, 1 - _MOMENTUM)
-            rows, columns = gradient.shape[1:]
-            rate = self._rate * max(1.0, rows / columns) ** 0.5
-            update = _orthogonal(gradient.lerp(momentum, _MOMENTUM)).mul_(-rate)
-            moved: list[torch.Tensor] = list(weights)
-            torch._foreach_add_(moved, [_as_weight(u, weights[0]) for u in update.unbind()])
+        for stack in self._stacks:
+            gradient = stack.gradients()
+            stack.momentum.lerp_(gradient, 1 - _MOMENTUM)
+            update = _orthogonal(gradient.lerp(stack.momentum, _MOMENTUM))
+            stack.add(update.mul_(stack.scale * -self._rate))
+
+
+class _Stack:
+    """Weights as matrices (n, rows, columns), the smaller ones filled up with zeros.
+
+    Zeros stay zeros in a nearest orthogonal matrix, and change nothing of the rest.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self.weights = weights
+        shapes = [_as_matrix(weight.detach()).shape for weight in weights]
+        rows, columns = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+        self._shapes = shapes
+        self._gradient = torch.zeros((len(weights), rows, columns), device=weights[0].device)
+        self.momentum = torch.zeros_like(self._gradient)
+        scales = [max(1.0, r / c) ** 0.5 for r, c in shapes]
+        self.scale = torch.tensor(scales, device=weights[0].device)[:, None, None]
+
+    def _parts(self, stack: torch.Tensor) -> list[torch.Tensor]:
+        return [m[:r, :c] for m, (r, c) in zip(stack.unbind(), self._shapes, strict=True)]
+
+    def gradients(self) -> torch.Tensor:
+        """Of all the weights, (n, rows, columns); the same memory each time."""
+        gradients = [_as_matrix(w.grad) for w in self.weights if w.grad is not None]
+        torch._foreach_copy_(self._parts(self._gradient), gradients)
+        return self._gradient
+
+    def add(self, update: torch.Tensor) -> None:
+        """Move the weights by (n, rows, columns)."""
+        moved: list[torch.Tensor] = list(self.weights)
+        parts = zip(self._parts(update), moved, strict=True)
+        torch._foreach_add_(moved, [_as_weight(part, like) for part, like in parts])
 
 
 def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
