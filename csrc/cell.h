@@ -21,9 +21,22 @@ N2SR_INLINE int n2sr_flips_x(uint32_t sample) { return sample % 4 == 1 || sample
 /* An integer in [0, n) from the high part of bits * n; the low part serves the next choice. */
 N2SR_INLINE uint32_t n2sr_take(uint32_t *bits, uint32_t n)
 {
-    const uint64_t product = (uint64_t)*bits * n;
+    const uint64_t product = n2sr_wide_product(*bits, n);
     *bits = (uint32_t)product;
     return (uint32_t)(product >> 32);
+}
+
+/* word <- the random block of cell (y, x) for a group of draws. */
+N2SR_INLINE void n2sr_random_block(n2sr_shared shared, n2sr_key key, uint32_t group, ptrdiff_t y,
+                                   ptrdiff_t x, uint32_t word[4])
+{
+    const uint32_t row = shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
+    const uint32_t column = shared == N2SR_SHARED_ROW ? 0 : (uint32_t)x;
+    word[0] = row << 16 | column;
+    word[1] = group;
+    word[2] = (uint32_t)key.frame_index;
+    word[3] = (uint32_t)(key.frame_index >> 32);
+    n2sr_philox4x32_10(word, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
 }
 
 /* Fisher-Yates over the n places of cell (y, x); word k of the random block serves choices 4k to
@@ -31,12 +44,9 @@ N2SR_INLINE uint32_t n2sr_take(uint32_t *bits, uint32_t n)
 N2SR_INLINE uint64_t n2sr_permutation(n2sr_shared shared, n2sr_key key, uint32_t group, ptrdiff_t y,
                                       ptrdiff_t x, int n)
 {
-    const uint32_t row = shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
-    const uint32_t column = shared == N2SR_SHARED_ROW ? 0 : (uint32_t)x;
-    uint32_t word[4] = {row << 16 | column, group, (uint32_t)key.frame_index,
-                        (uint32_t)(key.frame_index >> 32)};
+    uint32_t word[4];
     uint64_t places = 0xFEDCBA9876543210u;
-    n2sr_philox4x32_10(word, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
+    n2sr_random_block(shared, key, group, y, x, word);
     for (int k = 0; k < n - 1; ++k) {
         const int other = k + (int)n2sr_take(&word[k / 4], (uint32_t)(n - k));
         const uint64_t change = ((places >> 4 * k) ^ (places >> 4 * other)) & 15u;

@@ -18,7 +18,8 @@
 #else
 #define N2SR_API extern "C" __attribute__((visibility("default")))
 #endif
-#define N2SR_BOTH static __host__ __device__ __forceinline__
+#define N2SR_MEMBER __host__ __device__ __forceinline__
+#define N2SR_BOTH static N2SR_MEMBER
 
 /* Of a frame: its pixels are (pixel - mean) / std to the network. */
 typedef struct {
@@ -54,6 +55,38 @@ N2SR_BOTH void store(__half *to, float value) { *to = __float2half_rn(value); }
 N2SR_BOTH float float_of(float value) { return value; }
 N2SR_BOTH float float_of(__half value) { return __half2float(value); }
 
+/* Neighbours that one access of at most 16 bytes, or a few, moves. */
+template <typename T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) vector {
+    T element[N];
+};
+
+template <typename Vector> N2SR_BOTH bool is_aligned(const void *address)
+{
+    return (uintptr_t)address % alignof(Vector) == 0;
+}
+
+/* Cells or pixels of a row that a thread does in the kernels for aligned rows. */
+enum { WIDTH = 4 };
+
+/* Where pixels (y, x .. x + WIDTH) of draw m lie, of draws of which the first is in orientation 0
+ * and none transposed; in reverse where n2sr_flips_x(m). */
+N2SR_BOTH size_t place_of_vector(int m, ptrdiff_t y, ptrdiff_t x, ptrdiff_t height, ptrdiff_t width)
+{
+    const n2sr_draws draws = {0, 0, 1, 0};
+    return place_of(draws, m, y, n2sr_flips_x((uint32_t)m) ? x + WIDTH - 1 : x, height, width);
+}
+
+/* Whether place_of_vector tells places of whole vectors. */
+template <typename Number>
+static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left, ptrdiff_t width)
+{
+    bool turns = false;
+    for (int m = 0; m < draws.n_samples; ++m)
+        turns = turns || is_transposed(draws, draws.first_sample + (uint32_t)m);
+    return draws.first_sample % 4 == 0 && !turns && left % WIDTH == 0 && width % WIDTH == 0 &&
+           is_aligned<vector<Number, WIDTH>>(values);
+}
+
 /* ---- mean and standard deviation of the frame ------------------------------------------ */
 
 #define THREADS 256
@@ -71,21 +104,66 @@ static __device__ void sum_block(double (&sums)[2][THREADS])
     __syncthreads();
 }
 
+/* Sums of pixel - shift and of its squares; those of whole numbers without rounding. */
+template <typename Pixel> struct moments {
+    int64_t sum = 0;
+    uint64_t squares = 0;
+
+    N2SR_MEMBER void add(Pixel pixel, Pixel shift)
+    {
+        const int value = (int)pixel - (int)shift;
+        sum += value;
+        squares += (uint32_t)value * (uint32_t)value; /* of 16 bits: below 2^32 */
+    }
+};
+
+template <> struct moments<float> {
+    double sum = 0, squares = 0;
+
+    N2SR_MEMBER void add(float pixel, float shift)
+    {
+        const double value = (double)pixel - (double)shift;
+        sum += value;
+        squares += value * value;
+    }
+};
+
+/* Of thread `thread` of `threads`, which take vectors by turns, then the pixels left over. */
+template <typename Pixel>
+N2SR_BOTH moments<Pixel> moments_of(const Pixel *pixels, size_t n, size_t thread, size_t threads)
+{
+    constexpr int N = 32 / sizeof(Pixel);
+    typedef vector<Pixel, N> pixel_vector;
+    moments<Pixel> found;
+    const Pixel shift = pixels[0];
+    const size_t vectors = is_aligned<pixel_vector>(pixels) ? n / N : 0;
+    for (size_t i = thread; i < vectors; i += threads) {
+        const pixel_vector loaded = ((const pixel_vector *)pixels)[i];
+        for (int j = 0; j < N; ++j)
+            found.add(loaded.element[j], shift);
+    }
+    for (size_t i = vectors * N + thread; i < n; i += threads)
+        found.add(pixels[i], shift);
+    return found;
+}
+
+/* Of n pixels, from the sums of pixel - shift and of its squares. */
+N2SR_BOTH n2sr_statistics statistics_of_sums(double sum, double squares, double shift, size_t n)
+{
+    const double mean = sum / n, variance = squares / n - mean * mean;
+    const double std = variance > 0 ? sqrt(variance) : variance * 0; /* NaN stays NaN */
+    return {shift + mean, std, 1.0 / std};
+}
+
 /* partial[2 * block] <- sum and sum of squares of pixel - first pixel. */
 template <typename Pixel>
 static __global__ void partial_sums(const Pixel *pixels, size_t n, double *partial)
 {
     __shared__ double sums[2][THREADS];
-    const double shift = (double)pixels[0];
-    double sum = 0, squares = 0;
-    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * THREADS) {
-        const double value = (double)pixels[i] - shift;
-        sum += value;
-        squares += value * value;
-    }
-    sums[0][threadIdx.x] = sum;
-    sums[1][threadIdx.x] = squares;
+    const auto found = moments_of(pixels, n, (size_t)blockIdx.x * THREADS + threadIdx.x,
+                                  (size_t)gridDim.x * THREADS);
+    sums[0][threadIdx.x] = (double)found.sum;
+    sums[1][threadIdx.x] = (double)found.squares;
     sum_block(sums);
     if (threadIdx.x < 2)
         partial[2 * blockIdx.x + threadIdx.x] = sums[threadIdx.x][0];
@@ -103,12 +181,8 @@ static __global__ void total_sums(const Pixel *pixels, size_t n, const double *p
         sums[k][threadIdx.x] = sum;
     }
     sum_block(sums);
-    if (threadIdx.x == 0) {
-        const double mean = sums[0][0] / n, variance = sums[1][0] / n - mean * mean;
-        statistics->mean = (double)pixels[0] + mean;
-        statistics->std = variance > 0 ? sqrt(variance) : variance * 0; /* NaN stays NaN */
-        statistics->inverse_std = 1.0 / statistics->std;
-    }
+    if (threadIdx.x == 0)
+        *statistics = statistics_of_sums(sums[0][0], sums[1][0], (double)pixels[0], n);
 }
 
 /* ---- draw ------------------------------------------------------------------------------ */
@@ -157,6 +231,121 @@ static __global__ void draw_all(draw_job<Pixel> job, const n2sr_key *key,
                                                      subsampled);
 }
 
+/* Cells of 2 x 2, WIDTH neighbours in a row at once. */
+
+/* pixels <- rows 0 and 1 of the cells, IN_VECTORS if they lie so in the frame. */
+template <bool IN_VECTORS, typename Pixel>
+N2SR_BOTH void load_cells(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x,
+                          Pixel (&pixels)[2][2 * WIDTH])
+{
+    typedef vector<Pixel, 2 * WIDTH> row_vector;
+    for (int i = 0; i < 2; ++i)
+        if (IN_VECTORS) {
+            const row_vector row = *(const row_vector *)(job.pixels + (y + i) * job.width + x);
+            for (int j = 0; j < 2 * WIDTH; ++j)
+                pixels[i][j] = row.element[j];
+        } else {
+            const Pixel *row = job.pixels + n2sr_mirror(y + i, job.height) * job.width;
+            for (int j = 0; j < 2 * WIDTH; ++j)
+                pixels[i][j] = row[n2sr_mirror(x + j, job.width)];
+        }
+}
+
+/* Whether load_cells may load vectors. */
+template <typename Pixel>
+N2SR_BOTH bool has_vectors(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x)
+{
+    typedef vector<Pixel, 2 * WIDTH> row_vector;
+    const Pixel *from = job.pixels + y * job.width + x;
+    return y + 2 <= job.height && x + 2 * WIDTH <= job.width && is_aligned<row_vector>(from) &&
+           is_aligned<row_vector>(from + job.width);
+}
+
+/* As n2sr_permutation, of the pixels themselves: draw k keeps values[k]. */
+N2SR_BOTH void permute(float (&values)[4], uint32_t bits)
+{
+    for (int k = 0; k < 3; ++k) {
+        const uint32_t choice = n2sr_take(&bits, 4 - k);
+        const float kept = values[k];
+        for (int other = k + 1; other < 4; ++other)
+            if (choice == other - k) {
+                values[k] = values[other];
+                values[other] = kept;
+            }
+    }
+}
+
+template <typename Number>
+N2SR_BOTH void store_vector(Number *to, const float (&values)[WIDTH], bool reversed)
+{
+    vector<Number, WIDTH> stored;
+    for (int j = 0; j < WIDTH; ++j)
+        store(&stored.element[j], values[reversed ? WIDTH - 1 - j : j]);
+    *(vector<Number, WIDTH> *)to = stored;
+}
+
+/* All draws of cells (row, column .. column + WIDTH) of the window. */
+template <bool IN_VECTORS, typename Pixel, typename Number>
+N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
+                          const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
+                          Number *subsampled)
+{
+    const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
+    const ptrdiff_t height = job.window.height, width = job.window.width;
+    const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
+    Pixel pixels[2][2 * WIDTH];
+    load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
+    for (int first = 0; first < job.draws.n_samples; first += 4) {
+        const uint32_t group = (job.draws.first_sample + (uint32_t)first) / 4;
+        float drawn[4][WIDTH];
+        for (int j = 0; j < WIDTH; ++j) {
+            uint32_t word[4];
+            float values[4];
+            n2sr_random_block(N2SR_SHARED_NONE, key, group, cell_y, cell_x + j, word);
+            for (int place = 0; place < 4; ++place)
+                values[place] = ((float)pixels[place / 2][2 * j + place % 2] - shift) * factor;
+            permute(values, word[0]);
+            for (int k = 0; k < 4; ++k)
+                drawn[k][j] = values[k];
+        }
+        Number *group_at = subsampled + (size_t)first * height * width;
+        for (int k = 0; k < 4; ++k)
+            store_vector(group_at + place_of_vector(k, row, column, height, width), drawn[k],
+                         n2sr_flips_x((uint32_t)k));
+    }
+}
+
+template <typename Pixel, typename Number>
+N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, n2sr_key key,
+                           const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
+                           Number *subsampled)
+{
+    if (has_vectors(job, 2 * (job.window.top + row), 2 * (job.window.left + column)))
+        draw_cells<true>(job, key, statistics, row, column, subsampled);
+    else
+        draw_cells<false>(job, key, statistics, row, column, subsampled);
+}
+
+/* Whether draw_vector does it. */
+template <typename Number>
+static bool draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
+                          const void *subsampled)
+{
+    return pattern.stride_y == 2 && pattern.stride_x == 2 && pattern.shared == N2SR_SHARED_NONE &&
+           draws.n_samples % 4 == 0 &&
+           lies_in_vectors<Number>(draws, subsampled, 0, window.width);
+}
+
+template <typename Pixel, typename Number>
+static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key,
+                                        const n2sr_statistics *statistics, Number *subsampled)
+{
+    const ptrdiff_t column = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
+    const ptrdiff_t row = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
+    if (row < job.window.height && column < job.window.width)
+        draw_vector(job, *key, *statistics, row, column, subsampled);
+}
+
 /* ---- merge ----------------------------------------------------------------------------- */
 
 /* A part of the frame: (height, width) from (top, left) of the outputs, which are
@@ -166,53 +355,113 @@ typedef struct {
     n2sr_draws draws;
 } n2sr_part;
 
-/* Pixel (y, x) of the part. N_SAMPLES: how many, if known when compiled. */
-template <typename Number, int N_SAMPLES>
-N2SR_BOTH void merge_pixel(const n2sr_part &part, const Number *outputs,
+/* values <- pixels (y, x .. x + N) of output m; N is 1, or WIDTH where outputs lie in vectors. */
+template <typename Number, int N>
+N2SR_BOTH void load_outputs(const n2sr_part &part, const Number *outputs, int m, ptrdiff_t y,
+                            ptrdiff_t x, float (&values)[N])
+{
+    if (N == 1) {
+        values[0] = float_of(outputs[place_of(part.draws, m, part.top + y, part.left + x,
+                                              part.of_height, part.of_width)]);
+        return;
+    }
+    const Number *from = outputs + place_of_vector(m, part.top + y, part.left + x, part.of_height,
+                                                   part.of_width);
+    const vector<Number, N> loaded = *(const vector<Number, N> *)from;
+    for (int j = 0; j < N; ++j)
+        values[j] = float_of(loaded.element[n2sr_flips_x((uint32_t)m) ? N - 1 - j : j]);
+}
+
+template <int N> N2SR_BOTH void store_results(float *to, const float (&values)[N])
+{
+    if (N > 1 && is_aligned<vector<float, N>>(to)) {
+        vector<float, N> stored;
+        for (int j = 0; j < N; ++j)
+            stored.element[j] = values[j];
+        *(vector<float, N> *)to = stored;
+    } else
+        for (int j = 0; j < N; ++j)
+            to[j] = values[j];
+}
+
+/* Pixels (y, x .. x + N) of the part. N_SAMPLES: how many, if known when compiled. */
+template <int N_SAMPLES, int N, typename Number>
+N2SR_BOTH void merge_pixels(const n2sr_part &part, const Number *outputs,
                             const n2sr_statistics &statistics, ptrdiff_t y, ptrdiff_t x,
                             float *mean, float *std)
 {
     const int n = N_SAMPLES ? N_SAMPLES : part.draws.n_samples;
-    float values[N_SAMPLES ? N_SAMPLES : 1];
-    float average = 0, variance = 0;
+    float values[N_SAMPLES ? N_SAMPLES : 1][N]; /* where there are too many, loaded twice */
+    float average[N] = {}, deviation[N] = {};
     for (int m = 0; m < n; ++m) {
-        const float value = float_of(outputs[place_of(part.draws, m, part.top + y, part.left + x,
-                                                      part.of_height, part.of_width)]);
-        if (N_SAMPLES)
-            values[N_SAMPLES ? m : 0] = value;
-        average += value;
+        float(&value)[N] = values[N_SAMPLES ? m : 0];
+        load_outputs(part, outputs, m, y, x, value);
+        for (int j = 0; j < N; ++j)
+            average[j] += value[j];
     }
-    average *= (float)(1.0 / n);
+    for (int j = 0; j < N; ++j)
+        average[j] *= (float)(1.0 / n);
     for (int m = 0; m < n; ++m) {
-        const float value =
-            N_SAMPLES ? values[N_SAMPLES ? m : 0]
-                      : float_of(outputs[place_of(part.draws, m, part.top + y, part.left + x,
-                                                  part.of_height, part.of_width)]);
-        const float deviation = value - average;
-        variance += deviation * deviation;
+        float(&value)[N] = values[N_SAMPLES ? m : 0];
+        if (!N_SAMPLES)
+            load_outputs(part, outputs, m, y, x, value);
+        for (int j = 0; j < N; ++j)
+            deviation[j] += (value[j] - average[j]) * (value[j] - average[j]);
     }
-    variance *= (float)(1.0 / (n > 1 ? n - 1 : 1));
-    mean[y * part.row + x] = (float)((double)average * statistics.std + statistics.mean);
-    std[y * part.row + x] = (float)((double)sqrtf(variance) * statistics.std);
+    for (int j = 0; j < N; ++j) {
+        const float variance = deviation[j] * (float)(1.0 / (n > 1 ? n - 1 : 1));
+        deviation[j] = (float)((double)sqrtf(variance) * statistics.std);
+        average[j] = (float)((double)average[j] * statistics.std + statistics.mean);
+    }
+    store_results(mean + y * part.row + x, average);
+    store_results(std + y * part.row + x, deviation);
 }
 
-template <typename Number, int N_SAMPLES>
+/* Pixels (y, x .. x + N), as far as the part goes. */
+template <int N_SAMPLES, int N, typename Number>
+N2SR_BOTH void merge_within(const n2sr_part &part, const Number *outputs,
+                            const n2sr_statistics &statistics, ptrdiff_t y, ptrdiff_t x,
+                            float *mean, float *std)
+{
+    if (x + N <= part.width)
+        merge_pixels<N_SAMPLES, N>(part, outputs, statistics, y, x, mean, std);
+    else
+        for (; x < part.width; ++x)
+            merge_pixels<N_SAMPLES, 1>(part, outputs, statistics, y, x, mean, std);
+}
+
+/* Whether merge_within may take N = WIDTH. */
+template <typename Number> static bool merges_vectors(const n2sr_part &part, const void *outputs)
+{
+    return lies_in_vectors<Number>(part.draws, outputs, part.left, part.of_width);
+}
+
+template <typename Number, int N_SAMPLES, int N>
 static __global__ void merge_all(n2sr_part part, const Number *outputs,
                                  const n2sr_statistics *statistics, float *mean, float *std)
 {
-    const ptrdiff_t x = (ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const ptrdiff_t x = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
     const ptrdiff_t y = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
     if (y < part.height && x < part.width)
-        merge_pixel<Number, N_SAMPLES>(part, outputs, *statistics, y, x, mean, std);
+        merge_within<N_SAMPLES, N>(part, outputs, *statistics, y, x, mean, std);
 }
 
 /* mean[i] += the frame's mean - the mean of all mean[i], whose sums partial_sums left. */
 static __global__ void shift_mean(float *mean, size_t n, const n2sr_statistics *frame,
                                   const n2sr_statistics *result)
 {
+    typedef vector<float, WIDTH> results;
     const float shift = (float)(frame->mean - result->mean);
-    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * THREADS)
+    const size_t thread = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    const size_t threads = (size_t)gridDim.x * THREADS;
+    const size_t vectors = is_aligned<results>(mean) ? n / WIDTH : 0;
+    for (size_t i = thread; i < vectors; i += threads) {
+        results moved = ((const results *)mean)[i];
+        for (int j = 0; j < WIDTH; ++j)
+            moved.element[j] += shift;
+        ((results *)mean)[i] = moved;
+    }
+    for (size_t i = vectors * WIDTH + thread; i < n; i += threads)
         mean[i] += shift;
 }
 
@@ -230,7 +479,12 @@ static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
                 (unsigned)((height + block.y - 1) / block.y));
 }
 
-static const dim3 BLOCK(32, 8);
+static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, 4);
+
+static dim3 tiled_vectors(ptrdiff_t height, ptrdiff_t width)
+{
+    return tiled(height, (width + WIDTH - 1) / WIDTH, VECTORS_BLOCK);
+}
 
 template <typename Pixel>
 static int statistics_of(const void *pixels, size_t n, double *scratch, n2sr_statistics *result,
@@ -265,7 +519,10 @@ static int draw_as(const void *pixels, ptrdiff_t height, ptrdiff_t width, n2sr_p
 {
     const draw_job<Pixel> job = {(const Pixel *)pixels, height, width, pattern, window, draws};
     const dim3 grid = tiled(window.height, window.width, BLOCK);
-    if (pattern.stride_y == 2 && pattern.stride_x == 2)
+    if (draws_vectors<Number>(pattern, window, draws, subsampled))
+        draw_all_vectors<<<tiled_vectors(window.height, window.width), VECTORS_BLOCK, 0, stream>>>(
+            job, key, statistics, (Number *)subsampled);
+    else if (pattern.stride_y == 2 && pattern.stride_x == 2)
         draw_all<Pixel, Number, 2, 2>
             <<<grid, BLOCK, 0, stream>>>(job, key, statistics, (Number *)subsampled);
     else
@@ -306,18 +563,41 @@ N2SR_API int n2sr_cuda_draw(const void *pixels, int dtype, ptrdiff_t height, ptr
 #undef N2SR_DRAW
 }
 
-template <typename Number>
+template <typename Number, int N_SAMPLES>
 static int merge_as(const void *outputs, n2sr_part part, const n2sr_statistics *statistics,
                     float *mean, float *std, cudaStream_t stream)
 {
-    const dim3 grid = tiled(part.height, part.width, BLOCK);
-    if (part.draws.n_samples == 4)
-        merge_all<Number, 4>
-            <<<grid, BLOCK, 0, stream>>>(part, (const Number *)outputs, statistics, mean, std);
+    if (merges_vectors<Number>(part, outputs))
+        merge_all<Number, N_SAMPLES, WIDTH>
+            <<<tiled_vectors(part.height, part.width), VECTORS_BLOCK, 0, stream>>>(
+                part, (const Number *)outputs, statistics, mean, std);
     else
-        merge_all<Number, 0>
-            <<<grid, BLOCK, 0, stream>>>(part, (const Number *)outputs, statistics, mean, std);
+        merge_all<Number, N_SAMPLES, 1>
+            <<<tiled(part.height, part.width, BLOCK), BLOCK, 0, stream>>>(
+                part, (const Number *)outputs, statistics, mean, std);
     return cudaGetLastError();
+}
+
+template <typename Number>
+static int merge_from(const void *outputs, n2sr_part part, const n2sr_statistics *statistics,
+                      float *mean, float *std, cudaStream_t stream)
+{
+    return part.draws.n_samples == 4
+               ? merge_as<Number, 4>(outputs, part, statistics, mean, std, stream)
+               : merge_as<Number, 0>(outputs, part, statistics, mean, std, stream);
+}
+
+/* Whether a draw, or a merge, takes the kernels for aligned rows; for tests and benchmarks. */
+N2SR_API int n2sr_cuda_draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
+                                     const void *subsampled, int half)
+{
+    return half ? draws_vectors<__half>(pattern, window, draws, subsampled)
+                : draws_vectors<float>(pattern, window, draws, subsampled);
+}
+
+N2SR_API int n2sr_cuda_merges_vectors(const void *outputs, int half, n2sr_part part)
+{
+    return half ? merges_vectors<__half>(part, outputs) : merges_vectors<float>(part, outputs);
 }
 
 /* mean, std <- of outputs (n_samples, of_height, of_width), float32 or, where `half`, float16. */
@@ -325,8 +605,8 @@ N2SR_API int n2sr_cuda_merge(const void *outputs, int half, n2sr_part part,
                              const n2sr_statistics *statistics, float *mean, float *std,
                              cudaStream_t stream)
 {
-    return half ? merge_as<__half>(outputs, part, statistics, mean, std, stream)
-                : merge_as<float>(outputs, part, statistics, mean, std, stream);
+    return half ? merge_from<__half>(outputs, part, statistics, mean, std, stream)
+                : merge_from<float>(outputs, part, statistics, mean, std, stream);
 }
 
 /* Give n results the frame's mean; *result <- their statistics before. */

@@ -31,7 +31,30 @@ SEED, FRAME_INDEX = 2**40 + 3, 2**33 + 1
 
 def empty_draws(window, draws, half):
     shape = draws.n_samples, window.height, window.width
-    return np.empty(shape, np.float16 if half else np.float32)
+    return aligned(np.empty(shape, np.float16 if half else np.float32))
+
+
+def aligned(array):
+    """A copy that lies as device memory does."""
+    memory = np.empty(array.nbytes + 256, np.uint8)
+    start = -memory.ctypes.data % 256
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def takes_vectors(library, what, *arguments):
+    return bool(getattr(library, f"n2sr_cuda_{what}_vectors")(*arguments))
+
+
+def draws_vectors(library, pattern, window, draws, address, half):
+    where = c_pattern(pattern), CWindow(*window), CDraws(*draws)
+    return takes_vectors(library, "draws", *where, ctypes.c_void_p(address), int(half))
+
+
+def merges_vectors(library, part, draws, address, half):
+    where = CPart(*part, CDraws(*draws))
+    return takes_vectors(library, "merges", ctypes.c_void_p(address), int(half), where)
 
 
 class OnHost:
@@ -42,6 +65,8 @@ class OnHost:
 
     def draw(self, frame, pattern, window, draws, mean, std, half):
         out = empty_draws(window, draws, half)
+        frame = aligned(frame)
+        self.in_vectors = draws_vectors(self.library, pattern, window, draws, out.ctypes.data, half)
         failed = self.library.host_draw(
             ctypes.c_void_p(frame.ctypes.data),
             runtime.DTYPES[frame.dtype.name],
@@ -58,16 +83,30 @@ class OnHost:
         return out
 
     def merge(self, outputs, draws, part, mean, std):
-        results = np.full((2, part.height, part.row), -1, np.float32)
+        results = [aligned(np.full((part.height, part.row), -1, np.float32)) for _ in range(2)]
+        outputs = aligned(outputs)
+        half = outputs.dtype == np.float16
+        self.in_vectors = merges_vectors(self.library, part, draws, outputs.ctypes.data, half)
         failed = self.library.host_merge(
             ctypes.c_void_p(outputs.ctypes.data),
-            int(outputs.dtype == np.float16),
+            int(half),
             CPart(*part, CDraws(*draws)),
             ctypes.byref(Statistics(mean, std, 1 / std)),
             *(ctypes.c_void_p(result.ctypes.data) for result in results),
         )
         assert not failed
-        return results
+        return np.stack(results)
+
+    def statistics(self, pixels):
+        pixels, found = aligned(pixels), np.empty(3, np.float64)
+        failed = self.library.host_statistics(
+            ctypes.c_void_p(pixels.ctypes.data),
+            runtime.DTYPES[pixels.dtype.name],
+            ctypes.c_size_t(pixels.size),
+            ctypes.c_void_p(found.ctypes.data),
+        )
+        assert not failed
+        return found
 
 
 class OnGPU:
@@ -95,6 +134,8 @@ class OnGPU:
             for c in (Key(SEED, FRAME_INDEX), Statistics(mean, std, 1 / std))
         )
         address = self.device.allocate(out.nbytes)
+        library = runtime.load_library()
+        self.in_vectors = draws_vectors(library, pattern, window, draws, address, half)
         self.device.draw(
             Pixels(self.put(frame), frame.dtype, frame.shape), pattern, window, draws, key,
             statistics, Values(address, half), self.stream,
@@ -106,6 +147,8 @@ class OnGPU:
         addresses = [self.put(result) for result in results]
         statistics = self.put(np.frombuffer(bytes(Statistics(mean, std, 1 / std)), np.uint8))
         values = Values(self.put(outputs), outputs.dtype == np.float16)
+        library = runtime.load_library()
+        self.in_vectors = merges_vectors(library, part, draws, *values)
         self.device.merge(values, draws, part, statistics, *addresses, self.stream)
         for address, result in zip(addresses, results, strict=True):
             self.get(address, result)
@@ -169,6 +212,48 @@ def test_draws_are_the_cpus_bit_for_bit(kernels, dtype, pattern, half):
         assert np.array_equal(found, wanted.astype(found.dtype))
 
 
+@pytest.mark.parametrize("dtype", [str(dtype) for dtype in PIXEL_TYPES])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    ("shape", "window", "first_sample", "n_samples"),
+    [
+        ((32, 560), Window(0, 0, 16, 280), 0, 4),  # whole rows, of more than a block
+        ((32, 64), Window(1, 4, 16, 32), 4, 12),  # past the frame's right and lower edges
+        ((32, 64), Window(1, 3, 10, 16), 0, 4),  # the window's columns are not aligned
+        ((31, 70), Window(0, 0, 16, 36), 0, 4),  # nor the frame's rows; odd
+        ((9, 5), Window(0, 0, 8, 4), 8, 4),  # smaller than a vector
+    ],
+)
+def test_draws_in_vectors_are_the_cpus(
+    kernels, dtype, half, shape, window, first_sample, n_samples
+):
+    frame, pattern = random_pixels(shape, dtype), SamplingPattern.named("cell")
+    mean, std = float(frame.mean()), float(frame.std())
+    draws = Draws(first_sample, n_samples, pattern.group_size, first_sample == 0)
+    found = kernels.draw(frame, pattern, window, draws, mean, std, half)
+    assert kernels.in_vectors
+    wanted = expected_draws(frame, pattern, window, draws, mean, std)
+    assert np.array_equal(found, wanted.astype(found.dtype))
+
+
+@pytest.mark.parametrize(
+    ("draws", "width"),
+    [
+        (Draws(2, 4, 4, False), 16),
+        (Draws(0, 6, 4, False), 16),
+        (Draws(0, 8, 4, True), 16),
+        (Draws(0, 4, 4, False), 18),
+    ],
+    ids=["first sample", "samples", "transposed", "width"],
+)
+def test_draws_that_do_not_lie_in_vectors_are_drawn_one_by_one(kernels, draws, width):
+    frame, pattern, window = random_pixels((20, 36), "uint16"), PATTERNS[0], Window(0, 0, 8, width)
+    found = kernels.draw(frame, pattern, window, draws, 3.0, 2.0, True)
+    assert not kernels.in_vectors
+    wanted = expected_draws(frame, pattern, window, draws, 3.0, 2.0)
+    assert np.array_equal(found, wanted.astype(found.dtype))
+
+
 @pytest.mark.parametrize("pattern", [PATTERNS[0], PATTERNS[1]], ids=str)
 def test_every_second_group_of_draws_lies_transposed(kernels, pattern):
     frame = random_pixels((36, 48), "uint16")
@@ -182,22 +267,34 @@ def test_every_second_group_of_draws_lies_transposed(kernels, pattern):
 
 @pytest.mark.parametrize("n_samples", [1, 2, 4, 9])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
-def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half):
+@pytest.mark.parametrize(
+    ("first_sample", "part", "in_vectors"),
+    [
+        (1, Part(top=3, left=5, height=20, width=31, of_height=24, of_width=40, row=37), False),
+        (0, Part(top=0, left=0, height=24, width=40, of_height=24, of_width=40, row=40), True),
+        (4, Part(top=3, left=4, height=20, width=31, of_height=24, of_width=40, row=37), True),
+        (4, Part(top=0, left=8, height=8, width=267, of_height=12, of_width=280, row=268), True),
+        (0, Part(top=0, left=2, height=20, width=32, of_height=24, of_width=40, row=40), False),
+        (0, Part(top=0, left=0, height=20, width=32, of_height=24, of_width=42, row=40), False),
+    ],
+)
+def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half, first_sample, part, in_vectors):
     rng = np.random.default_rng(1)
-    outputs = rng.normal(size=(n_samples, 24, 40)).astype((np.float32, np.float16)[half])
-    draws = Draws(1, n_samples, 4, False)
-    part = Part(top=3, left=5, height=20, width=31, of_height=24, of_width=40, row=37)
+    shape = n_samples, part.of_height, part.of_width
+    outputs = rng.normal(size=shape).astype((np.float32, np.float16)[half])
+    draws = Draws(first_sample, n_samples, 4, False)
     found = kernels.merge(outputs, draws, part, 1234.5, 67.8)
-    wanted = np.full((2, 20, 37), -1, np.float32)
+    assert kernels.in_vectors == in_vectors
+    wanted = np.full((2, part.height, part.row), -1, np.float32)
     sampling.merge(
         outputs.astype(np.float32),
-        first_sample=1,
-        top=3,
-        left=5,
+        first_sample=first_sample,
+        top=part.top,
+        left=part.left,
         offset=1234.5,
         scale=67.8,
-        mean=wanted[0, :, :31],
-        std=wanted[1, :, :31],
+        mean=wanted[0, :, : part.width],
+        std=wanted[1, :, : part.width],
     )
     assert np.array_equal(found, wanted)
 
@@ -235,15 +332,29 @@ def test_kernels_are_given_what_they_take():
     assert (called["merge"][:2], called["merge"][3:]) == ((9, False), (10, 11, 12, 13))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [str(dtype) for dtype in PIXEL_TYPES])
-@pytest.mark.parametrize("shape", [(1, 1), (33, 65), (1024, 1024)])
-def test_statistics_on_the_gpu(dtype, shape):
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (33, 65), (1024, 1024)])
+def test_statistics_of_a_frame(kernels, dtype, shape):
     pixels = random_pixels(shape, dtype)
-    mean, std, inverse = OnGPU().statistics(pixels)
+    mean, std, inverse = kernels.statistics(pixels)
     assert mean == pytest.approx(pixels.mean(dtype=np.float64), rel=1e-12, abs=1e-12)
     assert std == pytest.approx(pixels.std(dtype=np.float64), rel=1e-12, abs=1e-12)
     assert inverse == (1 / std if std else np.inf)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [3, 1027, 1024 * 1024])
+def test_a_result_is_given_the_frames_mean(n):
+    kernels = OnGPU()
+    result = random_pixels((n,), "float32")
+    address, scratch = kernels.put(result), kernels.device.allocate(kernels.device.scratch_bytes())
+    frame = kernels.put(np.frombuffer(bytes(Statistics(1000.5, 2.0, 0.5)), np.uint8))
+    of_result = kernels.device.allocate(24)
+    kernels.device.shift_mean(address, n, scratch, frame, of_result, kernels.stream)
+    mean = kernels.get(of_result, np.empty(3, np.float64))[0]
+    assert mean == pytest.approx(result.mean(dtype=np.float64), rel=1e-12)
+    shifted = result + np.float32(1000.5 - mean)
+    assert np.array_equal(kernels.get(address, np.empty_like(result)), shifted)
 
 
 @pytest.mark.gpu
