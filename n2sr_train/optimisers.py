@@ -124,11 +124,13 @@ def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    if x.is_cuda:  # as torch.optim.Muon does everywhere; what comes out is rough anyway
+        x = x.bfloat16()
     for _ in range(5):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
-    return x.mT if tall else x
+    return (x.mT if tall else x).float()
 
 
 def _as_matrix(weight: torch.Tensor) -> torch.Tensor:
@@ -165,6 +167,6 @@ def _adam(
             torch.tensor(learning_rate, device=device) if is_on_gpu else learning_rate,
             betas=(0.9, beta2),
             capturable=is_on_gpu,
-            fused=None if is_on_gpu else True,  # one operation for all the small vectors
+            fused=True,  # one operation for all the small vectors
         )
     )

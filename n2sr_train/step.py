@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_train.optimisers import build_optimisers
+from n2sr_train.working_copy import WorkingCopy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +115,8 @@ class TrainingStep:
         self._ema_decay = config.ema_decay
         self._patches = patches
         self._graph = graph
+        is_on_gpu = self.device.type == "cuda"
+        self._working = WorkingCopy(network) if low_precision and is_on_gpu else None
         self._optimisers = build_optimisers(network, config)
         self._loss, self._smoothing, self._mixing = torch.zeros(3, device=self.device).unbind()
 
@@ -155,16 +158,24 @@ class TrainingStep:
             self.flop = float(counter.get_total_flops())
         for optimiser in self._optimisers:
             optimiser.step()
+        if self._working is not None:
+            self._working.follow()
         self._average()
 
     def _differentiate(self) -> None:
         """The gradient of the mean squared error over held-out pixels."""
-        for optimiser in self._optimisers:
-            optimiser.zero_grad()
         subsampled, target, counted = self._patches.next_batch()
-        squared = (self.output(self.network, subsampled) - target).square() * counted
+        if self._working is None:
+            for optimiser in self._optimisers:
+                optimiser.zero_grad()
+            output = self.output(self.network, subsampled)
+        else:
+            output = self._working(subsampled)
+        squared = (output - target).square() * counted
         error = squared.sum() / counted.sum().clamp(min=1)
         error.backward()  # type: ignore[no-untyped-call]
+        if self._working is not None:
+            self._working.give_gradients()
         self._loss.lerp_(error.detach(), self._smoothing)
 
     @torch.no_grad()

@@ -371,7 +371,7 @@ class _Training:
             "torch": str(torch.__version__),
         }
         return Checkpoint(
-            weights=kept.weights,
+            weights={name: tensor.cpu() for name, tensor in kept.weights.items()},
             config=self.config,
             history=self.history,
             summary=summary,

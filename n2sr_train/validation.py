@@ -6,6 +6,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
 from n2sr_deploy.reference import MIRRORED
@@ -61,15 +62,22 @@ class Validation:
     """
 
     def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
-        self._patches = [
-            [torch.from_numpy(part).to(device) for part in patch] for patch in sampler.validation
-        ]
-        self._along = {"row": 2, "column": 1, None: None}[sampler.pattern.shared]
-        length = 1 if self._along is None else sampler.shape[self._along - 1]
+        parts = zip(*sampler.validation, strict=True)
+        given = [torch.from_numpy(np.stack(part)).to(device) for part in parts]
+        self._subsampled, self._held_out, self._target, learned, unseen = given
+        self._n_held_out = self._held_out.sum(dim=1)  # (P, 1, H, W)
+        self._learned = learned * (self._n_held_out > 0)
+        self._n_learned = float(self._learned.sum())
+        self._unseen = unseen * (self._n_held_out > 0)
+        self._seen_apart = 1 if device.type == "cpu" else len(unseen)  # patches at a time
+        self._along = {"row": 3, "column": 2, None: None}[sampler.pattern.shared]
+        length = 1 if self._along is None else sampler.shape[self._along - 2]
         self._n_different = int(sampler.is_validation.sum()) // length
+        self._counts = self._unseen if self._along is None else self._unseen.sum(dim=self._along)
+        self._places = self._counts.flatten().nonzero().squeeze(1)
         self.kept: Kept | None = None
         """The latest weights, or those of the lowest error where the latest are worse."""
-        self.flat_error = self._mean_square()
+        self.flat_error = float((self._target**2 * unseen).sum() / unseen.sum())
         self.n_worse = 0
         """How many judgements in a row found the error surely above the lowest."""
         self._lowest: _Score | None = None
@@ -92,21 +100,15 @@ class Validation:
         that of the others by 2 m of the noise's variance, while its true error rises by m ** 2 of
         it. That is added.
         """
-        unseen_errors, learned_error, n_learned = [], 0.0, 0.0
-        for subsampled, held_out, target, learned, unseen in self._patches:
-            outputs = output(network, subsampled)
-            for m, axes in enumerate(MIRRORED[: len(outputs)]):
-                outputs[m] = outputs[m].flip(axes)
-            n_held_out = held_out.sum(dim=0)  # (1, H, W)
-            mean = (outputs * held_out).sum(dim=0) / n_held_out.clamp(min=1)
-            squared = (mean - target).square()
-            unseen_errors.append(self._independent(squared, unseen * (n_held_out > 0)))
-            counted = learned * (n_held_out > 0)
-            learned_error += float((squared * counted).sum())
-            n_learned += float(counted.sum())
-        errors = torch.cat(unseen_errors)
+        squared = torch.cat(
+            [
+                self._squared(network, output, slice(first, first + self._seen_apart))
+                for first in range(0, len(self._target), self._seen_apart)
+            ]
+        )
+        errors = self._independent(squared)
         error = float(errors.mean())
-        learned_error /= n_learned
+        learned_error = float((squared * self._learned).sum()) / self._n_learned
         gap = error - learned_error
         if self._first_gap is None:
             self._first_gap = gap  # chance: nothing has been learned yet
@@ -122,13 +124,27 @@ class Validation:
             "repeated_noise": repeated,
         }
 
-    def _independent(self, squared: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(n,): the errors of the masked pixels of a patch (1, H, W), or the means of its lines."""
-        if self._along is None:
-            return squared[mask > 0]
-        counts = mask.sum(dim=self._along)
-        means = (squared * mask).sum(dim=self._along) / counts.clamp(min=1)
-        return means[counts > 0]
+    def _squared(
+        self,
+        network: torch.nn.Module,
+        output: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
+        which: slice,
+    ) -> torch.Tensor:
+        """(p, 1, H, W): the squared errors of some patches."""
+        subsampled = self._subsampled[which]
+        outputs = output(network, subsampled.flatten(0, 1))
+        outputs = outputs.view(*subsampled.shape[:2], *outputs.shape[1:])
+        turned = [outputs[:, m].flip(axes) for m, axes in enumerate(MIRRORED[: outputs.shape[1]])]
+        sums = (torch.stack(turned, dim=1) * self._held_out[which]).sum(dim=1)
+        mean = sums / self._n_held_out[which].clamp(min=1)
+        return (mean - self._target[which]).square()
+
+    def _independent(self, squared: torch.Tensor) -> torch.Tensor:
+        """(n,): the errors of the pixels never learned from, or the means of their lines."""
+        if self._along is not None:
+            sums = (squared * self._unseen).sum(dim=self._along)
+            squared = sums / self._counts.clamp(min=1)
+        return squared.flatten()[self._places]
 
     def _compare(self, score: _Score) -> None:
         """With the lowest error so far: by itself, and together with the judgements before it.
@@ -146,20 +162,14 @@ class Validation:
         is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
         self.n_worse = self.n_worse + 1 if is_worse else 0
 
-    def _mean_square(self) -> float:
-        """The validation error of a result that is flat."""
-        pairs = [(target, unseen) for _, _, target, _, unseen in self._patches]
-        squares = sum(float((target**2 * unseen).sum()) for target, unseen in pairs)
-        return squares / sum(float(unseen.sum()) for _, unseen in pairs)
-
 
 def _lower(lowest: _Score | None, score: _Score) -> _Score:
     return score if lowest is None or score.mean < lowest.mean else lowest
 
 
 def copied_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """On the CPU, in the order of memory that a file keeps."""
+    """On the network's device, in the order of memory that a file keeps."""
     return {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }

@@ -35,6 +35,7 @@ from n2sr_train.starting import check_start, starting_network
 from n2sr_train.step import TrainingStep
 from n2sr_train.training import _Training
 from n2sr_train.validation import Validation
+from n2sr_train.working_copy import WorkingCopy
 from tests.conftest import tiny_config
 
 
@@ -969,3 +970,26 @@ def test_what_cannot_be_is_refused_before_the_noise_is_measured(
         options = {"init": str(checkpoint_path), "preset": "fast"}
     with pytest.raises(N2SRError, match=said):
         prepared(noisy, LearnOptions(**options))
+
+
+def test_a_working_copy_gives_the_networks_own_gradients():
+    """In float32, where nothing is rounded; and it follows the weights."""
+    network = build_network(NetworkConfig(channels=(6, 5, 4)), (2, 2), seed=0)
+    network = network.to(memory_format=torch.channels_last)
+    working = WorkingCopy(network, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        subsampled = torch.randn((2, 1, 16, 24), generator=generator)
+        target = torch.randn((2, 1, 32, 48), generator=generator)
+        (working(subsampled) - target).square().mean().backward()
+        working.give_gradients()
+        found = [parameter.grad.clone() for parameter in network.parameters()]
+        for parameter in network.parameters():
+            parameter.grad = None
+        (network(subsampled) - target).square().mean().backward()
+        for ours, parameter in zip(found, network.parameters(), strict=True):
+            assert torch.allclose(ours, parameter.grad, rtol=1e-4, atol=1e-6)
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.grad = torch.zeros_like(parameter)
+        working.follow()
