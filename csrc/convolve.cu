@@ -25,7 +25,7 @@
 typedef struct {
     const __half *input;   /* (n, h, w, n_inputs); with `first`: (n, h, w) of one channel */
     const __half *coarse;  /* (n, h / 2, w / 2, n_inputs), doubled and added to the input */
-    const float *first;    /* of the first layer: (9, n_inputs) weights */
+    const uint2 *first;    /* the first layer's 3 x 3, its nine taps as one step of 16 */
     const float *first_bias; /* (n_inputs,) */
     const uint2 *weights;  /* 3 x 3 */
     const float *bias;     /* (n_outputs,) */
@@ -56,8 +56,11 @@ static __host__ __device__ __forceinline__ int pitch_of(int channels)
     return 16 * steps_of(channels) + 8;
 }
 
-/* n / d, for n * d below 65536. */
-static __device__ __forceinline__ int divided(int n, int d) { return n * (65535 / d + 1) >> 16; }
+/* n / d, for n * d below 2 ** 31. */
+static __device__ __forceinline__ int divided(int n, int d)
+{
+    return (int)__umulhi(2 * (uint32_t)n, 0x80000000u / (uint32_t)d + 1);
+}
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
@@ -72,7 +75,7 @@ static __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], const __h
 /* d += a (16 pixels x 16 channels) * b (16 x 8). */
 static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b)
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
@@ -86,6 +89,12 @@ static __device__ __forceinline__ float activated(float value, float slope)
 static __device__ __forceinline__ uint32_t packed(float low, float high)
 {
     const __half2 pair = __floats2half2_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint32_t paired(__half low, __half high)
+{
+    const __half2 pair = __halves2half2(low, high);
     return *(const uint32_t *)&pair;
 }
 
@@ -108,78 +117,106 @@ static __device__ __forceinline__ uint4 sum_of(uint4 a, uint4 b)
 
 /* ---- the input tile -------------------------------------------------------------------- */
 
+/* Copy 16 bytes to shared memory without waiting, or write zeros. */
+static __device__ __forceinline__ void copy_piece(__half *to, const __half *from, bool is_inside)
+{
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
+    const int bytes = is_inside ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                 "r"(bytes));
+}
+
+static __device__ __forceinline__ void wait_for_pieces(void)
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /* From a feature map, and the coarser one that is added to it. Zero beyond the image. */
-template <typename S>
+template <typename S, bool ADDS>
 static __device__ __forceinline__ void load_tile(const n2sr_convolution &job, int left, int top,
                                                  __half *tile)
 {
-    const int pieces = 2 * steps_of(job.n_inputs), pitch = pitch_of(job.n_inputs);
-    const size_t image = blockIdx.z;
-    for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y * pieces; i += S::THREADS) {
-        const int pixel = divided(i, pieces), piece = i - pixel * pieces;
-        const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
+    const int pieces = job.n_inputs / 8, row_pieces = S::SEEN_X * pieces;
+    const int pitch = pitch_of(job.n_inputs), line = job.w * job.n_inputs;
+    const int half_w = job.w / 2;
+    const ptrdiff_t begin = ((ptrdiff_t)blockIdx.z * job.h + top - 1) * line +
+                            (ptrdiff_t)(left - 1) * job.n_inputs;
+    const __half *coarse = NULL;
+    if (ADDS)
+        coarse = job.coarse + (size_t)blockIdx.z * (job.h / 2) * half_w * job.n_inputs;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < row_pieces * S::SEEN_Y; i += S::THREADS) {
+        const int row = divided(i, row_pieces), place = i - row * row_pieces;
+        const int column = divided(place, pieces), piece = place - column * pieces;
         const int y = top + row - 1, x = left + column - 1;
-        uint4 values = make_uint4(0, 0, 0, 0);
-        if (y >= 0 && y < job.h && x >= 0 && x < job.w && 8 * piece < job.n_inputs) {
-            const size_t place = ((image * job.h + y) * job.w + x) * job.n_inputs + 8 * piece;
-            values = *(const uint4 *)(job.input + place);
-            if (job.coarse) {
-                const size_t half = ((image * (job.h / 2) + y / 2) * (job.w / 2) + x / 2);
-                const __half *coarse = job.coarse + half * job.n_inputs + 8 * piece;
-                values = sum_of(values, *(const uint4 *)coarse);
+        const bool is_inside = (unsigned)y < (unsigned)job.h && (unsigned)x < (unsigned)job.w;
+        const __half *from = is_inside ? job.input + (begin + row * line + 8 * place) : job.input;
+        __half *to = tile + (row * S::SEEN_X + column) * pitch + 8 * piece;
+        if (!ADDS) {
+            copy_piece(to, from, is_inside);
+        } else {
+            uint4 values = make_uint4(0, 0, 0, 0);
+            if (is_inside) {
+                const int at = (y / 2 * half_w + x / 2) * job.n_inputs + 8 * piece;
+                values = sum_of(*(const uint4 *)from, __ldg((const uint4 *)(coarse + at)));
             }
+            *(uint4 *)to = values;
         }
-        *(uint4 *)(tile + pixel * pitch + 8 * piece) = values;
     }
+    if (job.n_inputs % 16) /* a step that is half full: what was there before may be no number */
+        for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y; i += S::THREADS)
+            *(uint4 *)(tile + i * pitch + job.n_inputs) = make_uint4(0, 0, 0, 0);
+    if (!ADDS)
+        wait_for_pieces();
 }
 
-/* The first layer's output, of the one channel there is. `seen` has room for its input. */
+/* The first layer's output, of the one channel there is; `seen` has room for its input. The nine
+ * taps of 16 pixels are the rows that the matrix units take. */
 template <typename S>
 static __device__ __forceinline__ void compute_tile(const n2sr_convolution &job, int left, int top,
-                                                    __half *tile, float *seen)
+                                                    __half *tile, __half *seen)
 {
-    const int width = S::SEEN_X + 2, pieces = 2 * steps_of(job.n_inputs);
-    const int pitch = pitch_of(job.n_inputs);
+    const int width = S::SEEN_X + 2, pitch = pitch_of(job.n_inputs);
+    const int lane = threadIdx.x % 32, tap = lane % 4 * 2, n_pixels = S::SEEN_X * S::SEEN_Y;
+    const size_t image = (size_t)blockIdx.z * job.h * job.w;
     for (int i = threadIdx.x; i < width * (S::SEEN_Y + 2); i += S::THREADS) {
         const int row = divided(i, width), y = top + row - 2, x = left + i - row * width - 2;
-        const bool is_inside = y >= 0 && y < job.h && x >= 0 && x < job.w;
-        const size_t place = ((size_t)blockIdx.z * job.h + y) * job.w + x;
-        seen[i] = is_inside ? __half2float(job.input[place]) : 0.0f;
+        const bool is_inside = (unsigned)y < (unsigned)job.h && (unsigned)x < (unsigned)job.w;
+        seen[i] = is_inside ? job.input[image + (size_t)y * job.w + x] : __float2half_rn(0.0f);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y * pieces; i += S::THREADS) {
-        const int pixel = divided(i, pieces), piece = i - pixel * pieces;
-        const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
-        const int y = top + row - 1, x = left + column - 1;
-        uint4 values = make_uint4(0, 0, 0, 0);
-        if (y >= 0 && y < job.h && x >= 0 && x < job.w && 8 * piece < job.n_inputs) {
-            float sums[8];
-            const float *bias = job.first_bias + 8 * piece;
+    const int offsets[2] = {tap / 3 * width + tap % 3, (tap + 1) / 3 * width + (tap + 1) % 3};
+    for (int group = threadIdx.x / 32; 16 * group < n_pixels; group += S::THREADS / 32) {
+        uint32_t a[4];
+        int pixels[2];
+        bool is_inside[2];
 #pragma unroll
-            for (int c = 0; c < 8; ++c)
-                sums[c] = bias[c];
-#pragma unroll
-            for (int tap = 0; tap < TAPS; ++tap) {
-                const float value = seen[(row + tap / 3) * width + column + tap % 3];
-                const float4 *weights =
-                    (const float4 *)(job.first + tap * job.n_inputs + 8 * piece);
-                const float4 low = __ldg(weights), high = __ldg(weights + 1);
-                sums[0] = fmaf(value, low.x, sums[0]);
-                sums[1] = fmaf(value, low.y, sums[1]);
-                sums[2] = fmaf(value, low.z, sums[2]);
-                sums[3] = fmaf(value, low.w, sums[3]);
-                sums[4] = fmaf(value, high.x, sums[4]);
-                sums[5] = fmaf(value, high.y, sums[5]);
-                sums[6] = fmaf(value, high.z, sums[6]);
-                sums[7] = fmaf(value, high.w, sums[7]);
-            }
-#pragma unroll
-            for (int c = 0; c < 8; ++c)
-                sums[c] = activated(sums[c], job.slope);
-            values = make_uint4(packed(sums[0], sums[1]), packed(sums[2], sums[3]),
-                                packed(sums[4], sums[5]), packed(sums[6], sums[7]));
+        for (int k = 0; k < 2; ++k) {
+            const int pixel = min(16 * group + lane / 4 + 8 * k, n_pixels - 1);
+            const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
+            const __half *corner = seen + row * width + column;
+            pixels[k] = pixel;
+            is_inside[k] = (unsigned)(top + row - 1) < (unsigned)job.h &&
+                           (unsigned)(left + column - 1) < (unsigned)job.w;
+            a[k] = paired(corner[offsets[0]], corner[offsets[1]]);
+            a[2 + k] = tap ? 0 : paired(corner[2 * width + 2], __float2half_rn(0.0f));
         }
-        *(uint4 *)(tile + pixel * pitch + 8 * piece) = values;
+        for (int tile_of = 0; tile_of < job.n_inputs / 8; ++tile_of) {
+            const int channel = 8 * tile_of + tap;
+            const float2 bias = __ldg((const float2 *)(job.first_bias + channel));
+            float sums[4] = {bias.x, bias.y, bias.x, bias.y};
+            multiply(sums, a, __ldg(job.first + 32 * tile_of + lane));
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+                *(uint32_t *)(tile + pixels[k] * pitch + channel) =
+                    is_inside[k] ? packed(activated(sums[2 * k], job.slope),
+                                          activated(sums[2 * k + 1], job.slope))
+                                 : 0;
+        }
+        if (job.n_inputs % 16)
+#pragma unroll
+            for (int k = 0; k < 2; ++k)
+                *(uint32_t *)(tile + pixels[k] * pitch + job.n_inputs + tap) = 0;
     }
 }
 
@@ -262,9 +299,11 @@ static __global__ void __launch_bounds__(S::THREADS) convolve(const n2sr_convolu
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int pitch = pitch_of(job.n_inputs), steps = steps_of(job.n_inputs);
     if (job.first)
-        compute_tile<S>(job, left, top, tile, (float *)(tile + S::SEEN_X * S::SEEN_Y * pitch));
+        compute_tile<S>(job, left, top, tile, tile + S::SEEN_X * S::SEEN_Y * pitch);
+    else if (job.coarse)
+        load_tile<S, true>(job, left, top, tile);
     else
-        load_tile<S>(job, left, top, tile);
+        load_tile<S, false>(job, left, top, tile);
     __syncthreads();
 
     const int first_x = warp % S::WX * 16, first_y = warp / S::WX * MT;
@@ -272,24 +311,22 @@ static __global__ void __launch_bounds__(S::THREADS) convolve(const n2sr_convolu
         tile + (first_y * S::SEEN_X + first_x + lane % 16) * pitch + lane / 16 * 8;
     const uint2 *weights = job.weights + lane;
     float sums[MT][NT][4] = {};
-    for (int tap_y = 0; tap_y < 3; ++tap_y)
+    for (int step = 0; step < steps; ++step)
 #pragma unroll
-        for (int tap_x = 0; tap_x < 3; ++tap_x)
-            for (int step = 0; step < steps; ++step) {
-                uint32_t a[MT][4];
+        for (int tap = 0; tap < TAPS; ++tap) {
+            uint32_t a[MT][4];
+#pragma unroll
+            for (int i = 0; i < MT; ++i)
+                load_matrices(a[i], rows + ((tap / 3 + i) * S::SEEN_X + tap % 3) * pitch + 16 * step);
+#pragma unroll
+            for (int t = 0; t < NT; ++t) {
+                const uint2 b = __ldg(weights);
+                weights += 32;
 #pragma unroll
                 for (int i = 0; i < MT; ++i)
-                    load_matrices(a[i],
-                                  rows + ((tap_y + i) * S::SEEN_X + tap_x) * pitch + 16 * step);
-#pragma unroll
-                for (int t = 0; t < NT; ++t) {
-                    const uint2 b = __ldg(weights);
-                    weights += 32;
-#pragma unroll
-                    for (int i = 0; i < MT; ++i)
-                        multiply(sums[i][t], a[i], b);
-                }
+                    multiply(sums[i][t], a[i], b);
             }
+        }
 
     const int x = left + first_x + lane / 4, channel = lane % 4 * 2 * NT;
     uint32_t above[2][NT];
@@ -359,7 +396,7 @@ template <typename S> static int launch(const n2sr_convolution &job, cudaStream_
 {
     size_t bytes = (size_t)S::SEEN_X * S::SEEN_Y * pitch_of(job.n_inputs) * sizeof(__half);
     if (job.first)
-        bytes += (size_t)(S::SEEN_X + 2) * (S::SEEN_Y + 2) * sizeof(float);
+        bytes += (size_t)(S::SEEN_X + 2) * (S::SEEN_Y + 2) * sizeof(__half);
     const int error = cudaFuncSetAttribute(
         convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (error)

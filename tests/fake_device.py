@@ -80,12 +80,14 @@ class FakeDevice:
         self.memory.pop(address)[:] = POISON
 
     def pinned(self, n_bytes):
+        self._refuse_while_recording("pinned")
         self.n_allocations += 1
         memory = np.full(n_bytes, 0xAA, np.uint8)
         self.pins[memory.ctypes.data] = memory
         return memory
 
     def unpin(self, memory):
+        self._refuse_while_recording("unpin")
         del self.pins[memory.ctypes.data]
         memory[:] = POISON
 
@@ -98,13 +100,12 @@ class FakeDevice:
                 return part.view(dtype).reshape(shape)
         raise AssertionError(f"{n_bytes} bytes at {address} are no device memory")
 
-    def _pinned(self, array):
-        start = array.ctypes.data
-        inside = [
-            pin <= start and start + array.nbytes <= pin + memory.nbytes
-            for pin, memory in list(self.pins.items())
-        ]
-        assert any(inside), "a copy from or to memory that is not pinned"
+    def _pinned(self, address, n_bytes):
+        """Pinned memory (n_bytes,) by its address; an error if it is not, or no more."""
+        for start, memory in list(self.pins.items()):
+            if start <= address and address + n_bytes <= start + memory.nbytes:
+                return memory[address - start : address - start + n_bytes]
+        raise AssertionError("a copy from or to memory that is not pinned")
 
     # streams and graphs
 
@@ -168,12 +169,16 @@ class FakeDevice:
     # work
 
     def upload(self, to, source, stream):
-        self._pinned(source)
-        self.enqueue(stream, lambda: np.copyto(self.at(to, source.shape, source.dtype), source))
+        self._copy(source, stream, lambda host: np.copyto(self.at(to, host.shape, np.uint8), host))
 
     def download(self, to, source, stream):
-        self._pinned(to)
-        self.enqueue(stream, lambda: np.copyto(to, self.at(source, to.shape, to.dtype)))
+        self._copy(to, stream, lambda host: np.copyto(host, self.at(source, host.shape, np.uint8)))
+
+    def _copy(self, array, stream, copy):
+        """By the array's address, as a GPU does: what is enqueued does not keep it alive."""
+        place = array.ctypes.data, array.nbytes
+        self._pinned(*place)
+        self.enqueue(stream, lambda: copy(self._pinned(*place)))
 
     def scratch_bytes(self):
         return 64
@@ -250,7 +255,7 @@ class FakeDevice:
         half, n, h, w = np.float16, job.n, job.h, job.w
         if job.first:
             pixels = self.at(job.input, (n, h, w), half).astype(np.float32)
-            taps = self.at(job.first, (9, job.n_inputs), np.float32)
+            taps = unpacked_first(self.at(job.first, (job.n_inputs // 8, 32, 4), half))
             bias = self.at(job.first_bias, (job.n_inputs,), np.float32)
             given = activated(of_taps(pixels[..., None], taps[:, None]) + bias, job.slope)
         else:
@@ -259,7 +264,7 @@ class FakeDevice:
             coarse = self.at(job.coarse, (n, h // 2, w // 2, job.n_inputs), half)
             given = given + coarse.repeat(2, axis=1).repeat(2, axis=2)
         steps, tiles = -(-job.n_inputs // 16), job.n_outputs // 8
-        laid = self.at(job.weights, (9, steps, tiles, 32, 4), half)
+        laid = self.at(job.weights, (steps, 9, tiles, 32, 4), half)
         bias = self.at(job.bias, (job.n_outputs,), np.float32)
         sums = of_taps(as_half(given), unpacked(laid)[:, : job.n_inputs]) + bias
         if job.pixels:
@@ -312,16 +317,25 @@ def thread_parts():
 
 
 def unpacked(laid):
-    """(9, steps, tiles, 32, 4) -> (9, inputs, outputs), by what a thread's sums are: columns
+    """(steps, 9, tiles, 32, 4) -> (9, inputs, outputs), by what a thread's sums are: columns
     2 * (lane % 4) and the next of each tile are its next two channels."""
-    _, n_steps, n_tiles, _, _ = laid.shape
+    n_steps, _, n_tiles, _, _ = laid.shape
     taps = np.zeros((9, 16 * n_steps, 8 * n_tiles), laid.dtype)
     for lane, i, row, column in thread_parts():
         for step in range(n_steps):
             for tile in range(n_tiles):
                 channel = column // 2 * 2 * n_tiles + 2 * tile + column % 2
-                taps[:, 16 * step + row, channel] = laid[:, step, tile, lane, i]
+                taps[:, 16 * step + row, channel] = laid[step, :, tile, lane, i]
     return taps
+
+
+def unpacked_first(laid):
+    """(tiles, 32, 4) -> (9, outputs): rows are taps, and zeros after them."""
+    taps = np.zeros((16, 8 * len(laid)), np.float32)
+    for lane, i, row, column in thread_parts():
+        taps[row, column::8] = laid[:, lane, i]
+    assert not taps[9:].any()
+    return taps[:9]
 
 
 def unpacked_narrow(laid, n_before):

@@ -82,22 +82,26 @@ def channel_of(tile: AnyArray, column: AnyArray, n_tiles: int) -> AnyArray:
 def packed(weights: FloatArray, bias: FloatArray) -> Packed:
     """A 3 x 3 convolution's; weights are (outputs, inputs, 3, 3).
 
-    They become (9, steps, tiles, 32, 4).
+    They become (steps, 9, tiles, 32, 4).
     """
     n_outputs, n_inputs = (_up_to(n, 8) for n in weights.shape[:2])
     n_tiles, n_steps = n_outputs // 8, _up_to(n_inputs, 16) // 16
     taps = _filled(weights, 8 * n_tiles, 16 * n_steps).reshape(8 * n_tiles, 16 * n_steps, 9)
-    output = channel_of(np.arange(n_tiles)[:, None], _COLUMN, n_tiles)[None, :, :, None]
-    given = (16 * np.arange(n_steps)[:, None, None] + _ROWS)[:, None]
-    laid = taps.transpose(2, 0, 1)[:, output, given]
+    output = channel_of(np.arange(n_tiles)[:, None], _COLUMN, n_tiles)[:, :, None]
+    given = (16 * np.arange(n_steps)[:, None, None] + _ROWS)[:, None, None]
+    laid = taps[output, given, np.arange(9)[:, None, None, None]]
     return Packed(laid.astype(np.float16), _filled(bias, n_outputs), n_inputs, n_outputs)
 
 
 def packed_first(weights: FloatArray, bias: FloatArray) -> Packed:
-    """The first layer's, which needs no matrix units: (9, C) float32; weights are (C, 1, 3, 3)."""
+    """The first layer's, whose nine taps are one step; (outputs, 1, 3, 3).
+
+    They become (tiles, 32, 4).
+    """
     n_outputs = _up_to(len(bias), 8)
-    taps = _filled(weights.reshape(len(bias), 9), n_outputs).T
-    return Packed(np.ascontiguousarray(taps), _filled(bias, n_outputs), 1, n_outputs)
+    taps = _filled(weights.reshape(len(bias), 9), n_outputs, 16)
+    output = 8 * np.arange(n_outputs // 8)[:, None, None] + _COLUMN[:, None]
+    return Packed(taps[output, _ROWS].astype(np.float16), _filled(bias, n_outputs), 1, n_outputs)
 
 
 def packed_narrow(weights: FloatArray, bias: FloatArray) -> Packed:
