@@ -39,8 +39,7 @@ class Denoised:
     """(H, W) float32, in counts: the raw spread, the standard deviation of the draws. It tells
     where they disagree; `n2sr_deploy.uncertainty.standard_error` makes a calibrated error of it."""
     timings: Mapping[str, float]
-    """Seconds spent in each stage: `STAGES`; or of a pipeline, ``enqueue``, ``gpu`` and, where the
-    result is the caller's, ``copy``."""
+    """Seconds spent in each stage: `STAGES`; or of a pipeline, ``enqueue`` and ``gpu``."""
 
 
 class _Stopwatch:

@@ -1,4 +1,4 @@
-"""Frames through a GPU: upload, standardise, draw, network, merge, download, one graph a frame.
+"""Frames through a GPU: upload, standardise, draw, network, merge in one graph, then download.
 
 A `Program` is a network with the memory and the recorded graphs for the frames it has seen; a
 `FramePipeline` gives it frames, several in flight, and changes programs between two of them.
@@ -10,12 +10,13 @@ import logging
 import time
 from collections import OrderedDict, deque
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
+from n2sr_deploy.cuda.copying import Copier
 from n2sr_deploy.cuda.device import PIXEL_TYPES
+from n2sr_deploy.cuda.pinned import PinnedPool
 from n2sr_deploy.denoiser import Denoised, check_frame
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError, SettingError
 from n2sr_deploy.frame import Frame, is_resolved
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceNetwork
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import AnyArray
+    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 _log = logging.getLogger("n2sr")
 _PLANS_KEPT = 2  # of each slot: frames of other shapes or types
@@ -39,15 +40,36 @@ _PLANS_KEPT = 2  # of each slot: frames of other shapes or types
 class _InFlight(NamedTuple):
     plan: Plan
     frame: Frame
+    mean: FloatArray
+    std: FloatArray
     began: float
     enqueued: float
+
+
+class _Host(NamedTuple):
+    """What all slots share."""
+
+    copier: Copier
+    results: PinnedPool
+
+    def room(self, shape: Shape) -> FloatArray:
+        """(H, W) float32, for a result."""
+        n_bytes = 4 * shape[0] * shape[1]
+        return self.results.take(n_bytes).view(np.float32).reshape(shape)
+
+    def close(self) -> None:
+        """Release what is not lent."""
+        self.copier.close()
+        self.results.close()
 
 
 class _Slot:
     """Room for one frame in flight: a stream, and plans for the kinds of frames it has seen."""
 
-    def __init__(self, model: ExportedModel, network: DeviceNetwork, device: Device) -> None:
-        self._model, self._network, self._device = model, network, device
+    def __init__(
+        self, model: ExportedModel, network: DeviceNetwork, device: Device, host: _Host
+    ) -> None:
+        self._model, self._network, self._device, self._host = model, network, device, host
         self._stream: int | None = None
         self._plans: OrderedDict[Kind, Plan] = OrderedDict()
         self._in_flight: _InFlight | None = None
@@ -71,13 +93,15 @@ class _Slot:
             plan = self._plans.get(kind) or self._planned(kind, frame, key, self._stream)
             self._plans.move_to_end(kind)
             if plan.has_run:
-                plan.fill(frame, key)
+                plan.fill(frame, key, self._host.copier)
                 plan.run()
             plan.has_run = True
+            mean, std = self._host.room(kind.shape), self._host.room(kind.shape)
+            plan.download(mean, std)
+            self._in_flight = _InFlight(plan, frame, mean, std, began, time.perf_counter())
         except BaseException:  # Ctrl-C too: what was half done must not be used again
             self.close()
             raise
-        self._in_flight = _InFlight(plan, frame, began, time.perf_counter())
 
     def _planned(self, kind: Kind, frame: Frame, key: tuple[int, int], stream: int) -> Plan:
         """With as much at once as the memory allows; the frame's work has been done, unrecorded.
@@ -92,7 +116,7 @@ class _Slot:
                 try:
                     plan = Plan(self._model, self._network, self._device, kind, layout, stream)
                     opened.callback(plan.close)
-                    plan.fill(frame, key)
+                    plan.fill(frame, key, self._host.copier)
                     plan.enqueue()
                     self._device.wait(stream)
                 except OutOfDeviceMemoryError as error:
@@ -118,22 +142,23 @@ class _Slot:
         """Wait for the frame in flight."""
         if self._in_flight is None or self._stream is None:
             raise SettingError("no frame is in flight; submit one first")
-        plan, frame, began, enqueued = self._in_flight
+        plan, frame, mean, std, began, enqueued = self._in_flight
         self._in_flight = None
         try:
             self._device.wait(self._stream)
         except BaseException:
             self.close()
             raise
-        mean, std, _ = plan.statistics
-        if not is_resolved(mean, std):
+        if not is_resolved(plan.statistics[0], plan.statistics[1]):
             frame.mean_and_std()  # tells what is wrong with the frame
+        mean, std = self._host.results.kept(mean), self._host.results.kept(std)
         timings = {"enqueue": enqueued - began, "gpu": time.perf_counter() - enqueued}
-        return Denoised(mean=plan.mean, std=plan.std, timings=timings)
+        return Denoised(mean=mean, std=std, timings=timings)
 
     def close(self) -> None:
         """Release all there is. The slot begins anew with the next frame."""
-        stream, self._stream, self._in_flight = self._stream, None, None
+        stream, self._stream = self._stream, None
+        lent, self._in_flight = self._in_flight, None
         plans = list(self._plans.values())
         self._plans.clear()
         if stream is not None:
@@ -141,6 +166,7 @@ class _Slot:
             for plan in plans:
                 _quietly(plan.close)
             _quietly(self._device.end_stream, stream)
+        del lent  # not before the GPU writes no more: the memory of its result is used again
 
 
 def _quietly(release: Callable[..., object], *arguments: object) -> None:
@@ -148,7 +174,7 @@ def _quietly(release: Callable[..., object], *arguments: object) -> None:
     try:
         release(*arguments)
     except DeviceError as error:
-        _log.debug("while releasing: %s", error)
+        _log.debug("while releasing: %s", str(error))
 
 
 class Program:
@@ -176,7 +202,10 @@ class Program:
             raise SettingError(f"n_in_flight is {n_in_flight}, but must be at least 1")
         self.model = model
         self.network = network
-        self._slots = [_Slot(model, network, device) for _ in range(n_in_flight)]
+        # Unused at a time: of as many frames as are in flight, of one that the caller looks at,
+        # and of the one before.
+        self._host = _Host(Copier(), PinnedPool(device, n_kept=2 * (n_in_flight + 2)))
+        self._slots = [_Slot(model, network, device, self._host) for _ in range(n_in_flight)]
         self._busy: deque[_Slot] = deque()
 
     @property
@@ -223,15 +252,20 @@ class Program:
         return self._busy.popleft().finish()
 
     def close(self) -> None:
-        """Release the GPU's memory and the network."""
+        """Release the GPU's memory and the network; results that were handed out stay."""
         self._busy.clear()
         for slot in self._slots:
             slot.close()
+        self._host.close()
         self.network.close()
 
 
 class FramePipeline:
     """Denoises frames on a GPU, several in flight. Not to be shared between threads.
+
+    Results lie where the GPU put them, in pinned memory. They are the caller's: the memory is used
+    again when no array looks into it any more. Drop them when done, or copy what is to be kept for
+    long; once 2 GiB are kept, further results come in ordinary memory, which takes longer.
 
     Parameters
     ----------
@@ -242,7 +276,6 @@ class FramePipeline:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._waiting: deque[Program] = deque()
-        self._retired: list[Program] = []
 
     def __enter__(self) -> Self:
         return self
@@ -296,7 +329,6 @@ class FramePipeline:
             When the GPU fails: what was in flight in the same slot is lost, and the next frame
             begins anew.
         """
-        self._close_retired()
         if not isinstance(frame, Frame):
             frame = Frame(pixels=frame)
         model = self._program.model
@@ -313,8 +345,8 @@ class FramePipeline:
 
         Returns
         -------
-        Its mean and standard deviation, in memory of the pipeline's: be done with them before its
-        next method is called, or copy them.
+        Its mean and standard deviation. The arrays are the caller's, valid for as long as it keeps
+        them, even when the pipeline is closed.
 
         Raises
         ------
@@ -327,17 +359,12 @@ class FramePipeline:
         """
         if not self._waiting:
             raise SettingError("no frame is in flight; submit one first")
-        self._close_retired()
         program = self._waiting.popleft()
         try:
             return program.finish()
         finally:
             if program is not self._program and program not in self._waiting:
-                self._retired.append(program)  # the result still lies in its memory
-
-    def _close_retired(self) -> None:
-        while self._retired:
-            self._retired.pop().close()
+                program.close()
 
     def denoise(
         self,
@@ -347,7 +374,7 @@ class FramePipeline:
         seed: int = 0,
         frame_index: int | None = None,
     ) -> Denoised:
-        """Denoise one frame, as `n2sr_deploy.Denoiser.denoise` does; its arrays are the caller's.
+        """Denoise one frame, as `n2sr_deploy.Denoiser.denoise` does.
 
         Raises
         ------
@@ -357,11 +384,7 @@ class FramePipeline:
         if self._waiting:
             raise SettingError("frames are in flight; collect them first")
         self.submit(frame, n_samples, seed=seed, frame_index=frame_index)
-        done = self.collect()
-        began = time.perf_counter()
-        mean, std = done.mean.copy(), done.std.copy()
-        timings = {**done.timings, "copy": time.perf_counter() - began}
-        return replace(done, mean=mean, std=std, timings=timings)
+        return self.collect()
 
     def swap(self, program: Program) -> None:
         """Let another program denoise the frames from now on.
@@ -369,14 +392,12 @@ class FramePipeline:
         Frames in flight are not disturbed; the program before is closed when the last of its
         frames was collected. To delay no frame, `Program.prepare` it in another thread before.
         """
-        self._close_retired()
         before, self._program = self._program, program
         if before not in self._waiting:
             before.close()
 
     def close(self) -> None:
         """Release everything; frames in flight are lost."""
-        self._close_retired()
         for program in {id(p): p for p in (*self._waiting, self._program)}.values():
             program.close()
         self._waiting.clear()

@@ -15,11 +15,12 @@ from n2sr_deploy.layout import batches, tiles
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork
+    from n2sr_deploy.cuda.copying import Copier
     from n2sr_deploy.cuda.device import Device, Part
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.layout import Layout
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import Shape, Window
+    from n2sr_deploy.sampling import FloatArray, Shape, Window
 
 _log = logging.getLogger("n2sr")
 _KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
@@ -83,15 +84,12 @@ class Plan:
             self._at[name] = self.device.allocate(n_bytes)
             opened.callback(self.device.free, self._at[name])
         self._host = {}
-        for name in ("pixels", "key", "statistics", "mean", "std"):
+        for name in ("pixels", "key", "statistics"):
             self._host[name] = self.device.pinned(sizes[name])
             opened.callback(self.device.unpin, self._host[name])
         self._pixels = self._host["pixels"].view(kind.dtype).reshape(kind.shape)
         self._key = self._host["key"].view(np.uint64)
         self.statistics = self._host["statistics"].view(np.float64)
-        self.mean, self.std = (
-            self._host[name].view(np.float32).reshape(kind.shape) for name in ("mean", "std")
-        )
 
     def _context(self, opened: ExitStack, count: int, is_transposed: bool) -> DeviceContext:
         height, width = self._cells[::-1] if is_transposed else self._cells
@@ -109,13 +107,16 @@ class Plan:
         if graph is not None:
             self.device.end_graph(graph)
 
-    def fill(self, frame: Frame, key: tuple[int, int]) -> None:
+    def fill(self, frame: Frame, key: tuple[int, int], copier: Copier) -> None:
         """Copy a frame and the key of its draws into pinned memory."""
-        np.copyto(self._pixels, frame.pixels, casting="unsafe")
+        copier.copy(self._pixels, frame.pixels)
         self._key[:] = key
 
     def run(self) -> None:
-        """Do the work of a frame, recorded the first time, if the network lets it be recorded."""
+        """Do the work of a frame, recorded the first time, if the network lets it be recorded.
+
+        It leaves the result on the device, since what is recorded always copies to one address.
+        """
         if self._graph is None and self._is_capturable:
             self._record()
         if self._graph is not None:
@@ -134,10 +135,12 @@ class Plan:
         except DeviceError as error:
             self._is_capturable = False
             self._forget_graph()
-            _log.warning("no CUDA graph can be recorded, frames take longer without: %s", error)
+            # Its words only: who kept the error would keep its callers' frames, and their results.
+            told = str(error)
+            _log.warning("no CUDA graph can be recorded, frames take longer without: %s", told)
 
     def enqueue(self) -> None:
-        """All the work of a frame whose pixels and key are in pinned memory."""
+        """All the work of a frame whose pixels and key are in pinned memory, but `download`."""
         device, at, stream = self.device, self._at, self._stream
         pixels = Pixels(at["pixels"], self.kind.dtype, self.kind.shape)
         device.upload(at["key"], self._host["key"], stream)
@@ -148,8 +151,12 @@ class Plan:
         device.shift_mean(
             at["mean"], pixels.size, at["scratch"], at["statistics"], at["of_result"], stream
         )
-        for name in ("statistics", "mean", "std"):
-            device.download(self._host[name], at[name], stream)
+        device.download(self._host["statistics"], at["statistics"], stream)
+
+    def download(self, mean: FloatArray, std: FloatArray) -> None:
+        """Copy the result to pinned memory (H, W), which must outlive the copying."""
+        self.device.download(mean, self._at["mean"], self._stream)
+        self.device.download(std, self._at["std"], self._stream)
 
     def _enqueue_tile(self, pixels: Pixels, window: Window, part: Part) -> None:
         device, at, stream = self.device, self._at, self._stream

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy.cuda import pinned
 from n2sr_deploy.errors import (
     DeviceError,
     FrameError,
@@ -117,19 +119,128 @@ def test_a_network_that_cannot_be_recorded_is_run_each_time(device, model, noisy
 
 
 def test_frames_in_flight_come_back_in_order(pipeline, model, noisy):
-    frames = [Frame(pixels=noisy.pixels + 10 * n) for n in range(7)]
+    frames = [Frame(pixels=noisy.pixels * (n + 1)) for n in range(7)]
     found = []
     pipeline.submit(frames[0], frame_index=0)
     for index in range(1, 7):
         pipeline.submit(frames[index], frame_index=index)
         assert pipeline.n_in_flight == 2
-        done = pipeline.collect()
-        found.append((done.mean.copy(), done.std.copy()))
+        found.append(pipeline.collect())
     found.append(pipeline.collect())
     assert pipeline.n_in_flight == 0
     for index, result in enumerate(found):
-        mean = result[0] if isinstance(result, tuple) else result.mean
-        assert mean.mean(dtype=np.float64) == pytest.approx(frames[index].pixels.mean(), rel=1e-5)
+        mean = result.mean.mean(dtype=np.float64)
+        assert mean == pytest.approx(frames[index].pixels.mean(), rel=1e-5)
+        assert_as_on_the_cpu(result, model, frames[index], frame_index=index)
+
+
+def test_results_are_the_callers_whatever_comes_after(device, model, noisy):
+    """Later frames, another program, the end of the pipeline."""
+    frames = [Frame(pixels=noisy.pixels * (n + 1)) for n in range(8)]
+    with pipeline_on(device, model) as pipeline:
+        found = [pipeline.denoise(frame) for frame in frames[:4]]
+        for frame in frames[4:6]:
+            pipeline.submit(frame)
+        pipeline.swap(Program(model, FakeNetwork(model, device), device))
+        found += [pipeline.collect(), pipeline.collect()]
+        found += [pipeline.denoise(frame) for frame in frames[6:]]
+    assert len(device.pins) == 2 * len(frames)
+    for frame, result in zip(frames, found, strict=True):
+        assert_as_on_the_cpu(result, model, frame)
+    kept = found[3].std[10:20, ::2].T  # of which nothing else is left
+    wanted = kept.copy()
+    del found, result
+    assert len(device.pins) == 1
+    assert np.array_equal(kept, wanted)
+    del kept
+    assert not device.pins
+
+
+def test_a_result_is_not_overwritten_while_anything_looks_into_it(pipeline, device, noisy):
+    for index in range(4):
+        pipeline.denoise(noisy, frame_index=index)
+    n_pins = len(device.pins)
+    row = pipeline.denoise(noisy, frame_index=9).mean[7].reshape(16, 8)
+    wanted = row.copy()
+    for index in range(6):
+        found = pipeline.denoise(noisy, frame_index=index)
+        assert not np.shares_memory(found.mean, row)
+        assert not np.shares_memory(found.std, row)
+    assert np.array_equal(row, wanted)
+    place = row.ctypes.data
+    del found, row
+    later = [pipeline.denoise(noisy, frame_index=index) for index in range(3)]
+    assert any(
+        array.ctypes.data <= place < array.ctypes.data + array.nbytes
+        for result in later
+        for array in (result.mean, result.std)
+    ), "its memory is used again"
+    assert len(device.pins) <= n_pins + 2 * 2, "three results are kept, where one was in use"
+
+
+@pytest.mark.parametrize("n_kept", [0, 1, 3])
+def test_a_caller_that_keeps_the_last_results_makes_nothing_grow(pipeline, device, noisy, n_kept):
+    kept = deque(maxlen=n_kept)
+    pipeline.submit(noisy)
+    for index in range(30):
+        if index == 10:
+            counts = device.n_allocations, len(device.pins)
+        pipeline.submit(noisy, frame_index=index)
+        kept.append(pipeline.collect())
+    assert (device.n_allocations, len(device.pins)) == counts
+    pipeline.collect()
+
+
+def test_what_many_results_lay_in_is_released_with_the_next_frame(pipeline, device, noisy):
+    for index in range(4):
+        pipeline.denoise(noisy, frame_index=index)
+    n_pins = len(device.pins)
+    found = [pipeline.denoise(noisy, frame_index=index) for index in range(20)]
+    assert len(device.pins) >= 2 * len(found)
+    del found
+    pipeline.denoise(noisy)
+    assert len(device.pins) <= n_pins + 2 * (2 + 2)
+
+
+def test_of_a_caller_that_keeps_all_results_no_more_memory_is_pinned(
+    pipeline, device, model, noisy, monkeypatch
+):
+    monkeypatch.setattr(pinned, "_MOST_LENT", 10 * 4 * noisy.pixels.size)
+    found = [pipeline.denoise(noisy, frame_index=index) for index in range(12)]
+    assert len(device.pins) <= 2 * 3 + 10 + 2
+    for index, result in enumerate(found):
+        assert_as_on_the_cpu(result, model, noisy, frame_index=index)
+
+
+def test_memory_that_the_gpu_still_writes_to_is_not_given_back(model, noisy):
+    """Where a frame's second download fails, the first is under way."""
+    lent = []
+
+    class Failing(FakeDevice):
+        n_to_go = 0  # downloads of a result, until one fails
+
+        def download(self, to, source, stream):
+            self.n_to_go -= to.shape == noisy.shape
+            if self.n_to_go == 0 and to.shape == noisy.shape:
+                raise DeviceError("the GPU failed (an invalid argument)")
+            super().download(to, source, stream)
+
+        def wait(self, stream):
+            lent.append(pool.n_lent)
+            super().wait(stream)
+
+    device = Failing()
+    with pipeline_on(device, model) as pipeline:
+        pool = pipeline._program._host.results
+        for index in range(4):
+            pipeline.denoise(noisy, frame_index=index)
+        lent.clear()
+        device.n_to_go = 2
+        with pytest.raises(DeviceError):
+            pipeline.denoise(noisy)
+        assert lent == [2], "while the slot waited for what was enqueued"
+        assert pool.n_lent == 0
+        assert_as_on_the_cpu(pipeline.denoise(noisy), model, noisy)
 
 
 def test_more_frames_in_flight_than_fit_are_refused(pipeline, noisy):
@@ -153,7 +264,8 @@ def test_frames_of_other_shapes_and_types_midway(pipeline, device, model):
         shape, dtype = kinds[n * 5 % 4]
         frame = random_pixels(shape, dtype, seed=n)
         assert_as_on_the_cpu(pipeline.denoise(frame), model, frame)
-    assert len(device.pins) <= 2 * 2 * 5, "no more than two kinds of frames a slot are kept"
+    of_kinds = 2 * 2 * 3  # no more than two kinds of frames a slot are kept
+    assert len(device.pins) <= of_kinds + 2 * (2 + 2), "and no more results than may be"
 
 
 @pytest.mark.parametrize(("share", "tiled"), [(0.9, False), (0.5, False), (0.2, True)])
@@ -329,10 +441,10 @@ def test_a_model_is_swapped_between_two_frames(device, model, noisy):
         pipeline.swap(Program(other, FakeNetwork(other, device), device))
         assert not before.closed
         pipeline.submit(noisy, frame_index=1)
-        assert_as_on_the_cpu(pipeline.collect(), model, noisy, frame_index=0)
-        assert not before.closed, "the result lies in its memory"
+        found = pipeline.collect()
+        assert before.closed, "though the result lies in memory that it pinned"
         assert_as_on_the_cpu(pipeline.collect(), other, noisy, frame_index=1)
-        assert before.closed
+        assert_as_on_the_cpu(found, model, noisy, frame_index=0)
         assert pipeline.model is other
         after = pipeline._program.network
         pipeline.swap(Program(model, FakeNetwork(model, device), device))
@@ -384,7 +496,11 @@ def test_settings_out_of_range_are_refused(pipeline, device, model, noisy):
         pipeline_on(device, model, n_in_flight=0)
 
 
-def test_closing_with_frames_in_flight(device, model, noisy):
-    pipeline = pipeline_on(device, model)
+def test_closing_with_frames_in_flight(device, model, noisy, monkeypatch):
+    pipeline, lent, wait = pipeline_on(device, model), [], device.wait
+    pool = pipeline._program._host.results
     pipeline.submit(noisy)
+    pipeline.submit(noisy)
+    monkeypatch.setattr(device, "wait", lambda stream: (lent.append(pool.n_lent), wait(stream)))
     pipeline.close()
+    assert lent == [4, 2], "memory is not given back while the GPU may write to it"
