@@ -42,10 +42,12 @@ typedef struct {
 } n2sr_convolution;
 
 /* Rows of 16 pixels are what the matrix units take. A block has WX x WY warps, a warp MT rows. */
-template <int NT, int MT_, int WX_, int WY_> struct shape {
-    static const int N_TILES = NT, MT = MT_, WX = WX_, WY = WY_;
+template <int NT, int MT_, int WX, int WY, bool STAGES_, int BLOCKS_> struct shape {
+    static const int N_TILES = NT, MT = MT_, WARPS_X = WX;
     static const int WIDTH = 16 * WX, HEIGHT = MT * WY, THREADS = 32 * WX * WY;
     static const int SEEN_X = WIDTH + 2, SEEN_Y = HEIGHT + 2;
+    static const bool STAGES = STAGES_; /* whether weights are brought to shared memory first */
+    static const int BLOCKS = BLOCKS_;  /* that a multiprocessor should hold */
 };
 
 /* A pixel in shared memory: its channels, filled up to whole steps of 16, and 8 more, so that the
@@ -81,15 +83,17 @@ static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
-static __device__ __forceinline__ float activated(float value, float slope)
-{
-    return fmaxf(value, value * slope);
-}
-
 static __device__ __forceinline__ uint32_t packed(float low, float high)
 {
     const __half2 pair = __floats2half2_rn(low, high);
     return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint32_t activated(uint32_t values, __half2 slope)
+{
+    const __half2 pair = *(const __half2 *)&values;
+    const __half2 result = __hmax2(pair, __hmul2(pair, slope));
+    return *(const uint32_t *)&result;
 }
 
 static __device__ __forceinline__ uint32_t paired(__half low, __half high)
@@ -144,7 +148,7 @@ static __device__ __forceinline__ void load_tile(const n2sr_convolution &job, in
     const __half *coarse = NULL;
     if (ADDS)
         coarse = job.coarse + (size_t)blockIdx.z * (job.h / 2) * half_w * job.n_inputs;
-#pragma unroll 4
+#pragma unroll 5
     for (int i = threadIdx.x; i < row_pieces * S::SEEN_Y; i += S::THREADS) {
         const int row = divided(i, row_pieces), place = i - row * row_pieces;
         const int column = divided(place, pieces), piece = place - column * pieces;
@@ -155,63 +159,63 @@ static __device__ __forceinline__ void load_tile(const n2sr_convolution &job, in
         if (!ADDS) {
             copy_piece(to, from, is_inside);
         } else {
-            uint4 values = make_uint4(0, 0, 0, 0);
-            if (is_inside) {
-                const int at = (y / 2 * half_w + x / 2) * job.n_inputs + 8 * piece;
-                values = sum_of(*(const uint4 *)from, __ldg((const uint4 *)(coarse + at)));
-            }
-            *(uint4 *)to = values;
+            const int at = is_inside ? (y / 2 * half_w + x / 2) * job.n_inputs + 8 * piece : 0;
+            const uint4 values =
+                sum_of(__ldg((const uint4 *)from), __ldg((const uint4 *)(coarse + at)));
+            *(uint4 *)to = is_inside ? values : make_uint4(0, 0, 0, 0);
         }
     }
     if (job.n_inputs % 16) /* a step that is half full: what was there before may be no number */
         for (int i = threadIdx.x; i < S::SEEN_X * S::SEEN_Y; i += S::THREADS)
             *(uint4 *)(tile + i * pitch + job.n_inputs) = make_uint4(0, 0, 0, 0);
-    if (!ADDS)
-        wait_for_pieces();
 }
 
 /* The first layer's output, of the one channel there is; `seen` has room for its input. The nine
- * taps of 16 pixels are the rows that the matrix units take. */
+ * taps of 16 pixels are the rows that the matrix units take. Both lie in rows of SEEN_X + 2, so that
+ * a pixel's taps are found without a division; the last two of each row are nobody's. */
 template <typename S>
 static __device__ __forceinline__ void compute_tile(const n2sr_convolution &job, int left, int top,
                                                     __half *tile, __half *seen)
 {
-    const int width = S::SEEN_X + 2, pitch = pitch_of(job.n_inputs);
-    const int lane = threadIdx.x % 32, tap = lane % 4 * 2, n_pixels = S::SEEN_X * S::SEEN_Y;
+    const int width = S::SEEN_X + 2, pitch = pitch_of(job.n_inputs), n_pixels = width * S::SEEN_Y;
+    const int lane = threadIdx.x % 32, tap = lane % 4 * 2;
     const size_t image = (size_t)blockIdx.z * job.h * job.w;
-    for (int i = threadIdx.x; i < width * (S::SEEN_Y + 2); i += S::THREADS) {
+    for (int i = threadIdx.x; i < width * (S::SEEN_Y + 2) + 2; i += S::THREADS) {
         const int row = divided(i, width), y = top + row - 2, x = left + i - row * width - 2;
         const bool is_inside = (unsigned)y < (unsigned)job.h && (unsigned)x < (unsigned)job.w;
         seen[i] = is_inside ? job.input[image + (size_t)y * job.w + x] : __float2half_rn(0.0f);
     }
     __syncthreads();
+    const bool is_whole = left > 0 && top > 0 && left + S::WIDTH < job.w && top + S::HEIGHT < job.h;
+    const __half2 slope = __float2half2_rn(job.slope);
     const int offsets[2] = {tap / 3 * width + tap % 3, (tap + 1) / 3 * width + (tap + 1) % 3};
     for (int group = threadIdx.x / 32; 16 * group < n_pixels; group += S::THREADS / 32) {
         uint32_t a[4];
         int pixels[2];
-        bool is_inside[2];
+        bool is_inside[2] = {true, true};
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
             const int pixel = min(16 * group + lane / 4 + 8 * k, n_pixels - 1);
-            const int row = divided(pixel, S::SEEN_X), column = pixel - row * S::SEEN_X;
-            const __half *corner = seen + row * width + column;
+            const __half *corner = seen + pixel;
             pixels[k] = pixel;
-            is_inside[k] = (unsigned)(top + row - 1) < (unsigned)job.h &&
-                           (unsigned)(left + column - 1) < (unsigned)job.w;
             a[k] = paired(corner[offsets[0]], corner[offsets[1]]);
             a[2 + k] = tap ? 0 : paired(corner[2 * width + 2], __float2half_rn(0.0f));
+            if (!is_whole) {
+                const int row = divided(pixel, width), column = pixel - row * width;
+                is_inside[k] = (unsigned)(top + row - 1) < (unsigned)job.h &&
+                               (unsigned)(left + column - 1) < (unsigned)job.w;
+            }
         }
-        for (int tile_of = 0; tile_of < job.n_inputs / 8; ++tile_of) {
-            const int channel = 8 * tile_of + tap;
+        for (int part = 0; part < job.n_inputs / 8; ++part) {
+            const int channel = 8 * part + tap;
             const float2 bias = __ldg((const float2 *)(job.first_bias + channel));
             float sums[4] = {bias.x, bias.y, bias.x, bias.y};
-            multiply(sums, a, __ldg(job.first + 32 * tile_of + lane));
+            multiply(sums, a, __ldg(job.first + 32 * part + lane));
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
-                *(uint32_t *)(tile + pixels[k] * pitch + channel) =
-                    is_inside[k] ? packed(activated(sums[2 * k], job.slope),
-                                          activated(sums[2 * k + 1], job.slope))
-                                 : 0;
+            for (int k = 0; k < 2; ++k) {
+                const uint32_t values = activated(packed(sums[2 * k], sums[2 * k + 1]), slope);
+                *(uint32_t *)(tile + pixels[k] * pitch + channel) = is_inside[k] ? values : 0;
+            }
         }
         if (job.n_inputs % 16)
 #pragma unroll
@@ -274,85 +278,127 @@ static __device__ __forceinline__ void shuffle_pixel(const n2sr_convolution &job
                                                      int x, const float (&values)[2 * NT])
 {
     const size_t width = (size_t)job.w * job.stride_x;
-    const size_t image = (size_t)blockIdx.z * job.h * job.stride_y * width;
+    __half *corner = job.pixels + ((size_t)blockIdx.z * job.h + y) * job.stride_y * width +
+                     (size_t)x * job.stride_x;
 #pragma unroll
-    for (int c = 0; c < 2 * NT; ++c) {
+    for (int c = 0; c < 2 * NT; c += 2) {
         const int channel = lane % 4 * 2 * NT + c;
-        if (channel >= job.stride_y * job.stride_x)
+        if (job.stride_x == 2 && !job.adds) { /* two that lie side by side */
+            if (channel < 2 * job.stride_y)
+                *(uint32_t *)(corner + channel / 2 * width) =
+                    packed(values[c] * job.share, values[c + 1] * job.share);
             continue;
-        const int down = channel / job.stride_x;
-        __half *to = job.pixels + image + ((size_t)y * job.stride_y + down) * width +
-                     (size_t)x * job.stride_x + channel - down * job.stride_x;
-        const float before = job.adds ? __half2float(*to) : 0.0f;
-        *to = __float2half_rn(fmaf(values[c], job.share, before));
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            if (channel + k >= job.stride_y * job.stride_x)
+                continue;
+            const int down = (channel + k) / job.stride_x;
+            __half *to = corner + down * width + channel + k - down * job.stride_x;
+            const float before = job.adds ? __half2float(*to) : 0.0f;
+            *to = __float2half_rn(fmaf(values[c + k], job.share, before));
+        }
     }
+}
+
+/* Ask for the weights to be brought to shared memory. */
+template <typename S>
+static __device__ __forceinline__ void stage_weights(const n2sr_convolution &job, int steps,
+                                                     uint2 *staged)
+{
+    for (int i = threadIdx.x; i < steps * TAPS * S::N_TILES * 16; i += S::THREADS)
+        copy_piece((__half *)(staged + 2 * i), (const __half *)(job.weights + 2 * i), true);
 }
 
 /* ---- the convolution ------------------------------------------------------------------- */
 
 template <typename S>
-static __global__ void __launch_bounds__(S::THREADS) convolve(const n2sr_convolution job)
+static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) convolve(const n2sr_convolution job)
 {
-    extern __shared__ __align__(16) __half tile[];
+    extern __shared__ __align__(16) __half shared[];
     const int NT = S::N_TILES, MT = S::MT;
     const int left = blockIdx.x * S::WIDTH, top = blockIdx.y * S::HEIGHT;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int pitch = pitch_of(job.n_inputs), steps = steps_of(job.n_inputs);
+    const int width = job.first ? S::SEEN_X + 2 : S::SEEN_X;
+    uint2 *staged = (uint2 *)shared;
+    __half *tile = shared + (S::STAGES ? 4 * 32 * steps * TAPS * NT : 0);
+    if (S::STAGES)
+        stage_weights<S>(job, steps, staged);
     if (job.first)
-        compute_tile<S>(job, left, top, tile, tile + S::SEEN_X * S::SEEN_Y * pitch);
+        compute_tile<S>(job, left, top, tile, tile + width * S::SEEN_Y * pitch);
     else if (job.coarse)
         load_tile<S, true>(job, left, top, tile);
     else
         load_tile<S, false>(job, left, top, tile);
+    wait_for_pieces();
     __syncthreads();
 
-    const int first_x = warp % S::WX * 16, first_y = warp / S::WX * MT;
-    const __half *rows =
-        tile + (first_y * S::SEEN_X + first_x + lane % 16) * pitch + lane / 16 * 8;
-    const uint2 *weights = job.weights + lane;
-    float sums[MT][NT][4] = {};
+    const int first_x = warp % S::WARPS_X * 16, first_y = warp / S::WARPS_X * MT;
+    const int channel = lane % 4 * 2 * NT;
+    const __half *rows = tile + (first_y * width + first_x + lane % 16) * pitch + lane / 16 * 8;
+    const uint2 *weights = (S::STAGES ? staged : job.weights) + lane;
+    float sums[MT][NT][4];
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+        const float2 bias = __ldg((const float2 *)(job.bias + channel + 2 * t));
+#pragma unroll
+        for (int i = 0; i < MT; ++i) {
+            sums[i][t][0] = sums[i][t][2] = bias.x;
+            sums[i][t][1] = sums[i][t][3] = bias.y;
+        }
+    }
     for (int step = 0; step < steps; ++step)
 #pragma unroll
-        for (int tap = 0; tap < TAPS; ++tap) {
-            uint32_t a[MT][4];
+        for (int tap_x = 0; tap_x < 3; ++tap_x) {
+            uint2 b[3][NT];
 #pragma unroll
-            for (int i = 0; i < MT; ++i)
-                load_matrices(a[i], rows + ((tap / 3 + i) * S::SEEN_X + tap % 3) * pitch + 16 * step);
+            for (int tap_y = 0; tap_y < 3; ++tap_y)
 #pragma unroll
-            for (int t = 0; t < NT; ++t) {
-                const uint2 b = __ldg(weights);
-                weights += 32;
+                for (int t = 0; t < NT; ++t) {
+                    const uint2 *at = weights + ((step * 3 + tap_x) * 3 + tap_y) * NT * 32 + t * 32;
+                    b[tap_y][t] = S::STAGES ? *at : __ldg(at);
+                }
 #pragma unroll
-                for (int i = 0; i < MT; ++i)
-                    multiply(sums[i][t], a[i], b);
+            for (int row = 0; row < MT + 2; ++row) { /* read once for the outputs it is part of */
+                uint32_t a[4];
+                load_matrices(a, rows + (row * width + tap_x) * pitch + 16 * step);
+#pragma unroll
+                for (int tap_y = 0; tap_y < 3; ++tap_y)
+                    if (row - tap_y >= 0 && row - tap_y < MT)
+#pragma unroll
+                        for (int t = 0; t < NT; ++t)
+                            multiply(sums[(row - tap_y + MT) % MT][t], a, b[tap_y][t]);
             }
         }
 
-    const int x = left + first_x + lane / 4, channel = lane % 4 * 2 * NT;
+    const int x = left + first_x + lane / 4;
+    const __half2 slope = __float2half2_rn(job.slope);
     uint32_t above[2][NT];
 #pragma unroll
     for (int i = 0; i < MT; ++i) {
         const int y = top + first_y + i;
-        float values[2][2 * NT];
-        uint32_t pairs[2][NT];
-#pragma unroll
-        for (int t = 0; t < NT; ++t) {
-            const float2 bias = __ldg((const float2 *)(job.bias + channel + 2 * t));
-#pragma unroll
-            for (int k = 0; k < 2; ++k) {
-                values[k][2 * t] = sums[i][t][2 * k] + bias.x;
-                values[k][2 * t + 1] = sums[i][t][2 * k + 1] + bias.y;
-                pairs[k][t] = packed(activated(values[k][2 * t], job.slope),
-                                     activated(values[k][2 * t + 1], job.slope));
-            }
-        }
         const size_t row = ((size_t)blockIdx.z * job.h + y) * job.w;
         if (job.pixels) {
 #pragma unroll
-            for (int k = 0; k < 2; ++k)
+            for (int k = 0; k < 2; ++k) {
+                float values[2 * NT];
+#pragma unroll
+                for (int c = 0; c < 2 * NT; ++c)
+                    values[c] = sums[i][c / 2][2 * k + c % 2];
                 if (y < job.h && x + 8 * k < job.w)
-                    shuffle_pixel<NT>(job, lane, y, x + 8 * k, values[k]);
-        } else if (job.narrow) {
+                    shuffle_pixel<NT>(job, lane, y, x + 8 * k, values);
+            }
+            continue;
+        }
+        uint32_t pairs[2][NT];
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+#pragma unroll
+            for (int t = 0; t < NT; ++t)
+                pairs[k][t] =
+                    activated(packed(sums[i][t][2 * k], sums[i][t][2 * k + 1]), slope);
+        if (job.narrow) {
             if (y < job.h) /* the same for all threads of a warp */
                 narrow_row<NT>(job, lane, row, x, pairs);
         } else {
@@ -394,11 +440,15 @@ template <typename S> static __global__ void convolve(const n2sr_convolution) {}
 
 template <typename S> static int launch(const n2sr_convolution &job, cudaStream_t stream)
 {
-    size_t bytes = (size_t)S::SEEN_X * S::SEEN_Y * pitch_of(job.n_inputs) * sizeof(__half);
+    const int steps = steps_of(job.n_inputs), width = S::SEEN_X + (job.first ? 2 : 0);
+    size_t numbers = (size_t)width * S::SEEN_Y * pitch_of(job.n_inputs);
     if (job.first)
-        bytes += (size_t)(S::SEEN_X + 2) * (S::SEEN_Y + 2) * sizeof(__half);
-    const int error = cudaFuncSetAttribute(
-        convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        numbers += width * (S::SEEN_Y + 2) + 2;
+    if (S::STAGES)
+        numbers += (size_t)steps * TAPS * S::N_TILES * 32 * 4;
+    const int bytes = (int)(numbers * sizeof(__half));
+    const int error =
+        cudaFuncSetAttribute(convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error)
         return error;
     const dim3 grid((job.w + S::WIDTH - 1) / S::WIDTH, (job.h + S::HEIGHT - 1) / S::HEIGHT, job.n);
@@ -406,15 +456,17 @@ template <typename S> static int launch(const n2sr_convolution &job, cudaStream_
     return cudaGetLastError();
 }
 
-/* Large tiles repeat less of their neighbours' work; small ones keep all of a GPU busy. */
-template <int NT, int MT>
+/* Large tiles repeat less of their neighbours' work. Small ones keep all of a GPU busy; what they
+ * would wait for are the weights, so these are brought to them at once. */
+template <int NT, int MT, int BLOCKS>
 static int launch_for(const n2sr_convolution &job, int n_multiprocessors, cudaStream_t stream)
 {
-    typedef shape<NT, MT, 2, 4> large;
+    typedef shape<NT, MT, 2, 4, false, BLOCKS> large;
     const size_t blocks = (size_t)job.n * ((job.w + large::WIDTH - 1) / large::WIDTH) *
                           ((job.h + large::HEIGHT - 1) / large::HEIGHT);
-    return blocks < 2 * (size_t)n_multiprocessors ? launch<shape<NT, 2, 1, 4>>(job, stream)
-                                                  : launch<large>(job, stream);
+    return blocks < 2 * (size_t)n_multiprocessors
+               ? launch<shape<NT, 2, 1, 4, true, 2>>(job, stream)
+               : launch<large>(job, stream);
 }
 
 /* Enqueue one convolution. */
@@ -430,14 +482,14 @@ N2SR_API int n2sr_cuda_convolve(const n2sr_convolution *job, cudaStream_t stream
     if (job->n_inputs > WIDEST || channels > WIDEST)
         return cudaErrorInvalidValue;
     switch ((channels + 7) / 8) {
-    case 1: return launch_for<1, 4>(*job, n_multiprocessors, stream);
-    case 2: return launch_for<2, 4>(*job, n_multiprocessors, stream);
-    case 3: return launch_for<3, 4>(*job, n_multiprocessors, stream);
-    case 4: return launch_for<4, 4>(*job, n_multiprocessors, stream);
-    case 5: return launch_for<5, 2>(*job, n_multiprocessors, stream);
-    case 6: return launch_for<6, 2>(*job, n_multiprocessors, stream);
-    case 7: return launch_for<7, 2>(*job, n_multiprocessors, stream);
-    case 8: return launch_for<8, 2>(*job, n_multiprocessors, stream);
+    case 1: return launch_for<1, 4, 3>(*job, n_multiprocessors, stream);
+    case 2: return launch_for<2, 4, 3>(*job, n_multiprocessors, stream);
+    case 3: return launch_for<3, 4, 2>(*job, n_multiprocessors, stream);
+    case 4: return launch_for<4, 4, 2>(*job, n_multiprocessors, stream);
+    case 5: return launch_for<5, 2, 2>(*job, n_multiprocessors, stream);
+    case 6: return launch_for<6, 2, 2>(*job, n_multiprocessors, stream);
+    case 7: return launch_for<7, 2, 2>(*job, n_multiprocessors, stream);
+    case 8: return launch_for<8, 2, 2>(*job, n_multiprocessors, stream);
     default: return cudaErrorInvalidValue;
     }
 }

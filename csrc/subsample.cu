@@ -90,6 +90,7 @@ static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left
 /* ---- mean and standard deviation of the frame ------------------------------------------ */
 
 #define THREADS 256
+#define VECTORS_THREADS 128
 #define BLOCKS 1024 /* at most; each leaves two partial sums */
 
 /* Sums over a block, left in element 0, in an order that depends on nothing. */
@@ -286,15 +287,17 @@ N2SR_BOTH void store_vector(Number *to, const float (&values)[WIDTH], bool rever
 
 /* All draws of cells (row, column .. column + WIDTH) of the window. */
 template <bool IN_VECTORS, typename Pixel, typename Number>
-N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
-                          const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
+N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, const n2sr_key *key_at,
+                          const n2sr_statistics *statistics, ptrdiff_t row, ptrdiff_t column,
                           Number *subsampled)
 {
     const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
     const ptrdiff_t height = job.window.height, width = job.window.width;
-    const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
     Pixel pixels[2][2 * WIDTH];
     load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
+    /* Asked for after the pixels, so that a thread waits for memory once. */
+    const n2sr_key key = *key_at;
+    const float shift = (float)statistics->mean, factor = (float)statistics->inverse_std;
     for (int first = 0; first < job.draws.n_samples; first += 4) {
         const uint32_t group = (job.draws.first_sample + (uint32_t)first) / 4;
         float drawn[4][WIDTH];
@@ -316,8 +319,8 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
 }
 
 template <typename Pixel, typename Number>
-N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, n2sr_key key,
-                           const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
+N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, const n2sr_key *key,
+                           const n2sr_statistics *statistics, ptrdiff_t row, ptrdiff_t column,
                            Number *subsampled)
 {
     if (has_vectors(job, 2 * (job.window.top + row), 2 * (job.window.left + column)))
@@ -337,13 +340,14 @@ static bool draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws d
 }
 
 template <typename Pixel, typename Number>
-static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key,
-                                        const n2sr_statistics *statistics, Number *subsampled)
+static __global__ void __launch_bounds__(VECTORS_THREADS, 8)
+draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key, const n2sr_statistics *statistics,
+                 Number *subsampled)
 {
     const ptrdiff_t column = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
     const ptrdiff_t row = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
     if (row < job.window.height && column < job.window.width)
-        draw_vector(job, *key, *statistics, row, column, subsampled);
+        draw_vector(job, key, statistics, row, column, subsampled);
 }
 
 /* ---- merge ----------------------------------------------------------------------------- */
@@ -479,7 +483,7 @@ static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
                 (unsigned)((height + block.y - 1) / block.y));
 }
 
-static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, 4);
+static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, VECTORS_THREADS / 32);
 
 static dim3 tiled_vectors(ptrdiff_t height, ptrdiff_t width)
 {

@@ -326,7 +326,8 @@ def unpacked(laid):
             for tile in range(n_tiles):
                 channel = column // 2 * 2 * n_tiles + 2 * tile + column % 2
                 taps[:, 16 * step + row, channel] = laid[step, :, tile, lane, i]
-    return taps
+    by_columns = taps.reshape(3, 3, *taps.shape[1:])
+    return by_columns.swapaxes(0, 1).reshape(taps.shape)
 
 
 def unpacked_first(laid):

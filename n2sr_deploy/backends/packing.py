@@ -82,11 +82,12 @@ def channel_of(tile: AnyArray, column: AnyArray, n_tiles: int) -> AnyArray:
 def packed(weights: FloatArray, bias: FloatArray) -> Packed:
     """A 3 x 3 convolution's; weights are (outputs, inputs, 3, 3).
 
-    They become (steps, 9, tiles, 32, 4).
+    They become (steps, 9, tiles, 32, 4), the taps column by column.
     """
     n_outputs, n_inputs = (_up_to(n, 8) for n in weights.shape[:2])
     n_tiles, n_steps = n_outputs // 8, _up_to(n_inputs, 16) // 16
-    taps = _filled(weights, 8 * n_tiles, 16 * n_steps).reshape(8 * n_tiles, 16 * n_steps, 9)
+    taps = _filled(weights, 8 * n_tiles, 16 * n_steps).swapaxes(2, 3)
+    taps = taps.reshape(8 * n_tiles, 16 * n_steps, 9)
     output = channel_of(np.arange(n_tiles)[:, None], _COLUMN, n_tiles)[:, :, None]
     given = (16 * np.arange(n_steps)[:, None, None] + _ROWS)[:, None, None]
     laid = taps[output, given, np.arange(9)[:, None, None, None]]
