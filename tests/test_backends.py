@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy import Denoiser, doctor
-from n2sr_deploy.backends import choosing, open_backend
+from n2sr_deploy.backends import choosing, open_backend, ort
 from n2sr_deploy.backends.choosing import ON_CPU
+from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
@@ -22,9 +23,11 @@ from n2sr_deploy.formats import read_frame, write_frame
 from tests.fake_device import FakeDevice, FakeNetwork
 
 FAKE = "a GPU that is none"
+FAKE_NATIVE = "n2sr's kernels on it"
+ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "native")]
 
 
-@pytest.fixture(params=[*ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[*ON_CPU, *ON_A_GPU])
 def name(request):
     """Each backend by its name, skipped where its library is not installed."""
     if request.param.startswith("openvino"):
@@ -32,12 +35,18 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(params=[*ON_CPU, FAKE, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[*ON_CPU, FAKE, FAKE_NATIVE, *ON_A_GPU])
 def opened(request, model):
     """Opens each kind of backend."""
-    if request.param == FAKE:
+    if request.param in (FAKE, FAKE_NATIVE):
         device = FakeDevice()
-        yield lambda: DeviceBackend(FakeNetwork(model, device), device, (2, 2))
+
+        def network():
+            if request.param == FAKE:
+                return FakeNetwork(model, device)
+            return NativeNetwork(model.onnx, device, (2, 2))
+
+        yield lambda: DeviceBackend(network(), device, (2, 2))
         assert not device.memory | device.pins | device.streams
         return
     if request.param.startswith("openvino"):
@@ -65,7 +74,7 @@ def random_input(*shape):
 
 
 def tolerance(backend):
-    return 0.02 if "bfloat16" in backend.name else 1e-4
+    return 0.02 if "float16" in backend.name else 1e-4
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (4, 1, 16, 24), (7, 1, 4, 32)])
@@ -267,7 +276,11 @@ def test_denoise_takes_the_backend_that_is_named(name, model_path, noisy, tmp_pa
     given = [tmp_path / "noisy.tif", "-m", model_path, "-o", tmp_path / "out.tif"]
     done = CliRunner().invoke(main, ["denoise", *map(str, given), "--backend", name])
     assert done.exit_code == 0, done.output
-    library = {"ort": "ONNX Runtime (CPU", "cuda": "ONNX Runtime ("}.get(name, "OpenVINO (CPU")
+    library = {
+        "ort": "ONNX Runtime (CPU",
+        "cuda": "ONNX Runtime (",
+        "native": "n2sr's kernels (",
+    }.get(name, "OpenVINO (CPU")
     assert library in read_frame(tmp_path / "out.tif").history[-1]
 
 
@@ -326,3 +339,21 @@ def test_openvino_tells_nobody_that_it_is_used():
 def test_onnx_runtimes_threads_sleep_where_they_have_no_work(model):
     options = open_backend(model.onnx, "ort")._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_onnx_runtime_takes_the_cores_that_it_may(model, monkeypatch):
+    taken = []
+    loaded = ort._load
+
+    def load(onnx, options, providers):
+        taken.append(options.intra_op_num_threads)
+        return loaded(onnx, options, providers)
+
+    monkeypatch.setattr(ort, "_load", load)
+    monkeypatch.setattr(ort.os, "cpu_count", lambda: 8)
+    for allowed, n_threads in (({0, 1, 2}, 0), (set(range(8)), 0), ({0}, 5)):
+        monkeypatch.setattr(
+            ort.os, "sched_getaffinity", lambda _, them=allowed: them, raising=False
+        )
+        ort.OnnxRuntimeBackend(model.onnx, n_threads=n_threads).close()
+    assert taken == [3, 0, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class OnnxRuntimeBackend:
     onnx
         The ONNX file.
     n_threads
-        0: one for each core.
+        0: one for each core that this process may use.
 
     Raises
     ------
@@ -39,7 +40,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, onnx: bytes, *, n_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
+        options.intra_op_num_threads = n_threads or _cores_allowed()
         options.enable_mem_pattern = False  # it plans a third more memory, for no time won
         options.log_severity_level = _ERRORS_ONLY
         # Threads that spin for work take the cores of whoever sends and shows the frames.
@@ -75,6 +76,17 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Release the session."""
         self._session = None
+
+
+def _cores_allowed() -> int:
+    """How many of the machine's cores this process may use; 0: all of them.
+
+    Slurm, containers and taskset allow some, which ONNX Runtime does not ask for by itself.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 class OnnxRuntimeCudaNetwork:
