@@ -31,8 +31,8 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
     "unix": [] if sys.platform == "darwin" else [(["-fopenmp"], ["-fopenmp"])],
 }
 CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
-CUDA_SOURCES = [Path("csrc", name) for name in ("subsample.cu", "convolve.cu")]
-CUDA_HEADERS = [Path("csrc", name) for name in ("cell.h", "philox.h", "subsample.h")]
+CUDA_SOURCES = [Path("csrc", name) for name in ("subsample.cu", "convolve.cu", "runtime.cu")]
+CUDA_HEADERS = [Path("csrc", name) for name in ("cell.h", "export.h", "philox.h", "subsample.h")]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
 CUDA_ARGS = [
     *("-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart", "static", "--threads", "0"),
@@ -116,7 +116,7 @@ class BuildKernels(build_ext):
 
 kernels = Extension(
     "n2sr_deploy._subsample",
-    ["csrc/_subsample.pyx", "csrc/subsample.c"],
+    ["csrc/_subsample.pyx", "csrc/subsample.c", "csrc/sums.c"],
     include_dirs=["csrc"],
     depends=[str(path) for path in sorted(Path("csrc").glob("*.h"))],
     optional=os.environ.get("N2SR_REQUIRE_KERNELS") != "1",

@@ -6,7 +6,7 @@ loops run without the GIL.
 """
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 import numpy as np
 
@@ -40,7 +40,13 @@ cdef extern from "subsample.h" nogil:
     void n2sr_merge(const float *, int, uint32_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
                     ptrdiff_t, ptrdiff_t, double, double, float *, ptrdiff_t, float *, ptrdiff_t,
                     int)
+    void n2sr_sums(n2sr_frame, int64_t *, uint64_t *, int)
     int n2sr_openmp_threads()
+
+ctypedef fused counted:
+    uint8_t
+    uint16_t
+    int16_t
 
 ctypedef fused pixel:
     uint8_t
@@ -115,3 +121,20 @@ def merge(const float[:, :, ::1] outputs, uint32_t first_sample, ptrdiff_t top, 
         n2sr_merge(&outputs[0, 0, 0], outputs.shape[0], first_sample, outputs.shape[1],
                    outputs.shape[2], top, left, mean.shape[0], mean.shape[1], offset, scale,
                    &mean[0, 0], mean.strides[0] // sizeof(float), std_data, std_row, n_threads)
+
+
+def sums(const counted[:, :] frame, int n_threads):
+    cdef n2sr_frame source
+    cdef int64_t total = 0
+    cdef uint64_t squares = 0
+    source.pixels = &frame[0, 0]
+    source.height, source.width, source.row_bytes = frame.shape[0], frame.shape[1], frame.strides[0]
+    if counted is uint8_t:
+        source.dtype = N2SR_UINT8
+    elif counted is uint16_t:
+        source.dtype = N2SR_UINT16
+    else:
+        source.dtype = N2SR_INT16
+    with nogil:
+        n2sr_sums(source, &total, &squares, n_threads)
+    return total, squares

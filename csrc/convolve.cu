@@ -11,11 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef _WIN32
-#define N2SR_API extern "C" __declspec(dllexport)
-#else
-#define N2SR_API extern "C" __attribute__((visibility("default")))
-#endif
+#include "export.h"
 
 #define WIDEST 64 /* channels of a feature map */
 #define TAPS 9

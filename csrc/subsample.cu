@@ -1,5 +1,5 @@
-/* The sub-sampler on an NVIDIA GPU: standardise, draw, merge; and the few calls of the CUDA runtime
- * that a pipeline of frames needs. One shared library without dependencies but the driver.
+/* The sub-sampler on an NVIDIA GPU: standardise, draw, merge. With csrc/convolve.cu and
+ * csrc/runtime.cu one shared library without dependencies but the driver.
  *
  * Pointers are device addresses, streams cudaStream_t; every call only enqueues and returns a
  * cudaError_t (0: fine). What changes from frame to frame (the key of the draws, mean and standard
@@ -12,12 +12,8 @@
 #include <cuda_runtime.h>
 
 #include "cell.h"
+#include "export.h"
 
-#ifdef _WIN32
-#define N2SR_API extern "C" __declspec(dllexport)
-#else
-#define N2SR_API extern "C" __attribute__((visibility("default")))
-#endif
 #define N2SR_MEMBER __host__ __device__ __forceinline__
 #define N2SR_BOTH static N2SR_MEMBER
 
@@ -90,7 +86,6 @@ static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left
 /* ---- mean and standard deviation of the frame ------------------------------------------ */
 
 #define THREADS 256
-#define VECTORS_THREADS 128
 #define BLOCKS 1024 /* at most; each leaves two partial sums */
 
 /* Sums over a block, left in element 0, in an order that depends on nothing. */
@@ -287,17 +282,15 @@ N2SR_BOTH void store_vector(Number *to, const float (&values)[WIDTH], bool rever
 
 /* All draws of cells (row, column .. column + WIDTH) of the window. */
 template <bool IN_VECTORS, typename Pixel, typename Number>
-N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, const n2sr_key *key_at,
-                          const n2sr_statistics *statistics, ptrdiff_t row, ptrdiff_t column,
+N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
+                          const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
                           Number *subsampled)
 {
     const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
     const ptrdiff_t height = job.window.height, width = job.window.width;
+    const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
     Pixel pixels[2][2 * WIDTH];
     load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
-    /* Asked for after the pixels, so that a thread waits for memory once. */
-    const n2sr_key key = *key_at;
-    const float shift = (float)statistics->mean, factor = (float)statistics->inverse_std;
     for (int first = 0; first < job.draws.n_samples; first += 4) {
         const uint32_t group = (job.draws.first_sample + (uint32_t)first) / 4;
         float drawn[4][WIDTH];
@@ -319,8 +312,8 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, const n2sr_key *key_at,
 }
 
 template <typename Pixel, typename Number>
-N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, const n2sr_key *key,
-                           const n2sr_statistics *statistics, ptrdiff_t row, ptrdiff_t column,
+N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, n2sr_key key,
+                           const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
                            Number *subsampled)
 {
     if (has_vectors(job, 2 * (job.window.top + row), 2 * (job.window.left + column)))
@@ -340,14 +333,13 @@ static bool draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws d
 }
 
 template <typename Pixel, typename Number>
-static __global__ void __launch_bounds__(VECTORS_THREADS, 8)
-draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key, const n2sr_statistics *statistics,
-                 Number *subsampled)
+static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key,
+                                        const n2sr_statistics *statistics, Number *subsampled)
 {
     const ptrdiff_t column = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
     const ptrdiff_t row = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
     if (row < job.window.height && column < job.window.width)
-        draw_vector(job, key, statistics, row, column, subsampled);
+        draw_vector(job, *key, *statistics, row, column, subsampled);
 }
 
 /* ---- merge ----------------------------------------------------------------------------- */
@@ -483,7 +475,7 @@ static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
                 (unsigned)((height + block.y - 1) / block.y));
 }
 
-static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, VECTORS_THREADS / 32);
+static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, 4);
 
 static dim3 tiled_vectors(ptrdiff_t height, ptrdiff_t width)
 {
@@ -624,76 +616,3 @@ N2SR_API int n2sr_cuda_shift_mean(float *mean, size_t n, double *scratch,
     shift_mean<<<blocks_of(n), THREADS, 0, stream>>>(mean, n, frame, result);
     return cudaGetLastError();
 }
-
-/* ---- the runtime ----------------------------------------------------------------------- */
-
-/* Name, compute capability as major * 10 + minor, and bytes of memory. */
-N2SR_API int n2sr_cuda_describe(int device, char *name, int size, int *capability, size_t *bytes)
-{
-    cudaDeviceProp found;
-    const int error = cudaGetDeviceProperties(&found, device);
-    if (error)
-        return error;
-    int i = 0;
-    for (; i < size - 1 && found.name[i]; ++i)
-        name[i] = found.name[i];
-    name[i] = 0;
-    *capability = found.major * 10 + found.minor;
-    *bytes = found.totalGlobalMem;
-    return cudaSuccess;
-}
-
-N2SR_API const char *n2sr_cuda_error(int error) { return cudaGetErrorString((cudaError_t)error); }
-
-/* Forget the last error that leaves the context usable. */
-N2SR_API void n2sr_cuda_forget_error(void) { (void)cudaGetLastError(); }
-
-N2SR_API int n2sr_cuda_malloc(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
-
-N2SR_API int n2sr_cuda_free(void *memory) { return cudaFree(memory); }
-
-N2SR_API int n2sr_cuda_host_malloc(void **memory, size_t bytes)
-{
-    return cudaHostAlloc(memory, bytes, cudaHostAllocDefault);
-}
-
-N2SR_API int n2sr_cuda_host_free(void *memory) { return cudaFreeHost(memory); }
-
-N2SR_API int n2sr_cuda_copy(void *to, const void *from, size_t bytes, cudaStream_t stream)
-{
-    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream);
-}
-
-N2SR_API int n2sr_cuda_stream(cudaStream_t *stream)
-{
-    return cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking);
-}
-
-N2SR_API int n2sr_cuda_end_stream(cudaStream_t stream) { return cudaStreamDestroy(stream); }
-
-N2SR_API int n2sr_cuda_wait(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-
-N2SR_API int n2sr_cuda_begin_capture(cudaStream_t stream)
-{
-    return cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-}
-
-/* Where the capture was spoilt, *graph is NULL and the error tells why. */
-N2SR_API int n2sr_cuda_end_capture(cudaStream_t stream, cudaGraphExec_t *graph)
-{
-    cudaGraph_t captured = NULL;
-    *graph = NULL;
-    int error = cudaStreamEndCapture(stream, &captured);
-    if (!error)
-        error = cudaGraphInstantiate(graph, captured, 0);
-    if (captured)
-        cudaGraphDestroy(captured);
-    return error;
-}
-
-N2SR_API int n2sr_cuda_replay(cudaGraphExec_t graph, cudaStream_t stream)
-{
-    return cudaGraphLaunch(graph, stream);
-}
-
-N2SR_API int n2sr_cuda_end_graph(cudaGraphExec_t graph) { return cudaGraphExecDestroy(graph); }

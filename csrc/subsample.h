@@ -64,6 +64,10 @@ void n2sr_merge(const float *outputs, int n_samples, uint32_t first_sample, ptrd
                 ptrdiff_t crop_width, double offset, double scale, float *mean,
                 ptrdiff_t mean_row, float *std, ptrdiff_t std_row, int n_threads);
 
+/* The sum of all pixels and of their squares, exactly; uint8, uint16 and int16, of fewer than 2**31
+ * pixels. */
+void n2sr_sums(n2sr_frame frame, int64_t *sum, uint64_t *squares, int n_threads);
+
 /* The number of threads OpenMP would use; 0 when built without OpenMP. */
 int n2sr_openmp_threads(void);
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from n2sr_deploy.errors import FrameError
-from n2sr_deploy.sampling import PIXEL_TYPES, AnyArray
+from n2sr_deploy.sampling import PIXEL_TYPES, SUMMED_EXACTLY, AnyArray, exact_sums
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -121,20 +121,20 @@ class Frame(FrameInfo):
     def mean_and_std(self) -> tuple[float, float]:
         """Mean and standard deviation of the pixels, by which networks see them standardised.
 
-        In float64, some rows at a time, so that a large frame is not copied.
+        Exactly for counts of up to 16 bits, else in float64, some rows at a time, so that a large
+        frame is not copied.
 
         Raises
         ------
         FrameError
             When all pixels are equal, or too large for float32 results.
         """
-        height, width = self.shape
-        with np.errstate(over="ignore", invalid="ignore"):  # told below
-            rows = max(1, _AT_ONCE // width)
-            parts = [self.pixels[top : top + rows] for top in range(0, height, rows)]
-            mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / (height * width)
-            squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts)
-        std = (squares / (height * width)) ** 0.5
+        n = self.pixels.size
+        if self.pixels.dtype in SUMMED_EXACTLY and n < 2**31:
+            total, squares = exact_sums(self.pixels)
+            mean, std = total / n, ((n * squares - total**2) / n**2) ** 0.5
+        else:
+            mean, std = self._mean_and_std_in_float64()
         if not _is_representable(mean, std):
             raise FrameError(
                 f"frame has values too large for float32 results (mean {mean:g}, standard "
@@ -150,6 +150,15 @@ class Frame(FrameInfo):
                 f"frame is constant (every pixel is {mean:g}): there is no signal to learn from"
             )
         return mean, std
+
+    def _mean_and_std_in_float64(self) -> tuple[float, float]:
+        height, width = self.shape
+        with np.errstate(over="ignore", invalid="ignore"):  # told by who asks
+            rows = max(1, _AT_ONCE // width)
+            parts = [self.pixels[top : top + rows] for top in range(0, height, rows)]
+            mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / (height * width)
+            squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts)
+        return mean, (squares / (height * width)) ** 0.5
 
     def with_pixels(self, pixels: AnyArray, what_was_done: str) -> Self:
         """The same frame with other pixels and one more line of history."""

@@ -191,3 +191,13 @@ def merge(
         variance += deviation * deviation
     variance *= np.float32(1.0 / max(len(turned) - 1, 1))
     std[...] = np.sqrt(variance).astype(np.float64) * scale
+
+
+def sums(frame: AnyArray, n_threads: int = 0) -> tuple[int, int]:
+    """The sum of all pixels and of their squares, exactly, of uint8, uint16 or int16 (H, W)."""
+    total = squares = 0
+    for row in frame:
+        wide = row.astype(np.int64)
+        total += int(wide.sum())
+        squares += int(np.square(wide).sum())
+    return total, squares

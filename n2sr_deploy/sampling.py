@@ -27,6 +27,7 @@ PATTERN_NAMES: tuple[PatternName, ...] = ("cell", "row", "column")
 PIXEL_TYPES = tuple(
     np.dtype(name) for name in ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 )
+SUMMED_EXACTLY = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16"))
 MAX_STRIDE = 4
 MAX_CELLS = 2**16  # along an axis: row and column of a cell share one 32-bit counter word
 MAX_SAMPLES = 1024  # far beyond where more draws help
@@ -260,6 +261,20 @@ def merge(
             f"{outputs.shape[1:]}"
         )
     kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
+
+
+def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
+    """The sum of all pixels and of their squares, exactly.
+
+    Parameters
+    ----------
+    frame
+        (H, W) of one of `SUMMED_EXACTLY`, fewer than 2**31 pixels, rows contiguous.
+    n_threads
+        0: one for each core.
+    """
+    sums: tuple[int, int] = kernels().sums(frame, n_threads)
+    return sums
 
 
 def held_out(

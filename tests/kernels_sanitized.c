@@ -30,6 +30,10 @@ static int run(n2sr_pattern pattern, n2sr_dtype dtype, ptrdiff_t height, ptrdiff
     void *pixels = allocated((size_t)(height * width * BYTES[dtype]));
     const n2sr_frame frame = {pixels, dtype, height, width, width * BYTES[dtype], 1.0, 2.0};
     int runs = 0;
+    int64_t sum;
+    uint64_t squares;
+    if (dtype <= N2SR_INT16)
+        n2sr_sums(frame, &sum, &squares, 2);
     for (int w = 0; w < 3; ++w)
         for (int n_samples = 1; n_samples <= 6; n_samples += 5) {
             const size_t cells = (size_t)(windows[w].height * windows[w].width);

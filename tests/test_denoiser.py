@@ -295,3 +295,11 @@ def test_every_second_group_of_draws_is_transposed_where_the_model_says_so(model
     height, width = (n // 2 for n in noisy.shape)
     assert shapes == {(height, width), (width, height)}
     assert np.allclose(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32"])
+def test_mean_and_standard_deviation_of_a_frame(dtype):
+    pixels = np.random.default_rng(0).poisson(90, (301, 257)).astype(dtype)
+    mean, std = Frame(pixels=pixels).mean_and_std()
+    assert mean == pytest.approx(pixels.mean(dtype=np.float64), rel=1e-14)
+    assert std == pytest.approx(pixels.std(dtype=np.float64), rel=1e-13)

@@ -400,3 +400,18 @@ def test_a_training_after_denoising_knows_that_its_threads_sleep(compiled, first
     }
     environment = {**kept, "OMP_NUM_THREADS": "2", **users}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5000), (37, 64), (200, 4096)])
+@pytest.mark.parametrize("n_threads", [0, 1, 3])
+def test_sums_are_exact(kernels, dtype, shape, n_threads):
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    rng = np.random.default_rng(0)
+    for pixels in (
+        rng.integers(low, high, shape, dtype, endpoint=True),
+        np.full(shape, high, dtype),
+        np.full(shape, low, dtype),
+    ):
+        values = pixels.astype(object)
+        assert kernels.sums(pixels, n_threads) == (values.sum(), (values**2).sum())

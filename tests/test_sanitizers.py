@@ -30,7 +30,7 @@ def test_kernels_run_clean(tmp_path, openmp, clones):
         *([] if clones else ["-DN2SR_NO_CLONES"]),
         f"-I{REPOSITORY / 'csrc'}",
         str(REPOSITORY / "tests" / "kernels_sanitized.c"),
-        str(REPOSITORY / "csrc" / "subsample.c"),
+        *(str(REPOSITORY / "csrc" / name) for name in ("subsample.c", "sums.c")),
         "-lm",
         "-o",
         str(program),
