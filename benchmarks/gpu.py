@@ -3,7 +3,8 @@
     python -m benchmarks.gpu [--parts kernels frames trainings memory]
 
 Needs n2sr's CUDA kernels and PyTorch with CUDA; backends that are not installed are told and left
-out. Times of kernels are those of many replays of a CUDA graph, whose inputs exceed its caches.
+out. Times of kernels are those of many replays of a CUDA graph, whose inputs exceed the GPU's
+caches, but for `statistics`.
 Models are float16. PyTorch's network, the yardstick, is the model's in channels_last, recorded in
 a CUDA graph and timed alone: no draw, no merge, no copy from or to the host.
 """

@@ -155,7 +155,8 @@ static __device__ __forceinline__ void load_tile(const n2sr_convolution &job, in
         if (!ADDS) {
             copy_piece(to, from, is_inside);
         } else {
-            const int at = is_inside ? (y / 2 * half_w + x / 2) * job.n_inputs + 8 * piece : 0;
+            const ptrdiff_t at =
+                is_inside ? ((ptrdiff_t)(y / 2) * half_w + x / 2) * job.n_inputs + 8 * piece : 0;
             const uint4 values =
                 sum_of(__ldg((const uint4 *)from), __ldg((const uint4 *)(coarse + at)));
             *(uint4 *)to = is_inside ? values : make_uint4(0, 0, 0, 0);
@@ -434,58 +435,76 @@ template <typename S> static __global__ void convolve(const n2sr_convolution) {}
 
 /* ---- launchers ------------------------------------------------------------------------- */
 
-template <typename S> static int launch(const n2sr_convolution &job, cudaStream_t stream)
+/* What a launch depends on of the GPU. */
+typedef struct {
+    int n_multiprocessors, shared_bytes; /* the latter at most, a block */
+} n2sr_limits;
+
+template <typename S> static int shared_bytes_of(const n2sr_convolution &job)
 {
     const int steps = steps_of(job.n_inputs), width = S::SEEN_X + (job.first ? 2 : 0);
-    size_t numbers = (size_t)width * S::SEEN_Y * pitch_of(job.n_inputs);
+    int numbers = width * S::SEEN_Y * pitch_of(job.n_inputs);
     if (job.first)
         numbers += width * (S::SEEN_Y + 2) + 2;
     if (S::STAGES)
-        numbers += (size_t)steps * TAPS * S::N_TILES * 32 * 4;
-    const int bytes = (int)(numbers * sizeof(__half));
-    const int error =
-        cudaFuncSetAttribute(convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        numbers += steps * TAPS * S::N_TILES * 32 * 4;
+    return numbers * (int)sizeof(__half);
+}
+
+template <typename S>
+static int launch(const n2sr_convolution &job, const n2sr_limits &limits, cudaStream_t stream)
+{
+    /* Always the same: another thread may launch the same kernel for maps of another width. */
+    const int error = cudaFuncSetAttribute(
+        convolve<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes);
     if (error)
         return error;
     const dim3 grid((job.w + S::WIDTH - 1) / S::WIDTH, (job.h + S::HEIGHT - 1) / S::HEIGHT, job.n);
-    convolve<S><<<grid, S::THREADS, bytes, stream>>>(job);
+    convolve<S><<<grid, S::THREADS, shared_bytes_of<S>(job), stream>>>(job);
     return cudaGetLastError();
 }
 
 /* Large tiles repeat less of their neighbours' work. Small ones keep all of a GPU busy; what they
- * would wait for are the weights, so these are brought to them at once. */
+ * would wait for are the weights, so these are brought to them at once, where they fit. */
 template <int NT, int MT, int BLOCKS>
-static int launch_for(const n2sr_convolution &job, int n_multiprocessors, cudaStream_t stream)
+static int launch_for(const n2sr_convolution &job, const n2sr_limits &limits, cudaStream_t stream)
 {
     typedef shape<NT, MT, 2, 4, false, BLOCKS> large;
+    typedef shape<NT, 2, 1, 4, true, 2> small;
     const size_t blocks = (size_t)job.n * ((job.w + large::WIDTH - 1) / large::WIDTH) *
                           ((job.h + large::HEIGHT - 1) / large::HEIGHT);
-    return blocks < 2 * (size_t)n_multiprocessors
-               ? launch<shape<NT, 2, 1, 4, true, 2>>(job, stream)
-               : launch<large>(job, stream);
+    const bool is_small = blocks < 2 * (size_t)limits.n_multiprocessors;
+    return is_small && shared_bytes_of<small>(job) <= limits.shared_bytes
+               ? launch<small>(job, limits, stream)
+               : launch<large>(job, limits, stream);
 }
 
 /* Enqueue one convolution. */
 N2SR_API int n2sr_cuda_convolve(const n2sr_convolution *job, cudaStream_t stream)
 {
-    int device = 0, n_multiprocessors = 0;
+    int device = 0;
+    n2sr_limits limits = {0, 0};
     int error = cudaGetDevice(&device);
     if (!error)
-        error = cudaDeviceGetAttribute(&n_multiprocessors, cudaDevAttrMultiProcessorCount, device);
+        error = cudaDeviceGetAttribute(&limits.n_multiprocessors, cudaDevAttrMultiProcessorCount,
+                                       device);
+    if (!error)
+        error = cudaDeviceGetAttribute(&limits.shared_bytes,
+                                       cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     if (error)
         return error;
     const int channels = job->pixels ? job->stride_y * job->stride_x : job->n_outputs;
     if (job->n_inputs > WIDEST || channels > WIDEST)
         return cudaErrorInvalidValue;
     switch ((channels + 7) / 8) {
-    case 1: return launch_for<1, 4, 3>(*job, n_multiprocessors, stream);
-    case 2: return launch_for<2, 4, 3>(*job, n_multiprocessors, stream);
-    case 3: return launch_for<3, 4, 2>(*job, n_multiprocessors, stream);
-    case 4: return launch_for<4, 4, 2>(*job, n_multiprocessors, stream);
-    case 5: return launch_for<5, 2, 2>(*job, n_multiprocessors, stream);
-    case 6: return launch_for<6, 2, 2>(*job, n_multiprocessors, stream);
-    case 7: return launch_for<7, 2, 2>(*job, n_multiprocessors, stream);
-    case 8: return launch_for<8, 2, 2>(*job, n_multiprocessors, stream);
+    case 1: return launch_for<1, 4, 3>(*job, limits, stream);
+    case 2: return launch_for<2, 4, 3>(*job, limits, stream);
+    case 3: return launch_for<3, 4, 2>(*job, limits, stream);
+    case 4: return launch_for<4, 4, 2>(*job, limits, stream);
+    case 5: return launch_for<5, 2, 2>(*job, limits, stream);
+    case 6: return launch_for<6, 2, 2>(*job, limits, stream);
+    case 7: return launch_for<7, 2, 2>(*job, limits, stream);
+    case 8: return launch_for<8, 2, 2>(*job, limits, stream);
     default: return cudaErrorInvalidValue;
     }
 }

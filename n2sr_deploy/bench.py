@@ -154,16 +154,16 @@ def _in_flight_per_s(
     """Frames a second by the clock; None where no two can be in flight."""
     if not isinstance(denoiser, FramePipeline) or denoiser.most_in_flight < N_IN_FLIGHT:
         return None
-    for n in range(-2 * N_IN_FLIGHT, workload.n_frames):
-        if n == 0:  # memory for the results of as many frames is there by now
-            began = time.perf_counter()
+    done: list[float] = []
+    for n in range(3 * N_IN_FLIGHT + workload.n_frames):
         if denoiser.n_in_flight == N_IN_FLIGHT:
             denoiser.collect()
-        denoiser.submit(frames[n % len(frames)], workload.n_samples, frame_index=abs(n))
-    n_before = N_IN_FLIGHT  # submitted before the clock was started, done after
+            done.append(time.perf_counter())
+        denoiser.submit(frames[n % len(frames)], workload.n_samples, frame_index=n)
     while denoiser.n_in_flight:
         denoiser.collect()
-    return (workload.n_frames + n_before) / (time.perf_counter() - began)
+    counted = done[-workload.n_frames - 1 :]  # by then, memory for results is there
+    return (len(counted) - 1) / (counted[-1] - counted[0])
 
 
 def _row(

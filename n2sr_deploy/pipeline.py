@@ -204,7 +204,7 @@ class Program:
         self.network = network
         # Unused at a time: of as many frames as are in flight, of one that the caller looks at,
         # and of the one before.
-        self._host = _Host(Copier(), PinnedPool(device, n_kept=2 * (n_in_flight + 2)))
+        self._host = _Host(Copier(), PinnedPool(device, n_kept=2 * (n_in_flight + 1)))
         self._slots = [_Slot(model, network, device, self._host) for _ in range(n_in_flight)]
         self._busy: deque[_Slot] = deque()
 

@@ -272,7 +272,18 @@ def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
         (H, W) of one of `SUMMED_EXACTLY`, fewer than 2**31 pixels, rows contiguous.
     n_threads
         0: one for each core.
+
+    Raises
+    ------
+    SettingError
+        When the frame is none of these.
     """
+    fits = frame.ndim == 2 and frame.dtype in SUMMED_EXACTLY and 0 < frame.size < 2**31
+    if not fits or frame.strides[1] != frame.itemsize:
+        raise SettingError(
+            f"frame is {frame.dtype} {frame.shape} with strides {frame.strides}, but must be "
+            "uint8, uint16 or int16 (H, W), rows contiguous, fewer than 2**31 pixels"
+        )
     sums: tuple[int, int] = kernels().sums(frame, n_threads)
     return sums
 

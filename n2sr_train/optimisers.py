@@ -97,7 +97,8 @@ class _Stack:
         self._gradient = torch.zeros((len(weights), rows, columns), device=weights[0].device)
         self.momentum = torch.zeros_like(self._gradient)
         scales = [max(1.0, r / c) ** 0.5 for r, c in shapes]
-        self.scale = torch.tensor(scales, device=weights[0].device)[:, None, None]
+        each = torch.tensor(scales, device=weights[0].device)[:, None, None]
+        self.scale = each if len(set(scales)) > 1 else scales[0]  # in float64, of one shape
 
     def _parts(self, stack: torch.Tensor) -> list[torch.Tensor]:
         return [m[:r, :c] for m, (r, c) in zip(stack.unbind(), self._shapes, strict=True)]

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
+_VALIDATION_BYTES = 2**29  # of feature maps, about
 _VALIDATION_SHARE = 0.05  # of the time, where it is bounded
 _LEARNED_LITTLE = 0.995  # of the error of a flat result
 _SEEDS_APART = 2**32  # of the members of an ensemble
@@ -187,10 +188,14 @@ class _Training:
         cells = 2**config.network.levels
         sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
         network: torch.nn.Module = starting_network(config).to(self.device)
+        bytes_per_pixel = int(network.bytes_per_pixel)  # type: ignore[arg-type]
         # Convolutions are twice as fast so, on CPUs as on GPUs.
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.n_turns = sampler.n_turns
-        self.validation = Validation(sampler, self.device)
+        # A GPU waits for launches, so it takes many patches at a time; a CPU gains nothing by it.
+        patch_bytes = 4 * sampler.shape[0] * sampler.shape[1] * bytes_per_pixel  # of four draws
+        at_once = 1 if self.device.type == "cpu" else max(1, _VALIDATION_BYTES // patch_bytes)
+        self.validation = Validation(sampler, self.device, at_once)
         self.stepper = self._stepper(network, sampler)
         self.step = 0
         self.flop = 0.0

@@ -59,9 +59,11 @@ class Validation:
         Its validation patches are used.
     device
         Of the networks.
+    at_once
+        How many patches a network is given at a time.
     """
 
-    def __init__(self, sampler: PatchSampler, device: torch.device) -> None:
+    def __init__(self, sampler: PatchSampler, device: torch.device, at_once: int = 1) -> None:
         parts = zip(*sampler.validation, strict=True)
         given = [torch.from_numpy(np.stack(part)).to(device) for part in parts]
         self._subsampled, self._held_out, self._target, learned, unseen = given
@@ -69,7 +71,7 @@ class Validation:
         self._learned = learned * (self._n_held_out > 0)
         self._n_learned = float(self._learned.sum())
         self._unseen = unseen * (self._n_held_out > 0)
-        self._seen_apart = 1 if device.type == "cpu" else len(unseen)  # patches at a time
+        self._at_once = at_once
         self._along = {"row": 3, "column": 2, None: None}[sampler.pattern.shared]
         length = 1 if self._along is None else sampler.shape[self._along - 2]
         self._n_different = int(sampler.is_validation.sum()) // length
@@ -102,8 +104,8 @@ class Validation:
         """
         squared = torch.cat(
             [
-                self._squared(network, output, slice(first, first + self._seen_apart))
-                for first in range(0, len(self._target), self._seen_apart)
+                self._squared(network, output, slice(first, first + self._at_once))
+                for first in range(0, len(self._target), self._at_once)
             ]
         )
         errors = self._independent(squared)

@@ -72,6 +72,7 @@ class _Beside:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._read: list[torch.Tensor] = []
         self._stream: Any = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -85,13 +86,13 @@ class _Beside:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             yield
-        for tensor in tensors:
-            tensor.record_stream(self._stream)  # not to be reused before
+        self._read += tensors  # so that their memory is not used again before
 
     def join(self) -> None:
         """Let the current stream wait for all of it."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._read.clear()
 
 
 class _Convolution(nn.Conv2d):

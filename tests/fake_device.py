@@ -63,6 +63,7 @@ class FakeDevice:
         self.n_waits = self.n_allocations = self.n_done = self.n_captures = 0
         self.fails_at = None  # the number of the operation that fails
         self.broken = set()  # streams of which an operation failed
+        self.is_lost = False  # as after an illegal address: even freeing fails
 
     # memory
 
@@ -78,6 +79,8 @@ class FakeDevice:
     def free(self, address):
         self._refuse_while_recording("free")
         self.memory.pop(address)[:] = POISON
+        if self.is_lost:
+            raise DeviceError("the GPU failed (free: an illegal address)")
 
     def pinned(self, n_bytes):
         self._refuse_while_recording("pinned")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from n2sr_deploy.backends.native import NativeNetwork
@@ -94,11 +95,86 @@ def test_other_networks_are_refused():
         network=NetworkConfig(architecture="paper", channels=(8, 8)),
     )
     wide = tiny_config(network=NetworkConfig(channels=(8, 72)))
-    for config, said in ((paper, "no small U-Net"), (wide, "more than 64 channels")):
+    for config, said in ((paper, "no small U-Net"), (wide, "of 8, 72 channels")):
         model = export_model(untrained(config))
         with pytest.raises(ModelError, match=said):
             NativeNetwork(model.onnx, device, (2, 2))
     assert not device.memory | device.pins | device.streams
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    return export_model(untrained(tiny_config(network=NetworkConfig(channels=(12, 12)))))
+
+
+def with_weights(model, name, values):
+    """The model's file with other weights of that name, or without them."""
+    graph = onnx.load_from_string(model.onnx)
+    for initializer in graph.graph.initializer:
+        if initializer.name == name and values is None:
+            initializer.name = "elsewhere"
+        elif initializer.name == name:
+            initializer.CopyFrom(onnx.numpy_helper.from_array(values, name))
+    return graph.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("down.0.first.weight", np.ones((12, 1, 5, 5), "f4"), r"has shape \(12, 1, 5, 5\), but"),
+        ("down.0.second.weight", np.ones((12, 12), "f4"), r"has shape \(12, 12\), but"),
+        ("down.1.second.weight", np.ones((24, 12, 3, 3), "f4"), "but a small U-Net's has"),
+        ("narrow.0.weight", np.ones((512, 12, 1, 1), "f4"), "but a small U-Net's has"),
+        (
+            "up.0.first.bias",
+            np.ones(13, "f4"),
+            r"has shape \(13,\), but a small U-Net's has \(12,\)",
+        ),
+        ("to_pixels.weight", np.ones((9, 12, 3, 3), "f4"), "but a small U-Net's has"),
+        ("up.0.second.weight", np.full((12, 12, 3, 3), 1e5, "f4"), "exceeds float16"),
+        ("up.0.second.weight", np.full((12, 12, 3, 3), np.nan, "f4"), "exceeds float16"),
+        ("up.0.second.weight", None, "no weights up.0.second.weight"),
+        ("down.0.first.weight", np.float32(1), "of 0, 12 channels"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_before_a_gpu_sees_them(small_model, name, values, said):
+    device = FakeDevice()
+    with pytest.raises(ModelError, match=said):
+        NativeNetwork(with_weights(small_model, name, values), device, (2, 2))
+    assert not device.memory | device.pins | device.streams
+
+
+def test_members_that_are_not_alike_are_refused():
+    config = tiny_config(network=NetworkConfig(channels=(8, 8), members=2))
+    model = export_model(untrained(config))
+    name = "members.1.down.1.first.weight"
+    other = with_weights(model, name, np.ones((16, 8, 3, 3), "f4"))
+    with pytest.raises(ModelError, match=r"down.1.first.weight in the model has shape \(16, 8"):
+        NativeNetwork(other, FakeDevice(), (2, 2))
+
+
+def test_a_flat_output_is_no_division_by_zero(small_model):
+    flat = with_weights(small_model, "to_pixels.weight", np.zeros((4, 12, 3, 3), "f4"))
+    device = FakeDevice()
+    network = NativeNetwork(flat, device, (2, 2))  # both give the same
+    network.close()
+    assert not device.memory | device.pins | device.streams
+
+
+def test_a_gpu_that_has_failed_is_closed_without_another_error(small_model):
+    device = FakeDevice()
+    network = NativeNetwork(small_model.onnx, device, (2, 2))
+    device.is_lost = True
+    network.close()
+    assert not device.memory
+
+
+def test_a_lying_header_costs_no_memory():
+    tensor = onnx.TensorProto(name="down.0.first.weight", data_type=1, dims=[0, 2**40])
+    tensor.raw_data = b"1234"
+    graph = onnx.GraphProto(initializer=[tensor])
+    with pytest.raises(ModelError, match=r"damaged: 4 bytes for shape \(0, 1099511627776\)"):
+        weights_in(onnx.ModelProto(graph=graph).SerializeToString())
 
 
 def test_a_gpu_that_is_too_old_is_told():
@@ -111,10 +187,10 @@ def test_a_gpu_that_is_too_old_is_told():
 def test_a_file_that_holds_another_network_is_found_out(monkeypatch):
     """Here one whose activation has another slope."""
     monkeypatch.setattr("n2sr_train.network._SLOPE", 0.3)
-    config = tiny_config(network=NetworkConfig(channels=(12, 12)))
+    config = tiny_config(network=NetworkConfig(channels=(12, 20)))
     model = export_model(untrained(config))
     device = FakeDevice()
-    with pytest.raises(ModelError, match="standard deviation away from ONNX Runtime"):
+    with pytest.raises(ModelError, match="away from ONNX Runtime, whose output has"):
         NativeNetwork(model.onnx, device, (2, 2))
     assert not device.memory | device.pins | device.streams
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def _model_class() -> Any:
 
 
 def weights_in(onnx: bytes) -> dict[str, FloatArray]:
-    """The initializers that are float32 or float16, as float32, by name.
+    """The initializers that are float32 or float16 and raw bytes, as float32, by name.
 
     Raises
     ------
@@ -60,11 +61,13 @@ def weights_in(onnx: bytes) -> dict[str, FloatArray]:
     found = {}
     for tensor in model.graph.initializer:
         dtype = _DTYPES.get(tensor.data_type)
-        if dtype is None:
+        if dtype is None or not tensor.raw_data or not isinstance(tensor.name, str):
             continue
-        try:
-            values = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
-        except ValueError as error:
-            raise ModelError(f"{tensor.name} in the model is damaged ({error})") from error
+        shape, n_bytes = tuple(tensor.dims), len(tensor.raw_data)
+        if min(shape, default=1) < 0 or math.prod(shape) * np.dtype(dtype).itemsize != n_bytes:
+            raise ModelError(
+                f"{tensor.name} in the model is damaged: {n_bytes} bytes for shape {shape}"
+            )
+        values = np.frombuffer(tensor.raw_data, dtype).reshape(shape)
         found[tensor.name] = values.astype(np.float32)
     return found

@@ -81,7 +81,7 @@ class OnnxRuntimeBackend:
 def _cores_allowed() -> int:
     """How many of the machine's cores this process may use; 0: all of them.
 
-    Slurm, containers and taskset allow some, which ONNX Runtime does not ask for by itself.
+    Slurm, taskset and sets of cores of a container allow some, which ONNX Runtime does not ask for.
     """
     if not hasattr(os, "sched_getaffinity"):
         return 0

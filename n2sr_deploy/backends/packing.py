@@ -122,6 +122,9 @@ def packed_narrow(weights: FloatArray, bias: FloatArray) -> Packed:
     return Packed(laid.astype(np.float16), _filled(bias, n_outputs), n_inputs, n_outputs)
 
 
+_OTHERS = "take another --backend: cuda, tensorrt or auto"
+
+
 def unet_members(weights: Mapping[str, FloatArray], stride: Shape) -> list[UNet[Packed]]:
     """The networks in an exported model, whose outputs are averaged.
 
@@ -135,40 +138,76 @@ def unet_members(weights: Mapping[str, FloatArray], stride: Shape) -> list[UNet[
     Raises
     ------
     ModelError
-        When they are not of small U-Nets, or of ones that are too wide.
+        When they are not of small U-Nets that are alike, or of ones that are too wide.
     """
-    prefixes = sorted(
-        name.removesuffix("down.0.first.weight")
-        for name in weights
-        if name.endswith("down.0.first.weight")
-    )
-    try:
-        members = [_unet(weights, prefix) for prefix in prefixes]
-    except KeyError as error:
-        raise ModelError(f"the model has no weights {error}; {_OTHERS}") from error
-    if not members:
+    ending = "down.0.first.weight"
+    prefixes = sorted(name.removesuffix(ending) for name in weights if name.endswith(ending))
+    if not prefixes:
         raise ModelError(f"the model is no small U-Net, as of preset paper; {_OTHERS}")
+    members = [
+        {
+            name.removeprefix(prefix): values
+            for name, values in weights.items()
+            if name.startswith(prefix)
+        }
+        for prefix in prefixes
+    ]
+    channels = _channels(members[0])
+    if not 1 <= min(channels) <= max(channels) <= WIDEST or len(channels) < 2:
+        raise ModelError(
+            f"the model has feature maps of {', '.join(map(str, channels))} channels, but n2sr's "
+            f"kernels take 2 levels or more of 1 to {WIDEST}; {_OTHERS}"
+        )
     for member in members:
-        if max(layer.n_outputs for level in member.down for layer in level) > WIDEST:
-            raise ModelError(
-                f"the model has feature maps of more than {WIDEST} channels; {_OTHERS}"
-            )
-        if member.to_pixels.n_outputs != _up_to(stride[0] * stride[1], 8):
-            raise ModelError(f"the model gives another number of pixels than its stride; {_OTHERS}")
-    return members
+        _check(member, _shapes(channels, stride[0] * stride[1]))
+    return [_unet(member, len(channels) - 1) for member in members]
 
 
-_OTHERS = "take another --backend: cuda, tensorrt or auto"
+def _channels(member: Mapping[str, FloatArray]) -> list[int]:
+    """Of each level, from the finest on."""
+    found: list[int] = []
+    while (weights := member.get(f"down.{len(found)}.first.weight")) is not None:
+        found.append(len(weights) if weights.ndim else 0)
+    return found
 
 
-def _unet(weights: Mapping[str, FloatArray], prefix: str) -> UNet[Packed]:
+def _shapes(channels: list[int], n_pixels: int) -> dict[str, tuple[int, ...]]:
+    """What the weights of `n2sr_train.network.SmallUNet` are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    before = 1
+    for level, own in enumerate(channels):
+        shapes[f"down.{level}.first"] = own, before, 3, 3
+        shapes[f"down.{level}.second"] = own, own, 3, 3
+        before = own
+    for k, own in enumerate(reversed(channels[:-1])):
+        shapes[f"narrow.{k}"] = own, before, 1, 1
+        shapes[f"up.{k}.first"] = shapes[f"up.{k}.second"] = own, own, 3, 3
+        before = own
+    return {**shapes, "to_pixels": (n_pixels, channels[0], 3, 3)}
+
+
+def _check(member: Mapping[str, FloatArray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for layer, shape in shapes.items():
+        for name, wanted in ((f"{layer}.weight", shape), (f"{layer}.bias", shape[:1])):
+            if name not in member:
+                raise ModelError(f"the model has no weights {name}; {_OTHERS}")
+            found = member[name]
+            if found.shape != wanted:
+                raise ModelError(
+                    f"{name} in the model has shape {found.shape}, but a small U-Net's has "
+                    f"{wanted}; {_OTHERS}"
+                )
+            if not np.abs(found).max() < np.finfo(np.float16).max:  # nor where it is no number
+                raise ModelError(f"{name} in the model exceeds float16; {_OTHERS}")
+
+
+def _unet(member: Mapping[str, FloatArray], n_poolings: int) -> UNet[Packed]:
     def conv(name: str) -> tuple[FloatArray, FloatArray]:
-        return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
+        return member[f"{name}.weight"], member[f"{name}.bias"]
 
     def pair(name: str) -> list[Packed]:
         return [packed(*conv(f"{name}.{which}")) for which in ("first", "second")]
 
-    n_poolings = sum(f"{prefix}narrow.{k}.weight" in weights for k in range(len(weights)))
     return UNet(
         first=packed_first(*conv("down.0.first")),
         down=[[packed(*conv("down.0.second"))]]

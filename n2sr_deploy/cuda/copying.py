@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,10 +57,14 @@ class Copier:
         ]
         try:
             copy_parts()
-        finally:
-            for help_ in helped:
-                if not help_.cancel():
-                    help_.result()
+            running = [help_ for help_ in helped if not help_.cancel()]
+            wait(running)
+        except BaseException:  # Ctrl-C too: nobody may write there any more
+            tops.clear()
+            wait([help_ for help_ in helped if not help_.cancel()])
+            raise
+        for help_ in running:
+            help_.result()
 
     def close(self) -> None:
         """End the threads. The next large array begins others."""
