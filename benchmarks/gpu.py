@@ -285,7 +285,7 @@ def main() -> None:
     figures: dict[str, Any] = {"matrix_flop_per_s": matrix_rate()}
     for name in arguments.parts:
         figures[name] = parts[name]()
-        path = keep("gpu", figures)  # after each: a lent machine may be gone before the last
+        path = keep("gpu", figures)  # after each, so that it stays whatever ends the next
     print(f"kept in {path}")
 
 

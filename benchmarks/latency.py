@@ -35,9 +35,9 @@ MATRIX = 2048  # rows and columns
 ROUNDS = 7
 
 
-def untrained(preset: str) -> Checkpoint:
-    """A preset's network with the weights it would start from at random."""
-    config = TrainingConfig.named(preset)
+def untrained(recipe: str | TrainingConfig) -> Checkpoint:
+    """A preset's network, or a configuration's, with weights at random."""
+    config = TrainingConfig.named(recipe) if isinstance(recipe, str) else recipe
     network = build_network(config.network, config.pattern.stride, seed=0)
     return Checkpoint(
         weights=network.state_dict(),

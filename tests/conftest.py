@@ -85,24 +85,6 @@ def tiny_config(**changes):
     )
 
 
-def untrained(config):
-    """A network with the weights it would start from at random."""
-    from n2sr_deploy.version import VERSION
-    from n2sr_train.checkpoint import Checkpoint
-    from n2sr_train.network import build_network
-
-    network = build_network(config.network, config.pattern.stride, seed=0)
-    return Checkpoint(
-        weights=network.state_dict(),
-        config=config,
-        history=[],
-        summary={},
-        pixel_size=None,
-        unit=None,
-        n2sr_version=VERSION,
-    )
-
-
 @pytest.fixture(scope="session")
 def checkpoint(noisy):
     from n2sr_train import train

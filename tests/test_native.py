@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.latency import untrained
 from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.backends.onnx_weights import weights_in
@@ -17,7 +18,7 @@ from n2sr_deploy.errors import ModelError
 from n2sr_deploy.sampling import SamplingPattern
 from n2sr_train import export_model
 from n2sr_train.config import NetworkConfig, TrainingConfig
-from tests.conftest import tiny_config, untrained
+from tests.conftest import tiny_config
 from tests.fake_device import FakeDevice
 
 
