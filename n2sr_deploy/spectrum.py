@@ -8,6 +8,7 @@ that peaks do not move.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ class Spectrum:
         product = np.outer(*self._profiles)
         level = np.quantile(self.power[high] / product[high], _QUANTILE)
         self.floor = product * level / -math.log1p(-_QUANTILE)  # of an exponential distribution
-        self.signal = shows_signal(self.power / self.floor)
+        self.signal = _whole(shows_signal(_half(self.power / self.floor), self.shape), self.shape)
 
     def density(self, transform: AnyArray) -> AnyArray:
         """(H, W): the power of a transform of windowed values; its mean is their variance."""
@@ -121,24 +122,54 @@ class Spectrum:
         return np.asarray((np.hypot(fy[:, None], fx) > _FAST) & ~beside)
 
 
-def shows_signal(ratio: AnyArray) -> BoolArray:
-    """Where power over the floor shows signal: sharp peaks, then what rises in wider means."""
+def shows_signal(ratio: AnyArray, shape: Shape) -> BoolArray:
+    """Where power over the floor shows signal: sharp peaks, then what rises in wider means.
+
+    `ratio` and the answer are the half (H, W // 2 + 1) that tells all of the spectrum of a real
+    frame of `shape` (H, W), like that of `numpy.fft.rfft2`.
+    """
     signal = np.zeros(ratio.shape, np.bool_)
     for size, threshold in _SIGNAL:
-        others = box_mean(np.where(signal, 0.0, ratio), size)
-        others /= np.maximum(box_mean(np.where(signal, 0.0, 1.0), size), 0.1)
+        others = _half_mean(np.where(signal, 0.0, ratio), shape, size)
+        others /= np.maximum(_half_mean(np.where(signal, 0.0, 1.0), shape, size), 0.1)
         signal |= others > threshold
     return signal
 
 
+def _half(spectrum: AnyArray) -> AnyArray:
+    """(H, W // 2 + 1) of (H, W)."""
+    return spectrum[:, : spectrum.shape[1] // 2 + 1]
+
+
+def _mirrored(columns: AnyArray) -> AnyArray:
+    """Columns of a real frame's spectrum as they stand at the opposite frequencies."""
+    return np.roll(columns[::-1, ::-1], 1, axis=0)
+
+
+def _whole(half: AnyArray, shape: Shape) -> AnyArray:
+    """(H, W) of (H, W // 2 + 1)."""
+    return np.hstack([half, _mirrored(half[:, 1 : (shape[1] + 1) // 2])])
+
+
+def _half_mean(half: AnyArray, shape: Shape, size: int) -> AnyArray:
+    """`box_mean` of the whole, on its half."""
+    reach, beyond = size // 2, (shape[1] + 1) // 2
+    left, right = half[:, 1 : reach + 2], half[:, beyond - reach : beyond]
+    columns = np.hstack([_mirrored(left), half, _mirrored(right)])
+    return _box_mean(np.pad(columns, ((reach + 1, reach), (0, 0)), mode="wrap"), size)
+
+
 def box_mean(values: AnyArray, size: int) -> AnyArray:
     """The mean over size x size, on a ring."""
-    for axis in (0, 1):
-        ends = (size // 2 + 1, size // 2)
-        padded = np.pad(values, (ends, (0, 0)) if axis == 0 else ((0, 0), ends), mode="wrap")
-        sums = np.cumsum(padded, axis=axis)
-        values = sums[size:] - sums[:-size] if axis == 0 else sums[:, size:] - sums[:, :-size]
-    return values / size**2
+    ends = size // 2 + 1, size // 2
+    return _box_mean(np.pad(values, (ends, ends), mode="wrap"), size)
+
+
+def _box_mean(padded: AnyArray, size: int) -> AnyArray:
+    """Of values with size // 2 + 1 more before the first along each axis, size // 2 after."""
+    sums = np.cumsum(padded, axis=0)
+    sums = np.cumsum(sums[size:] - sums[:-size], axis=1)
+    return np.asarray((sums[:, size:] - sums[:, :-size]) / size**2)
 
 
 def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> VarianceModel | None:
@@ -201,8 +232,8 @@ class _FilteredNoise:
 
     def simulated(self, variance: AnyArray) -> AnyArray:
         """Windowed noise of this variance (H, W), correlated like the frame's."""
-        white = np.fft.fft2(self._rng.normal(size=self.spectrum.shape))
-        unit = np.fft.ifft2(white * self._colour).real
+        white = np.fft.rfft2(self._rng.normal(size=self.spectrum.shape))
+        unit = np.fft.irfft2(white * _half(self._colour), s=self.spectrum.shape)
         return np.asarray(unit * np.sqrt(variance) * self.spectrum.window)
 
 
@@ -219,20 +250,25 @@ class _Regression:
         self.weight = np.where(window > 0.1, 1 / np.maximum(self.constant, 1e-12) ** 2, 0.0)
         signal = np.fft.ifft2(intensity.transform * intensity.signal).real
         self.rough = signal / np.maximum(window, 0.05) + intensity.mean
+        self.floor = 2 * share_of_noise * _half(noise.spectrum.floor)  # of a half's noise
+        self.whole = self._terms(intensity.windowed)
 
     def fitted(self, model: AnyArray, n_splits: int) -> tuple[AnyArray, float] | None:
         """(gain, constant) and the gain's standard error, with noise as `model` has it."""
         variance = self.share_of_noise * np.maximum(model[0] * self.rough + model[1], 0)
-        expected = np.tensordot(model, self._terms(self.intensity.windowed), 1)
         squared = self.noise.squared.ravel()
-        residual = squared - expected
+        residual = squared - np.tensordot(model, self.whole, 1)
         left, right, scatter = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2))
         for _ in range(n_splits):
             added = self.noise.simulated(variance)
-            halves = [self.intensity.windowed + sign * added for sign in (1, -1)]
-            for half, other in (halves, halves[::-1]):
-                weighted = self.weight.ravel() * self._terms(self._shown(half))
-                left += weighted @ self._terms(other).T / (2 * n_splits)
+            with ThreadPoolExecutor(2) as pool:
+                halves = [self.intensity.windowed + added, self.intensity.windowed - added]
+                shown = pool.map(lambda half: self._terms(self._shown(half)), halves)
+                apart = self.noise.reaching(self.intensity.window * added).ravel()
+            for instrument, sign in zip(shown, (-1, 1), strict=True):  # of the other half
+                weighted = self.weight.ravel() * instrument
+                left += weighted @ self.whole.T / (2 * n_splits)
+                left[:, 0] += sign * (weighted @ apart) / (2 * n_splits)
                 right += weighted @ squared / (2 * n_splits)
                 weighted *= residual
                 scatter += weighted @ weighted.T / (2 * n_splits)
@@ -253,7 +289,6 @@ class _Regression:
 
     def _shown(self, half: AnyArray) -> AnyArray:
         """What a windowed half of a split frame shows of the intensity."""
-        transform = np.fft.fft2(half)
-        floor = 2 * self.share_of_noise * self.noise.spectrum.floor  # a half has twice the noise
-        shows = shows_signal(self.intensity.density(transform) / floor)
-        return np.asarray(np.fft.ifft2(transform * shows).real)
+        transform = np.fft.rfft2(half)
+        shows = shows_signal(self.intensity.density(transform) / self.floor, half.shape)
+        return np.asarray(np.fft.irfft2(transform * shows, s=half.shape))
