@@ -26,27 +26,36 @@ N2SR_INLINE uint32_t n2sr_take(uint32_t *bits, uint32_t n)
     return (uint32_t)(product >> 32);
 }
 
-/* word <- the random block of cell (y, x) for a group of draws. */
-N2SR_INLINE void n2sr_random_block(n2sr_shared shared, n2sr_key key, uint32_t group, ptrdiff_t y,
-                                   ptrdiff_t x, uint32_t word[4])
+/* Cells of 2 x 2 that share a random block, a word each: neighbours in a row. */
+#define N2SR_SHARING 4
+
+/* word <- the random block of a number in a row of cells, for a group of draws. */
+N2SR_INLINE void n2sr_random_block(n2sr_key key, uint32_t group, uint32_t row, uint32_t block,
+                                   uint32_t word[4])
 {
-    const uint32_t row = shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
-    const uint32_t column = shared == N2SR_SHARED_ROW ? 0 : (uint32_t)x;
-    word[0] = row << 16 | column;
+    word[0] = row << 16 | block;
     word[1] = group;
     word[2] = (uint32_t)key.frame_index;
     word[3] = (uint32_t)(key.frame_index >> 32);
     n2sr_philox4x32_10(word, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
 }
 
-/* Fisher-Yates over the n places of cell (y, x); word k of the random block serves choices 4k to
- * 4k + 3. Element k of the permutation stands in bits 4k to 4k + 3. */
+/* Fisher-Yates over the n places of cell (y, x); word k of the cell's serves choices 4k to 4k + 3.
+ * Element k of the permutation stands in bits 4k to 4k + 3. */
 N2SR_INLINE uint64_t n2sr_permutation(n2sr_shared shared, n2sr_key key, uint32_t group, ptrdiff_t y,
                                       ptrdiff_t x, int n)
 {
+    const uint32_t row = shared == N2SR_SHARED_COLUMN ? 0 : (uint32_t)y;
+    const uint32_t column = shared == N2SR_SHARED_ROW ? 0 : (uint32_t)x;
+    const uint32_t n_words = (uint32_t)(n + 2) / 4, sharing = 4 / n_words;
     uint32_t word[4];
     uint64_t places = 0xFEDCBA9876543210u;
-    n2sr_random_block(shared, key, group, y, x, word);
+    n2sr_random_block(key, group, row, column / sharing, word);
+    for (uint32_t skipped = column % sharing * n_words; skipped > 0; --skipped) {
+        word[0] = word[1];
+        word[1] = word[2];
+        word[2] = word[3];
+    }
     for (int k = 0; k < n - 1; ++k) {
         const int other = k + (int)n2sr_take(&word[k / 4], (uint32_t)(n - k));
         const uint64_t change = ((places >> 4 * k) ^ (places >> 4 * other)) & 15u;

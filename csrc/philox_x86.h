@@ -1,4 +1,4 @@
-/* Philox4x32-10 for many consecutive counters on x86-64: the first word of each block.
+/* Philox4x32-10 for eight consecutive counters on x86-64.
  *
  * Compilers do not find the 32 x 32 -> 64 bit multiplication in a vectorised loop; these
  * intrinsics name it. Each 32-bit word rides in the low half of a 64-bit lane; what piles
@@ -26,7 +26,7 @@
         key1 += N2SR_PHILOX_W1;                                        \
     }
 
-/* words[i] <- word 0 of counter (counter[0] + i, counter[1], counter[2], counter[3]), i < 8. */
+/* words[4 * i ..] <- of counter (counter[0] + i, counter[1], counter[2], counter[3]), i < 8. */
 __attribute__((target("avx512f"))) static inline void
 n2sr_philox_8_avx512(const uint32_t counter[4], uint32_t key0, uint32_t key1, uint32_t *words)
 {
@@ -36,7 +36,14 @@ n2sr_philox_8_avx512(const uint32_t counter[4], uint32_t key0, uint32_t key1, ui
     __m512i counter3 = _mm512_set1_epi64(counter[3]);
     N2SR_PHILOX_ROUNDS(__m512i, _mm512_mul_epu32, _mm512_xor_si512, _mm512_srli_epi64,
                        _mm512_set1_epi64)
-    _mm256_storeu_si256((__m256i *)words, _mm512_cvtepi64_epi32(counter0));
+    const __m512i low = /* words 0 and 1 of each block, high: 2 and 3 */
+        _mm512_mask_blend_epi32(0xAAAA, counter0, _mm512_slli_epi64(counter1, 32));
+    const __m512i high = _mm512_mask_blend_epi32(0xAAAA, counter2, _mm512_slli_epi64(counter3, 32));
+    _mm512_storeu_si512(
+        words, _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), high));
+    _mm512_storeu_si512(
+        words + 16,
+        _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15), high));
 }
 
 __attribute__((target("avx2"))) static inline void
@@ -52,8 +59,14 @@ n2sr_philox_8_avx2(const uint32_t counter[4], uint32_t key0, uint32_t key1, uint
         key1 = first_key1;
         N2SR_PHILOX_ROUNDS(__m256i, _mm256_mul_epu32, _mm256_xor_si256, _mm256_srli_epi64,
                            _mm256_set1_epi64x)
-        const __m256i low = _mm256_permutevar8x32_epi32(counter0, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
-        _mm_storeu_si128((__m128i *)(words + half), _mm256_castsi256_si128(low));
+        const __m256i low = /* words 0 and 1 of each block, high: 2 and 3 */
+            _mm256_blend_epi32(counter0, _mm256_slli_epi64(counter1, 32), 0xAA);
+        const __m256i high = _mm256_blend_epi32(counter2, _mm256_slli_epi64(counter3, 32), 0xAA);
+        const __m256i even = _mm256_unpacklo_epi64(low, high); /* blocks 0 and 2 */
+        const __m256i odd = _mm256_unpackhi_epi64(low, high);
+        __m256i *to = (__m256i *)(words + 4 * half);
+        _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
     }
 }
 

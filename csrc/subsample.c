@@ -92,30 +92,33 @@ static void places_any(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdi
     }
 }
 
-/* words[j] <- the first random word of cell first_cell + j; room for 7 words past the end. */
-static void first_words(n2sr_key key, uint32_t group, uint32_t first_cell, int width,
-                        uint32_t *words)
+/* Random blocks that are made at once. */
+#define BLOCKS 8
+
+/* words[4 * j ..] <- random block first + j of a row of cells; room for BLOCKS - 1 more. */
+static void random_blocks(n2sr_key key, uint32_t group, uint32_t row, uint32_t first, int n,
+                          uint32_t *words)
 {
-    const uint32_t key0 = (uint32_t)key.seed, key1 = (uint32_t)(key.seed >> 32);
     int step = 1;
 #ifdef N2SR_HAVE_PHILOX_X86
+    const uint32_t key0 = (uint32_t)key.seed, key1 = (uint32_t)(key.seed >> 32);
     void (*of_8)(const uint32_t *, uint32_t, uint32_t, uint32_t *) =
         __builtin_cpu_supports("avx512f") ? n2sr_philox_8_avx512
         : __builtin_cpu_supports("avx2")  ? n2sr_philox_8_avx2
                                           : NULL;
-    step = of_8 ? 8 : 1;
+    step = of_8 ? BLOCKS : 1;
 #endif
-    for (int j = 0; j < width; j += step) {
-        uint32_t counter[4] = {first_cell + (uint32_t)j, group, (uint32_t)key.frame_index,
-                               (uint32_t)(key.frame_index >> 32)};
+    for (int j = 0; j < n; j += step) {
 #ifdef N2SR_HAVE_PHILOX_X86
         if (of_8) {
-            of_8(counter, key0, key1, words + j);
+            const uint32_t counter[4] = {row << 16 | (first + (uint32_t)j), group,
+                                         (uint32_t)key.frame_index,
+                                         (uint32_t)(key.frame_index >> 32)};
+            of_8(counter, key0, key1, words + 4 * j);
             continue;
         }
 #endif
-        n2sr_philox4x32_10(counter, key0, key1);
-        words[j] = counter[0];
+        n2sr_random_block(key, group, row, first + (uint32_t)j, words + 4 * j);
     }
 }
 
@@ -148,9 +151,11 @@ static void places_of(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdif
                       int width, int32_t places[][CHUNK])
 {
     if (pattern.stride_y == 2 && pattern.stride_x == 2) {
-        uint32_t words[CHUNK + 7];
-        first_words(key, group, (uint32_t)y << 16 | (uint32_t)x, width, words);
-        permutations_2x2(words, width, places);
+        const int before = (int)(x % N2SR_SHARING); /* cells of the first block */
+        const int blocks = (before + width + N2SR_SHARING - 1) / N2SR_SHARING;
+        uint32_t words[CHUNK + N2SR_SHARING * (1 + BLOCKS)];
+        random_blocks(key, group, (uint32_t)y, (uint32_t)(x / N2SR_SHARING), blocks, words);
+        permutations_2x2(words + before, width, places);
     } else {
         places_any(pattern, key, group, y, x, width, places);
     }

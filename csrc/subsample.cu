@@ -62,7 +62,7 @@ template <typename Vector> N2SR_BOTH bool is_aligned(const void *address)
 }
 
 /* Cells or pixels of a row that a thread does in the kernels for aligned rows. */
-enum { WIDTH = 4 };
+enum { WIDTH = N2SR_SHARING };
 
 /* Where pixels (y, x .. x + WIDTH) of draw m lie, of draws of which the first is in orientation 0
  * and none transposed; in reverse where n2sr_flips_x(m). */
@@ -293,14 +293,14 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
     load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
     for (int first = 0; first < job.draws.n_samples; first += 4) {
         const uint32_t group = (job.draws.first_sample + (uint32_t)first) / 4;
+        uint32_t word[WIDTH];
         float drawn[4][WIDTH];
+        n2sr_random_block(key, group, (uint32_t)cell_y, (uint32_t)cell_x / WIDTH, word);
         for (int j = 0; j < WIDTH; ++j) {
-            uint32_t word[4];
             float values[4];
-            n2sr_random_block(N2SR_SHARED_NONE, key, group, cell_y, cell_x + j, word);
             for (int place = 0; place < 4; ++place)
                 values[place] = ((float)pixels[place / 2][2 * j + place % 2] - shift) * factor;
-            permute(values, word[0]);
+            permute(values, word[j]);
             for (int k = 0; k < 4; ++k)
                 drawn[k][j] = values[k];
         }
@@ -328,7 +328,7 @@ static bool draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws d
                           const void *subsampled)
 {
     return pattern.stride_y == 2 && pattern.stride_x == 2 && pattern.shared == N2SR_SHARED_NONE &&
-           draws.n_samples % 4 == 0 &&
+           draws.n_samples % 4 == 0 && window.left % WIDTH == 0 &&
            lies_in_vectors<Number>(draws, subsampled, 0, window.width);
 }
 

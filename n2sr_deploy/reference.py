@@ -6,14 +6,15 @@ stand in for these functions wherever they are built. Nothing is checked here; c
 
 A frame is cut into cells of stride_y x stride_x pixels. For every cell, Philox4x32-10 at
 
-    key     = seed                                     (64 bits)
-    counter = (row << 16 | column, group, frame index) (32, 32 and 64 bits)
+    key     = seed                                                (64 bits)
+    counter = (row << 16 | column // sharing, group, frame index) (32, 32 and 64 bits)
 
-gives four random words, and these a permutation of the cell's pixels. Draw m belongs to group
-m // n, n pixels a cell, and keeps element m % n of the permutation: each group of n draws keeps
-every pixel exactly once. The cell's coordinates are those in the whole frame, so a window or
-tile of the frame draws what the whole frame draws. A pattern that shares its choice along rows
-sets the column to zero, along columns the row.
+gives four random words, of which every four choices take one; `sharing` neighbours in a row, four
+of 2 x 2, share a block of words as long as there are enough. The words give a permutation of the
+cell's pixels. Draw m belongs to group m // n, n pixels a cell, and keeps element m % n of the
+permutation: each group of n draws keeps every pixel exactly once. The cell's coordinates are those
+in the whole frame, so a window or tile of the frame draws what the whole frame draws. A pattern
+that shares its choice along rows sets the column to zero, along columns the row.
 
 Draw m is turned into orientation m % 4: as it is, half a turn, mirrored left-right, mirrored
 up-down. Each undoes itself.
@@ -81,18 +82,21 @@ def permutations(
     multiplies 32 random bits by k, takes the high part and leaves the low part to the next
     choice: no modulo, and every word serves four choices.
     """
+    n = pattern.group_size
+    n_words = (n + 2) // 4  # for n - 1 choices
+    sharing = 4 // n_words
     rows = np.arange(window.top, window.top + window.height)
     columns = np.arange(window.left, window.left + window.width)
     y, x = np.meshgrid(
         rows * (pattern.shared != "column"), columns * (pattern.shared != "row"), indexing="ij"
     )
     counter = np.empty((4, *y.shape), np.uint64)
-    counter[0] = y << 16 | x
+    counter[0] = y << 16 | x // sharing
     counter[1] = group
     counter[2] = frame_index & 0xFFFFFFFF
     counter[3] = frame_index >> 32
-    words = philox4x32_10(counter, seed)
-    n = pattern.group_size
+    own = x % sharing * n_words + np.arange(n_words)[:, None, None]
+    words = np.take_along_axis(philox4x32_10(counter, seed), own, axis=0)
     places = np.broadcast_to(np.arange(n)[:, None, None], (n, *y.shape)).copy()
     for k in range(n - 1):
         product = words[k // 4] * np.uint64(n - k)
