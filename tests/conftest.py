@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,9 +49,12 @@ def _no_thread_left():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory):
-    """Templates of the tests stay out of the user's cache."""
+    """Templates of the tests stay out of the user's cache; tests beside each other share one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     patch = pytest.MonkeyPatch()
-    patch.setenv("N2SR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("N2SR_CACHE_DIR", str(folder / "cache"))
     yield
     patch.undo()
 

@@ -17,7 +17,7 @@ def test_the_demo_learns_denoises_and_compares(tmp_path, capsys):
     assert spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    demo.main(tmp_path, LearnOptions(pattern="row", steps=60, device="cpu"))
+    demo.main(tmp_path, LearnOptions(preset="fast", pattern="row", steps=60, device="cpu"))
     printed = capsys.readouterr().out
     closer = re.search(r"denoised ([\d.]+), ([\d.]+) times closer", printed)
     assert closer, printed
