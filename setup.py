@@ -31,8 +31,12 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
     "unix": [] if sys.platform == "darwin" else [(["-fopenmp"], ["-fopenmp"])],
 }
 CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
-CUDA_SOURCES = [Path("csrc", name) for name in ("subsample.cu", "convolve.cu", "runtime.cu")]
-CUDA_HEADERS = [Path("csrc", name) for name in ("cell.h", "export.h", "philox.h", "subsample.h")]
+CUDA_SOURCES = [
+    Path("csrc", f"{name}.cu") for name in ("subsample", "statistics", "convolve", "runtime")
+]
+CUDA_HEADERS = [
+    Path("csrc", f"{name}.h") for name in ("cell", "export", "frames", "philox", "subsample")
+]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
 CUDA_ARGS = [
     *("-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart", "static", "--threads", "0"),

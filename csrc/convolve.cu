@@ -54,13 +54,13 @@ static __host__ __device__ __forceinline__ int pitch_of(int channels)
     return 16 * steps_of(channels) + 8;
 }
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
 /* n / d, for n * d below 2 ** 31. */
 static __device__ __forceinline__ int divided(int n, int d)
 {
     return (int)__umulhi(2 * (uint32_t)n, 0x80000000u / (uint32_t)d + 1);
 }
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
 static __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], const __half *row)
 {

@@ -1,4 +1,5 @@
 /* What each thread of the CUDA kernels does, done by loops on the CPU: for machines without a GPU. */
+#include "statistics.cu"
 #include "subsample.cu"
 
 template <typename Pixel, typename Number>

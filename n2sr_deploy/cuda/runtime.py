@@ -1,4 +1,4 @@
-"""A real GPU, through csrc/subsample.cu: one library, loaded by ctypes."""
+"""A real GPU, through the .cu files of csrc: one library, loaded by ctypes."""
 
 from __future__ import annotations
 
