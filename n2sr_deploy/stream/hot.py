@@ -17,7 +17,7 @@ _log = logging.getLogger("n2sr")
 _LOOKED_AT = 3  # frames that a pixel must be hot in: a detector's, not an x-ray's
 _SURROUNDINGS = 9  # good pixels whose median it becomes; odd, so that it is one of them
 _WITHIN = 3  # pixels
-_SHAPES = 2  # whose hot pixels are known at a time: streams may alternate
+_SHAPES = 8  # whose hot pixels are known at a time: streams may alternate
 
 
 class HotPixels:
