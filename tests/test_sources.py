@@ -33,7 +33,15 @@ from n2sr_deploy.stream.zmq_frames import decoded, encoded
 from tests.conftest import REPOSITORY, random_pixels
 from tests.fake_stream import live_frame
 
-RECORD = {"n2sr_version": "1", "model": "a model", "weights_sha256": "ab", "n_samples": 4}
+RECORD = {
+    "n2sr_version": "1",
+    "model": "a model",
+    "weights_sha256": "ab",
+    "n_samples": 4,
+    "seed": 0,
+    "backend": "ort",
+    "pattern": "cell, stride 2 x 2",
+}
 
 
 def result_of(frame, **changes):
@@ -609,8 +617,14 @@ def test_results_as_files(tmp_path, ending):
     sink.write(result_of(frame))
     found = read_frame(tmp_path / "a" / "b" / f"00000012.{ending}")
     assert np.array_equal(found.pixels, frame.pixels.astype(np.float32) + 1)
-    if ending == "tif":
+    if ending != "npy":
         assert found.pixel_size == pytest.approx((0.1, 0.2))
+        assert found.is_denoised
+        assert found.metadata["n2sr"]["weights_sha256"] == "ab"
+        assert found.history == (
+            "n2sr 1: mean of 4 draws, seed 0, frame 12 of a stream, pattern cell, stride 2 x 2, "
+            "weights ab of a model, ort",
+        )
     for run in ("run-2", "run-3"):  # a source that counts anew replaces nothing
         sink.write(result_of(frame))
         assert (tmp_path / "a" / "b" / run / f"00000012.{ending}").exists()
@@ -641,6 +655,10 @@ def test_a_growing_stack_can_be_read_at_any_time(tmp_path):
     found = read_frame(path, 2)
     assert np.array_equal(found.pixels, live_frame(2).pixels.astype(np.float32) + 1)
     assert found.n_frames == 4
+    assert found.unit == "nm"
+    assert found.pixel_size == pytest.approx((0.02, 0.02))
+    assert found.is_denoised
+    assert "mean of 4 draws, seed 0, frames of a stream" in found.history[0]
     again = open_sink(f"stack:{path}")
     again.open()
     again.write(result_of(live_frame(0)))
@@ -648,6 +666,25 @@ def test_a_growing_stack_can_be_read_at_any_time(tmp_path):
     assert (tmp_path / "new" / "out-2.tif").exists()
     with pytest.raises(SettingError, match=r"must end in \.tif"):
         open_sink("stack:out.mrc")
+
+
+def test_a_stack_without_a_frame_leaves_no_file(tmp_path):
+    sink = open_sink(f"stack:{tmp_path / 'out.tif'}")
+    sink.open()
+    sink.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_frames_that_passed_through_are_no_results(tmp_path):
+    sink = open_sink(f"folder:{tmp_path}")
+    sink.open()
+    record = {"n2sr_version": "1", "model": None}
+    sink.write(result_of(live_frame(3), record=record, std=None))
+    found = read_frame(tmp_path / "00000003.tif")
+    assert not found.is_denoised
+    assert found.history == (
+        "n2sr 1: frame 3 of a stream passed through, as no model was there yet",
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")

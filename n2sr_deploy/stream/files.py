@@ -23,9 +23,13 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
+from n2sr_deploy.formats.base import Output
+from n2sr_deploy.formats.record import to_json
 from n2sr_deploy.formats.units import nanometres
-from n2sr_deploy.frame import Frame
+from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.stream.base import LiveFrame, LiveResult
+from n2sr_deploy.version import VERSION
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     import io
@@ -247,18 +251,15 @@ class FolderSink:
 
     def write(self, result: LiveResult) -> None:
         """Write a file, whole or not at all, then its line."""
-        noisy, record = result.noisy, result.record
+        noisy = result.noisy
         if (self._run / f"{noisy.index:08}{self._suffix}").exists():
             self._begin_run()  # the source counts anew
-        done = "passed through" if record["model"] is None else f"denoised by {record['model']}"
-        history = (f"n2sr {record['n2sr_version']}: {done}; {dict(record)}",)
-        images = {"": result.mean}
+        which = f"frame {noisy.index} of a stream"
+        images = {"": ("mean", result.mean)}
         if self._with_std and result.std is not None:
-            images[".std"] = result.std
-        for ending, pixels in images.items():
-            frame = Frame(
-                pixels=pixels, pixel_size=noisy.pixel_size, unit=noisy.unit, history=history
-            )
+            images[".std"] = "spread", result.std
+        for ending, (what, pixels) in images.items():
+            frame = Frame(pixels=pixels, **vars(_info(result, what, which)))
             formats.write_frame(self._run / f"{noisy.index:08}{ending}{self._suffix}", frame)
         try:
             with (self._run / _LOG).open("a") as file:
@@ -275,6 +276,7 @@ class StackSink:
 
     A TIFF file (BigTIFF) of float32 pages; what is known of a frame stands in its page's
     description, as JSON. A file that is there already is not replaced: frames go to ``out-2.tif``.
+    It is made with the first frame.
     """
 
     def __init__(self, address: Address) -> None:
@@ -284,6 +286,7 @@ class StackSink:
         if self._path.suffix.lower() not in (".tif", ".tiff"):
             raise SettingError(f"{address.text} must end in .tif")
         self._file: io.FileIO | None = None
+        self._made: Path | None = None
 
     def open(self) -> None:
         """Make the file, or go on with the one that this stream has made."""
@@ -298,6 +301,8 @@ class StackSink:
             self._file = path.open("x+b", buffering=0)  # a page is in the file once it is written
         except OSError as error:
             raise OutputError(f"{path} cannot be made: {error}") from error
+        self._made = path
+        self._is_empty = True
         self._writer = tifffile.TiffWriter(self._file, bigtiff=True)
         if number > 1:
             _log.info("%s exists already: frames go into %s", self._path, path)
@@ -314,19 +319,60 @@ class StackSink:
                 contiguous=False,
                 photometric="minisblack",
                 metadata=None,
-                description=json.dumps(told_of(result), default=str),
+                description=_description(result),
                 resolution=per_cm,
                 resolutionunit=None if per_cm is None else "CENTIMETER",
             )
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot write to {self.name}: {error}") from error
+        self._is_empty = False
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; without a frame it is no image, and goes."""
         file, self._file = self._file, None
-        if file is not None:
-            self._writer.close()
-            file.close()
+        if file is None or self._made is None:
+            return
+        self._writer.close()
+        file.close()
+        if self._is_empty:
+            self._made.unlink(missing_ok=True)
+
+
+def _info(result: LiveResult, what: str, which: str) -> FrameInfo:
+    """What the file of a result tells; `what`: ``mean`` or ``spread`` of the draws."""
+    noisy, record = result.noisy, dict(result.record)
+    begun, metadata = f"n2sr {record.pop('n2sr_version')}:", dict(noisy.metadata)
+    if record["model"] is None:
+        done = f"{begun} {which} passed through, as no model was there yet"
+    else:
+        done = (
+            f"{begun} {what} of {counted(record['n_samples'], 'draw')}, seed {record['seed']}, "
+            f"{which}, pattern {record['pattern']}, weights "
+            f"{record['weights_sha256'][:12]} of {record['model']}, {record['backend']}"
+        )
+        metadata["n2sr"] = {
+            "version": VERSION,
+            "result": what,
+            "frames": which,
+            "repair": "n_hot_pixels" in record,
+            **record,
+        }
+    return FrameInfo(
+        pixel_size=noisy.pixel_size, unit=noisy.unit, history=(done,), metadata=metadata
+    )
+
+
+def _description(result: LiveResult) -> str:
+    """What n2sr reads from the first page of a file of its own, and all that is known of a page."""
+    info = _info(result, "mean", "frames of a stream")
+    own = Output(
+        info=info,
+        axes=(),
+        shape=result.noisy.shape,
+        dtype=result.mean.dtype,
+        pixels=iter(()),
+    )
+    return json.dumps({**json.loads(to_json(own)), **told_of(result)}, default=str)
 
 
 def told_of(result: LiveResult) -> dict[str, Any]:
