@@ -134,6 +134,10 @@ def report_command(
     check_report(output, overwrite=overwrite, inputs=inputs)
     noisy_frame = read_frame(noisy, frame, signal)
     result = _same_frame(denoised, noisy_frame)
+    if noisy_frame.is_denoised and not result.is_denoised:
+        raise click.UsageError(
+            f"{noisy} is a result of n2sr and {denoised} is none: name the noisy frame first"
+        )
     check_pixel_size("denoised frame", result, noisy_frame)
     made = _Made.of(result, denoised, seed)
     mended = mend(noisy_frame, repairs=made.repair and not no_repair)

@@ -147,7 +147,8 @@ class Frame(FrameInfo):
             )
         if not std > abs(mean) * _RESOLVED:
             raise FrameError(
-                f"frame is constant (every pixel is {mean:g}): there is no signal to learn from"
+                f"frame is constant (every pixel is {mean:g}): there is nothing to learn from it, "
+                "and nothing to denoise"
             )
         return mean, std
 

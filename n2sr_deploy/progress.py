@@ -37,7 +37,7 @@ def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
                     total=total,
                     description=f"training, step {status.step} of {status.n_steps}",
                     figures=_figures(status),
-                    left=f"{status.remaining_s:.0f} s left",
+                    left=time_left(status.remaining_s),
                 )
 
             yield show
@@ -127,7 +127,7 @@ class _Lines:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _LINE_EVERY_S
-            self._print(status, f"{status.remaining_s:.0f} s left")
+            self._print(status, time_left(status.remaining_s))
 
     def end(self) -> None:
         """Tell the last step, however early it came."""
@@ -135,8 +135,8 @@ class _Lines:
             self._print(self._last, "done")
 
     def _print(self, status: TrainingStatus, left: str) -> None:
-        line = f"training, step {status.step} of {status.n_steps}, {left}, {_figures(status)}"
-        self._console.print(line, soft_wrap=True)
+        step = f"training, step {status.step} of {status.n_steps}"
+        self._console.print(", ".join(filter(None, (step, left, _figures(status)))), soft_wrap=True)
 
 
 def _figures(status: TrainingStatus) -> str:

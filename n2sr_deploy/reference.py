@@ -9,8 +9,9 @@ A frame is cut into cells of stride_y x stride_x pixels. For every cell, Philox4
     key     = seed                                                (64 bits)
     counter = (row << 16 | column // sharing, group, frame index) (32, 32 and 64 bits)
 
-gives four random words, of which every four choices take one; `sharing` neighbours in a row, four
-of 2 x 2, share a block of words as long as there are enough. The words give a permutation of the
+gives four random words. A cell of n pixels takes n - 1 choices, and every four of them a word; so
+`sharing` neighbours in a row find theirs in one block: 4 of up to 5 pixels, 2 of up to 9, else 1.
+The words give a permutation of the
 cell's pixels. Draw m belongs to group m // n, n pixels a cell, and keeps element m % n of the
 permutation: each group of n draws keeps every pixel exactly once. The cell's coordinates are those
 in the whole frame, so a window or tile of the frame draws what the whole frame draws. A pattern

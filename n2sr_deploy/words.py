@@ -19,7 +19,7 @@ def about(path: str, error: str) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Of a bar, as in ``about 3.5 h left``; empty below a second."""
+    """As in ``about 3.5 h left``; empty below a second."""
     if seconds < 1:
         return ""
     # Chosen by what is shown, not by what it was before rounding.

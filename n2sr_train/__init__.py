@@ -17,6 +17,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from n2sr_deploy.learning import LearnOptions
 from n2sr_train.learner import learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from n2sr_train.export import export_model
     from n2sr_train.training import train
 
-__all__ = ["Checkpoint", "TrainingConfig", "export_model", "learn_checkpoint", "train"]
+__all__ = [
+    "Checkpoint",
+    "LearnOptions",
+    "TrainingConfig",
+    "export_model",
+    "learn_checkpoint",
+    "train",
+]
 
 _HOME = {
     "Checkpoint": "n2sr_train.checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ _KEY = "n2sr"
 class Checkpoint:
     """What a training leaves."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(repr=False)
     """float32, on the CPU, by their names in the network."""
     config: TrainingConfig
     """What was asked for."""
-    history: list[dict[str, float]]
+    history: list[dict[str, float]] = field(repr=False)
     """One entry for each validation: step, seconds, tflop, loss, validation_error."""
     summary: dict[str, Any]
     """How it ended: steps, kept_step, seconds, tflop, stopped_by, device, precision, torch,

@@ -224,13 +224,15 @@ class _Training:
         try:
             with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
                 self._validate()
-                self.started = time.monotonic()  # libraries have loaded; now the learning begins
+                # Libraries have loaded; now the learning begins.
+                self.started, self.validating_s = time.monotonic(), 0.0
                 why = self._take_steps(progress)
         except KeyboardInterrupt:
             if not self.step:
                 raise
             why = "the user"
             if self.step > self.history[-1]["step"]:
+                _log.info("ending: what was learned is judged and kept (Ctrl-C again: it is not)")
                 self._validate()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -273,8 +275,10 @@ class _Training:
         """Every so many steps; where seconds are few, no more often than they allow."""
         if self.step % self.config.validation_every:
             return False
-        is_bounded = self.config.seconds is not None
-        return not is_bounded or self.validating_s < _VALIDATION_SHARE * self._elapsed()
+        if self.config.seconds is None:
+            return True
+        is_followed = self._elapsed() + self._judgement_s() < self._seconds_to_learn()
+        return is_followed and self.validating_s < _VALIDATION_SHARE * self._elapsed()
 
     def overfits(self) -> bool:
         """Whether further steps would only learn to repeat noise."""
@@ -304,16 +308,26 @@ class _Training:
         rising = min(1.0, (self.step + 1) / warmup) if warmup else 1.0
         if self.config.schedule == "constant":
             return rising
-        done = self.step / self.config.steps
-        if self.config.seconds is not None:
-            done = max(done, self._elapsed() / self.config.seconds)
+        done = max(self.step / self.config.steps, self._elapsed() / self._seconds_to_learn())
         return rising * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def _elapsed(self) -> float:
         return time.monotonic() - self.started
 
+    def _judgement_s(self) -> float:
+        """How long one takes, by its arithmetic and the steps' so far."""
+        if not self.step:
+            return 0.0
+        per_step = max(self._elapsed() - self.validating_s, 0.0) / self.step
+        return per_step * self.validation_flop / self.stepper.flop
+
+    def _seconds_to_learn(self) -> float:
+        """What a bound in seconds leaves for steps: the end is judged within it."""
+        seconds = self.config.seconds
+        return math.inf if seconds is None else max(seconds - self._judgement_s(), 0.5 * seconds)
+
     def _time_is_up(self) -> bool:
-        return self.config.seconds is not None and self._elapsed() >= self.config.seconds
+        return self._elapsed() >= self._seconds_to_learn()
 
     @contextmanager
     def _counting_flop(self) -> Iterator[None]:
@@ -350,12 +364,13 @@ class _Training:
             )
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
-        if why == "seconds" and self.step < self.config.warmup_steps:
+        if why in ("seconds", "the user") and self.step < self.config.warmup_steps:
             _log.warning(
                 "%s in %.0f s: too little to learn from the frame, so this is hardly more than "
-                "the weights it started from; give it more --seconds",
+                "the weights it started from; give it more %s",
                 counted(self.step, "step"),
                 self._elapsed(),
+                "--seconds" if why == "seconds" else "time",
             )
         if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
             _log.warning(

@@ -155,11 +155,13 @@ def frames_that_are_wrong(folder):
     tifffile.imwrite(folder / "whole.tif", good)
     (folder / "truncated.tif").write_bytes((folder / "whole.tif").read_bytes()[:4000])
     (folder / "text.tif").write_text("no image")
+    (folder / "nothing.dm3").touch()
 
 
 BAD_FRAMES = {
     "missing.tif": "does not exist; check the path",
     "text.tif": "not a TIFF file",
+    "nothing.dm3": "is empty (0 bytes)",
     "rgb.tif": "convert it to one grey channel",
     "stack.npy": "Choose it with --frame 0 to --frame 1",
     "complex.npy": "save its magnitude",
@@ -168,7 +170,7 @@ BAD_FRAMES = {
     "nan.npy": "4096 NaN or infinite pixels of 4096; replace each",
     "somenan.npy": "NaN or infinite pixels of 4096; replace each",
     "inf.npy": "NaN or infinite pixels of 4096; replace each",
-    "constant.npy": "no signal to learn from",
+    "constant.npy": "nothing to learn from it, and nothing to denoise",
     "truncated.tif": "is truncated, damaged or not what it seems",
 }
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
+from n2sr_deploy import spectrum
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import hot_pixels, line_offsets, repair
 from n2sr_deploy.errors import FrameError
@@ -50,6 +51,16 @@ FRAMES = {
     "simulated": lambda: simulated_frame(SHAPE, np.random.default_rng([5, 12])) * 0.5,
 }
 PATTERNS = {(0, 0): "cell", (0.5, 0): "row", (0, 0.3): "column", (0.6, 0.2): "both"}
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (49, 51), (64, 57)], ids=str)
+@pytest.mark.parametrize("size", [3, 9, 25])
+def test_half_of_a_spectrum_is_averaged_as_the_whole(shape, size):
+    power = np.abs(np.fft.fft2(np.random.default_rng(0).normal(size=shape))) ** 2
+    half = spectrum._half(power)
+    assert np.allclose(spectrum._whole(half, shape), power)
+    found = spectrum._half_mean(half, shape, size)
+    assert np.allclose(found, spectrum._half(spectrum.box_mean(power, size)))
 
 
 @pytest.mark.parametrize("value", [300, 1000, 60_000])

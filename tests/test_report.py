@@ -436,6 +436,14 @@ def test_the_command_refuses_before_any_work(files):
     assert not (files / "page.html").exists()
 
 
+def test_the_noisy_and_the_denoised_frame_are_not_taken_for_each_other(files):
+    result = read_frame(files / "denoised.tif")
+    write_frame(files / "ours.tif", replace(result, metadata={"n2sr": {"n_samples": 4}}))
+    found = run(files, "ours.tif", "noisy.tif", "-o", "page.html")
+    assert found.exit_code == 2
+    assert "name the noisy frame first" in found.output
+
+
 def test_a_picture_that_is_there_stays(files):
     frame = read_frame(files / "noisy.tif")
     write_frame(files / "report.npy", frame)

@@ -174,6 +174,15 @@ def test_compiled_kept_places_equal_the_definition(compiled, pattern, sample, se
     assert np.array_equal(found, reference.kept(pattern, window, sample, seed, 7))
 
 
+@pytest.mark.parametrize("pattern", [SamplingPattern.named("cell", n) for n in (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("left", [0, 1, 3, 65_536 - 270])
+def test_compiled_places_equal_the_definition_wherever_a_window_begins(compiled, pattern, left):
+    """Neighbours share random numbers four by four, which windows cut."""
+    window = Window(65_534, left, 2, 270)
+    found = compiled.kept(pattern, window, 2, 5, 7, 1)
+    assert np.array_equal(found, reference.kept(pattern, window, 2, 5, 7))
+
+
 def test_the_kernels_in_use_are_told(compiled, monkeypatch):
     assert "compiled" in loading.describe_kernels()
     monkeypatch.setattr(loading, "loaded", lambda: loading.Loaded(reference, "no libgomp", False))

@@ -658,7 +658,7 @@ def test_a_growing_stack_can_be_read_at_any_time(tmp_path):
     assert found.unit == "nm"
     assert found.pixel_size == pytest.approx((0.02, 0.02))
     assert found.is_denoised
-    assert "mean of 4 draws, seed 0, frames of a stream" in found.history[0]
+    assert "mean of 4 draws, seed 0, frame 2 of a stream" in found.history[0]
     again = open_sink(f"stack:{path}")
     again.open()
     again.write(result_of(live_frame(0)))
@@ -668,11 +668,40 @@ def test_a_growing_stack_can_be_read_at_any_time(tmp_path):
         open_sink("stack:out.mrc")
 
 
+def test_each_frame_of_a_stack_tells_what_was_done_to_it(tmp_path):
+    """A network may have been learned, or another one, in the middle of a stream."""
+    path = tmp_path / "out.tif"
+    sink = open_sink(f"stack:{path}")
+    sink.open()
+    raw = {"n2sr_version": "1", "model": None}
+    sink.write(result_of(live_frame(0), record=raw, std=None))
+    sink.write(result_of(live_frame(1), record={**RECORD, "n_hot_pixels": 2}))
+    sink.write(result_of(live_frame(2), record={**RECORD, "weights_sha256": "cd"}))
+    sink.close()
+    frames = [read_frame(path, n) for n in range(3)]
+    assert [frame.is_denoised for frame in frames] == [False, True, True]
+    assert [frame.metadata["n2sr"]["weights_sha256"] for frame in frames[1:]] == ["ab", "cd"]
+    assert [frame.metadata["n2sr"]["repair"] for frame in frames[1:]] == [True, False]
+    assert frames[1].history[0] == "n2sr 1: 2 hot pixels replaced by the median of good ones around"
+    assert [len(frame.history) for frame in frames] == [1, 2, 1]
+
+
 def test_a_stack_without_a_frame_leaves_no_file(tmp_path):
     sink = open_sink(f"stack:{tmp_path / 'out.tif'}")
     sink.open()
     sink.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be renamed there")
+def test_a_file_that_somebody_put_in_its_place_stays(tmp_path):
+    path = tmp_path / "out.tif"
+    sink = open_sink(f"stack:{path}")
+    sink.open()
+    path.rename(tmp_path / "moved.tif")
+    path.write_text("somebody's")
+    sink.close()
+    assert path.read_text() == "somebody's"
 
 
 def test_frames_that_passed_through_are_no_results(tmp_path):

@@ -155,17 +155,19 @@ def test_progress_tells_every_step(noisy):
     assert errors[-1] < errors[0]
 
 
-def test_ctrl_c_keeps_what_was_learned_since_the_last_judgement(noisy):
+def test_ctrl_c_keeps_what_was_learned_since_the_last_judgement(noisy, caplog):
     def progress(status):
         if status.step == 40:
             raise KeyboardInterrupt
 
     config = tiny_config(steps=60, validation_every=1000, learning_rate=0.006)
-    summary = train(noisy, config, progress).summary
+    with caplog.at_level("INFO", "n2sr"):
+        summary = train(noisy, config, progress).summary
     assert (summary["steps"], summary["kept_step"]) == (40, 40)
+    assert "ending: what was learned is judged and kept" in caplog.text
 
 
-def test_ctrl_c_keeps_the_best_so_far(noisy):
+def test_ctrl_c_keeps_the_best_so_far(noisy, caplog):
     def stop_after(step):
         def progress(status):
             if status.step == step:
@@ -176,7 +178,9 @@ def test_ctrl_c_keeps_the_best_so_far(noisy):
     for step in (1, 2, 9):
         checkpoint = train(noisy, tiny_config(steps=1000), stop_after(step))
         assert checkpoint.summary["stopped_by"] == "the user"
+        assert "too little to learn from the frame" in caplog.text
         assert checkpoint.summary["steps"] == step
+        caplog.clear()
         assert checkpoint.summary["kept_step"] <= step
 
 
@@ -193,6 +197,24 @@ def test_seconds_bound_the_time(noisy):
     assert checkpoint.summary["stopped_by"] == "seconds"
     assert 1 <= checkpoint.summary["steps"] < 10**6
     assert checkpoint.history[-1]["step"] == checkpoint.summary["steps"]
+
+
+def test_the_end_is_judged_within_the_seconds(noisy, monkeypatch):
+    run = _Training(noisy, tiny_config(seconds=60.0, validation_every=4))
+    run.step, run.stepper.flop, run.validation_flop = 4, 2.0, 3.0
+    monkeypatch.setattr(run, "_elapsed", lambda: 32.0)  # so a judgement takes 12
+    assert not run._time_is_up()
+    assert run._validation_is_due()
+    assert run._rate() > 0
+    monkeypatch.setattr(run, "_elapsed", lambda: 40.0)
+    assert not run._time_is_up()
+    assert not run._validation_is_due(), "the end's would not be in time"
+    monkeypatch.setattr(run, "_elapsed", lambda: 44.0)
+    assert run._time_is_up()
+    assert run._rate() == pytest.approx(0.0)
+    run.validation_flop = 1000.0  # half of the time is for learning, whatever judging takes
+    monkeypatch.setattr(run, "_elapsed", lambda: 29.0)
+    assert not run._time_is_up()
 
 
 def test_the_weights_kept_are_hardly_worse_than_the_lowest_validation_error(noisy):
@@ -237,7 +259,9 @@ def test_the_clock_starts_with_the_first_step(noisy, monkeypatch):
     """A slow start once left no time for a step, and the starting weights were told as learned."""
     run = _Training(noisy, tiny_config(seconds=60.0))
     run.started -= 1000
+    run.validating_s = 1000.0
     assert run.run(lambda status: None).summary["steps"] == 12
+    assert run.validating_s < 1000
 
 
 @pytest.mark.parametrize(
@@ -245,7 +269,7 @@ def test_the_clock_starts_with_the_first_step(noisy, monkeypatch):
 )
 def test_judging_takes_little_of_a_bounded_time(noisy, monkeypatch, seconds, elapsed_s, is_due):
     run = _Training(noisy, tiny_config(seconds=seconds, validation_every=4))
-    run.step, run.validating_s = 8, 1.0
+    run.step, run.validating_s, run.stepper.flop = 8, 1.0, 1.0
     monkeypatch.setattr(run, "_elapsed", lambda: elapsed_s)
     assert run._validation_is_due() is is_due
     run.step = 9

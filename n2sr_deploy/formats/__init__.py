@@ -72,6 +72,10 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
     """
     path = Path(path)
     files.check_input(path, stores=True)
+    if path.is_file() and not path.stat().st_size:
+        raise FileFormatError(
+            f"{path} is empty (0 bytes): it was never written, or is being written"
+        )
     found = _of_file(path)
     if found is None:
         raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")

@@ -37,7 +37,7 @@ from n2sr_deploy.formats.units import nanometres, one_unit
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.formats.base import ByFrame
@@ -123,6 +123,7 @@ def _opened(path: Path, file: tifffile.TiffFile, signal: str | None) -> FrameFil
         pixels=lambda index: _pixels(path, series, index, n_frames),
         axes=leading,
         info=info,
+        info_of=_own_of_pages(file, series, info, n_frames),
         by_frame=by_frame,
         signal=name if signals else None,
         signals=signals,
@@ -261,6 +262,22 @@ def _own(file: tifffile.TiffFile, page: Any) -> str:
         return str(file.imagej_metadata.get("Info", ""))
     description = str(_tag(page, "ImageDescription") or "")
     return description if description.startswith('{"n2sr"') else ""
+
+
+def _own_of_pages(
+    file: tifffile.TiffFile, series: tifffile.TiffPageSeries, info: FrameInfo, n_frames: int
+) -> Callable[[int], FrameInfo] | None:
+    """Reads what is told of a frame alone, where each page has a record: a stream's stack."""
+    first = series.keyframe.index
+
+    def info_of(index: int) -> FrameInfo:
+        page = file.pages.get(first + index, aspage=True)
+        kept = record.from_json(_own(file, page), info)
+        return info if kept is None else kept.info
+
+    if len(series.pages) != n_frames or n_frames == 1 or file.imagej_metadata:
+        return None
+    return info_of if _own(file, file.pages.get(first + 1, aspage=True)) else None
 
 
 def _tag(page: Any, code: int | str) -> Any:

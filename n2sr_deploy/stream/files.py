@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,7 +29,6 @@ from n2sr_deploy.formats.record import to_json
 from n2sr_deploy.formats.units import nanometres
 from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.stream.base import LiveFrame, LiveResult
-from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -254,12 +254,11 @@ class FolderSink:
         noisy = result.noisy
         if (self._run / f"{noisy.index:08}{self._suffix}").exists():
             self._begin_run()  # the source counts anew
-        which = f"frame {noisy.index} of a stream"
         images = {"": ("mean", result.mean)}
         if self._with_std and result.std is not None:
             images[".std"] = "spread", result.std
         for ending, (what, pixels) in images.items():
-            frame = Frame(pixels=pixels, **vars(_info(result, what, which)))
+            frame = Frame(pixels=pixels, **vars(_info(result, what)))
             formats.write_frame(self._run / f"{noisy.index:08}{ending}{self._suffix}", frame)
         try:
             with (self._run / _LOG).open("a") as file:
@@ -276,7 +275,6 @@ class StackSink:
 
     A TIFF file (BigTIFF) of float32 pages; what is known of a frame stands in its page's
     description, as JSON. A file that is there already is not replaced: frames go to ``out-2.tif``.
-    It is made with the first frame.
     """
 
     def __init__(self, address: Address) -> None:
@@ -286,7 +284,6 @@ class StackSink:
         if self._path.suffix.lower() not in (".tif", ".tiff"):
             raise SettingError(f"{address.text} must end in .tif")
         self._file: io.FileIO | None = None
-        self._made: Path | None = None
 
     def open(self) -> None:
         """Make the file, or go on with the one that this stream has made."""
@@ -301,8 +298,7 @@ class StackSink:
             self._file = path.open("x+b", buffering=0)  # a page is in the file once it is written
         except OSError as error:
             raise OutputError(f"{path} cannot be made: {error}") from error
-        self._made = path
-        self._is_empty = True
+        self._made, self._is_empty = path, True
         self._writer = tifffile.TiffWriter(self._file, bigtiff=True)
         if number > 1:
             _log.info("%s exists already: frames go into %s", self._path, path)
@@ -330,43 +326,47 @@ class StackSink:
     def close(self) -> None:
         """Close the file; without a frame it is no image, and goes."""
         file, self._file = self._file, None
-        if file is None or self._made is None:
+        if file is None:
             return
-        self._writer.close()
-        file.close()
+        with file:
+            made = os.fstat(file.fileno())
+            self._writer.close()
         if self._is_empty:
-            self._made.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if os.path.samestat(made, self._made.stat()):  # nobody has put another there
+                    self._made.unlink()
 
 
-def _info(result: LiveResult, what: str, which: str) -> FrameInfo:
+def _info(result: LiveResult, what: str) -> FrameInfo:
     """What the file of a result tells; `what`: ``mean`` or ``spread`` of the draws."""
     noisy, record = result.noisy, dict(result.record)
-    begun, metadata = f"n2sr {record.pop('n2sr_version')}:", dict(noisy.metadata)
+    version, which = record.pop("n2sr_version"), f"frame {noisy.index} of a stream"
+    begun, history, metadata = f"n2sr {version}:", [], dict(noisy.metadata)
     if record["model"] is None:
-        done = f"{begun} {which} passed through, as no model was there yet"
+        history.append(f"{begun} {which} passed through, as no model was there yet")
     else:
-        done = (
+        n_hot = record.get("n_hot_pixels", 0)
+        if n_hot:
+            history.append(
+                f"{begun} {counted(n_hot, 'hot pixel')} replaced by the median of good ones around"
+            )
+        history.append(
             f"{begun} {what} of {counted(record['n_samples'], 'draw')}, seed {record['seed']}, "
-            f"{which}, pattern {record['pattern']}, weights "
-            f"{record['weights_sha256'][:12]} of {record['model']}, {record['backend']}"
+            f"{which}, pattern {record['pattern']}, weights {record['weights_sha256'][:12]} of "
+            f"{record['model']}, {record['backend']}"
         )
-        metadata["n2sr"] = {
-            "version": VERSION,
-            "result": what,
-            "frames": which,
-            "repair": "n_hot_pixels" in record,
-            **record,
-        }
+        # Offsets of lines stay in a stream, so a frame without hot pixels was not repaired.
+        own = {"version": version, "result": what, "frames": which, "repair": n_hot > 0}
+        metadata["n2sr"] = {**own, **record}
     return FrameInfo(
-        pixel_size=noisy.pixel_size, unit=noisy.unit, history=(done,), metadata=metadata
+        pixel_size=noisy.pixel_size, unit=noisy.unit, history=tuple(history), metadata=metadata
     )
 
 
 def _description(result: LiveResult) -> str:
-    """What n2sr reads from the first page of a file of its own, and all that is known of a page."""
-    info = _info(result, "mean", "frames of a stream")
+    """Of a page: what n2sr reads from files of its own, and all that is known."""
     own = Output(
-        info=info,
+        info=_info(result, "mean"),
         axes=(),
         shape=result.noisy.shape,
         dtype=result.mean.dtype,
