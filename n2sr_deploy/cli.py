@@ -253,11 +253,14 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
     from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
     if frame.is_denoised:
-        if sought(frame.metadata, "n2sr/result") == "standard error":
-            return ["the standard error of a frame that n2sr denoised"]
+        result = sought(frame.metadata, "n2sr/result")
+        if result in ("standard error", "spread"):  # the latter of a stream's draws
+            return [f"the {result} of a frame that n2sr denoised"]
         return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
-    if min(frame.shape) < SMALLEST or (second is None and frame.pixels.min() == frame.pixels.max()):
-        return []
+    if second is None and frame.pixels.min() == frame.pixels.max():
+        return [f"constant: every pixel is {frame.pixels[0, 0]:g}"]
+    if min(frame.shape) < SMALLEST:
+        return [f"too small to measure its noise, for which {SMALLEST} x {SMALLEST} are needed"]
     noise = measure_noise(frame, second)
     return [f"found: {noise.describe()}", choose_pattern(noise)[2]]
 

@@ -87,6 +87,19 @@ def test_a_seed_gives_the_same_result(run, noisy_file, model_path):
     assert not np.array_equal(a, c)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (np.random.default_rng(0).normal(size=(31, 40)), "too small to measure its noise"),
+        (np.full((64, 64), 7.0), "constant: every pixel is 7"),
+    ],
+    ids=["small", "constant"],
+)
+def test_info_says_why_it_tells_no_noise(run, pixels, words):
+    np.save("frame.npy", pixels)
+    assert words in run("info", "frame.npy").stdout
+
+
 def test_one_frame_of_a_stack(run, noisy, model_path):
     stack = np.stack([noisy.pixels, noisy.pixels * 2 + 5])
     tifffile.imwrite("stack.tif", stack, imagej=True, metadata={"axes": "TYX"})

@@ -13,10 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from n2sr_deploy import Frame, read_frame
+from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
@@ -702,6 +704,16 @@ def test_a_file_that_somebody_put_in_its_place_stays(tmp_path):
     path.write_text("somebody's")
     sink.close()
     assert path.read_text() == "somebody's"
+
+
+def test_the_spread_is_told_as_such(tmp_path):
+    sink = open_sink(f"folder:{tmp_path}?std=1")
+    sink.open()
+    sink.write(result_of(live_frame(3)))
+    path = tmp_path / "00000003.std.tif"
+    assert read_frame(path).history[-1].startswith("n2sr 1: spread of 4 draws, seed 0")
+    told = CliRunner().invoke(main, ["info", str(path)]).output
+    assert "the spread of a frame that n2sr denoised" in told
 
 
 def test_frames_that_passed_through_are_no_results(tmp_path):
