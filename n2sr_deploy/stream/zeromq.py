@@ -172,7 +172,9 @@ class ZmqSink:
             self._socket.bind(self._endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ConnectionLostError(f"its port cannot be had: {error}") from error
+            in_use = error.errno == zmq.EADDRINUSE
+            hint = "; end the program that has it, or name another port" if in_use else ""
+            raise ConnectionLostError(f"its port cannot be had: {error}{hint}") from error
 
     def write(self, result: LiveResult) -> None:
         """Send a message."""
