@@ -351,7 +351,7 @@ def test_what_is_published_can_be_subscribed_to(zmq):
 def test_a_port_that_is_taken_is_tried_again_later(zmq):
     sender = Sender(zmq)
     sink = open_sink(f"zmq://127.0.0.1:{sender.port}")
-    with pytest.raises(ConnectionLostError, match="port cannot be had.*name another port"):
+    with pytest.raises(ConnectionLostError, match=r"port cannot be had.*name another port"):
         sink.open()
     sender.close()
     sink.open()
