@@ -13,10 +13,8 @@ from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
 from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
 from n2sr_deploy.errors import ModelError
-from n2sr_deploy.frame import Frame
 from n2sr_deploy.layout import input_shapes
-from n2sr_deploy.phantom import clean_phantom, noisy_draw
-from n2sr_deploy.sampling import Window, draw
+from n2sr_deploy.phantom import phantom_input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.sampling import Shape
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest difference from ONNX Runtime, as a share of the output's standard deviation."""
@@ -90,7 +88,7 @@ def _verify(
     """Check its types, and compare with ONNX Runtime, draw by draw of a phantom; or raise."""
     meta = model.metadata
     stride = meta.pattern.stride
-    subsampled = _draws_of_phantom(model, shape)
+    subsampled = phantom_input(shape)
     found = np.empty((shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]), np.float32)
     network = TensorRTNetwork(
         model.onnx, library, device, meta.precision, stride, plans={shape: plan}
@@ -112,21 +110,3 @@ def _verify(
             f"{meta.precision}; nothing was kept. Another version of {library} may do better, "
             "or --precision fp32"
         )
-
-
-def _draws_of_phantom(model: ExportedModel, shape: InputShape) -> FloatArray:
-    """Of `shape`: what a network sees of a frame with structure; noise alone it takes away."""
-    n_samples, _, height, width = shape
-    stride_y, stride_x = model.metadata.pattern.stride
-    size = max(height * stride_y, 32), max(width * stride_x, 32)
-    noisy = noisy_draw(clean_phantom(size), gain=0.02, read_noise=0.02)
-    mean, std = Frame(pixels=noisy).mean_and_std()
-    drawn = draw(
-        noisy,
-        model.metadata.pattern,
-        n_samples,
-        mean=mean,
-        scale=std,
-        window=Window(0, 0, height, width),
-    )
-    return drawn[:, None]

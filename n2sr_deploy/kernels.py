@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
 import threading
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from n2sr_deploy import reference
+from n2sr_deploy.openmp import SLEEPING, loaded_with
 from n2sr_deploy.words import counted
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_POLICY = "OMP_WAIT_POLICY"
 _loading = threading.Lock()
 
 
@@ -65,27 +61,12 @@ def describe_kernels() -> str:
 def _loaded_once() -> Loaded:
     is_first = sys.platform == "linux" and "torch" not in sys.modules
     try:
-        with _threads_that_sleep() as sleep:
+        # They would spin for milliseconds after each draw on the cores that the network needs, and
+        # after each frame on those of whoever sends the next.
+        with loaded_with(SLEEPING) as sleep:
             found = import_module("n2sr_deploy._subsample")
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
         return Loaded(reference, str(error), put_pytorch_to_sleep=False)
     return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1)
-
-
-@contextlib.contextmanager
-def _threads_that_sleep() -> Iterator[bool]:
-    """Have OpenMP let threads sleep where they have no work, unless the user says otherwise.
-
-    For milliseconds after each draw they would spin on the cores that the network needs, and after
-    each frame on those of whoever sends the next.
-    """
-    if _POLICY in os.environ or "GOMP_SPINCOUNT" in os.environ:
-        yield False
-        return
-    os.environ[_POLICY] = "passive"
-    try:
-        yield True
-    finally:
-        os.environ.pop(_POLICY, None)

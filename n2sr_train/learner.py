@@ -11,6 +11,7 @@ from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
+from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,12 +27,16 @@ _log = logging.getLogger("n2sr")
 
 
 def require_training_extra() -> None:
-    """Raise MissingExtraError unless everything training and export import is installed."""
-    for package in ("torch", "onnx", "onnxscript", "safetensors", "platformdirs"):
-        try:
-            import_module(package)
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("training or exporting", package, "train") from error
+    """Import all that training and export need, PyTorch first.
+
+    Raises MissingExtraError where something is not installed.
+    """
+    with loaded_with(SPINNING_BRIEFLY):
+        for package in ("torch", "onnx", "onnxscript", "safetensors", "platformdirs"):
+            try:
+                import_module(package)
+            except ModuleNotFoundError as error:
+                raise MissingExtraError("training or exporting", package, "train") from error
 
 
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:

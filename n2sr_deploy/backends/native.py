@@ -12,6 +12,7 @@ from n2sr_deploy.backends.onnx_weights import weights_in
 from n2sr_deploy.backends.packing import unet_members
 from n2sr_deploy.cuda.device import Convolution
 from n2sr_deploy.errors import DeviceError, ModelError
+from n2sr_deploy.phantom import phantom_input
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
@@ -92,7 +93,7 @@ class NativeNetwork:
         from n2sr_deploy.backends.on_device import DeviceBackend
         from n2sr_deploy.backends.ort import OnnxRuntimeBackend
 
-        given = np.random.default_rng(0).normal(size=_TRIED).astype(np.float32)
+        given = phantom_input(_TRIED)
         n, _, height, width = _TRIED
         results = np.empty((2, n, 1, height * self._stride[0], width * self._stride[1]), np.float32)
         for backend, result in (
