@@ -382,6 +382,24 @@ def test_a_receiver_that_comes_late_gets_every_frame(zmq):
     assert counts[f"written to {address}?wait=1"] == 30
 
 
+def test_a_sink_that_nobody_reads_ends_with_the_stream(zmq, caplog):
+    """One left behind would have its socket closed under it at the program's exit, which aborts."""
+    from n2sr_deploy.stream import StreamRunner
+    from n2sr_deploy.stream.denoising import LiveDenoiser
+    from tests.fake_stream import FakeSource
+
+    sender = Sender(zmq)
+    sender.close()
+    sink = open_sink(f"zmq://127.0.0.1:{sender.port}?wait=1")
+    source = FakeSource([live_frame(n) for n in range(30)])
+    running = StreamRunner(source, [sink], LiveDenoiser(), policy="all", patience_s=0.1)
+    counts = running.run()["counts"]
+    assert counts[f"lost by {sink.name}"] == 30
+    assert "accepts nothing" in caplog.text
+    assert "left behind" not in caplog.text
+    assert not [thread for thread in threading.enumerate() if sink.name in thread.name]
+
+
 def test_one_receiver_may_get_every_frame(zmq, monkeypatch):
     sender = Sender(zmq)
     sender.close()

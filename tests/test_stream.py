@@ -37,6 +37,7 @@ from tests.fake_stream import FakeSink, FakeSource, Refusal, live_frame
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(sink_worker, "_BACK_OFF_S", (0.01, 0.05))
+    monkeypatch.setattr(sink_worker, "_GIVES_UP_S", 0.1)
     for module in (runner, sink_worker):
         monkeypatch.setattr(module, "_TICK_S", 0.05)
 

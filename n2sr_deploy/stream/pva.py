@@ -178,17 +178,15 @@ def _pixel_size(attributes: dict[str, Any]) -> tuple[float, float] | None:
 class PvaSink:
     """Serves results as an NTNDArray channel, to programs of this machine.
 
-    Options: ``send=mean`` (default) or ``std`` or ``noisy``; ``listen=ADDRESS``: the network
-    interface to serve others on. PVAccess has no password: do so in a network of the microscope's
-    own only.
+    Options: ``send=mean`` (default) or ``std`` or ``noisy``. PVAccess has no password, so other
+    machines are left to EPICS's gateway, which knows who may see what (docs/live/pvaccess.md).
     """
 
     def __init__(self, address: Address) -> None:
-        address.check_options("send", "listen")
+        address.check_options("send")
         self.name = address.text
         self._channel = _channel(address)
         self._send = address.choice("send", "mean", "std", "noisy")
-        self._interface = address.options.get("listen", _LOOPBACK)
         self._server: Server | None = None
 
     def open(self) -> None:
@@ -197,8 +195,8 @@ class PvaSink:
         nothing["dimension"] = []  # before the first frame
         self._pv = SharedPV(initial=nothing)
         conf = {
-            "EPICS_PVAS_INTF_ADDR_LIST": self._interface,
-            "EPICS_PVAS_BEACON_ADDR_LIST": self._interface,
+            "EPICS_PVAS_INTF_ADDR_LIST": _LOOPBACK,
+            "EPICS_PVAS_BEACON_ADDR_LIST": _LOOPBACK,
             "EPICS_PVAS_AUTO_BEACON_ADDR_LIST": "NO",
             **{
                 name: os.environ[name]

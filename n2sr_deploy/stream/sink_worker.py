@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
+_GIVES_UP_S = 5.0  # the most a sink may need to notice that it should stop; ZeroMQ's needs two
 _BACK_OFF_S = 0.5, 10.0  # between tries to connect: at first, and at most
 FOR_A_SINK = {"latest": 1, "all": 8}  # results that wait for a sink
 
@@ -82,7 +83,7 @@ class SinkWorker:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-        self.thread.join(2 * _TICK_S)
+        self.thread.join(_GIVES_UP_S)
         if self.thread.is_alive():
             _log.warning("%s does not return; it is left behind", self.sink.name)
             with self._changed:

@@ -93,8 +93,8 @@ class ZmqSource:
             parts = self._socket.recv_multipart(copy=False)
             return self._decoded([part.buffer for part in parts])
         if self._is_lost:  # and all it had sent was read
-            hint = ", or publishes, as n2sr itself does: then add ?socket=sub"
-            hint = "" if self._kind == "sub" else hint
+            publishes = ", or publishes, as n2sr itself does: then add ?socket=sub"
+            hint = publishes if self._kind == "pull" else ""
             raise ConnectionLostError(f"the sender is gone{hint}")
         return None
 
