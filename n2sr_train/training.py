@@ -13,7 +13,6 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -27,6 +26,7 @@ from n2sr_deploy.words import counted
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.devices import chosen_device, device_name, has_bfloat16
+from n2sr_train.members import joined, part_of
 from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import starting_network
 from n2sr_train.step import CudaGraph, TrainingStep
@@ -94,7 +94,7 @@ def train(
             seed=(config.seed + member * _SEEDS_APART) % 2**63,
             seconds=None if config.seconds is None else config.seconds / n_members,
         )
-        shown = _part_of(progress, trained, n_members)
+        shown = part_of(progress, trained, n_members)
         try:
             trained.append(_Training(frame, own, noise).run(shown))
         except (TrainingError, KeyboardInterrupt) as error:
@@ -105,70 +105,7 @@ def train(
             break
         if trained[-1].summary["stopped_by"] == "the user":
             break
-    return _joined(trained, config)
-
-
-def _part_of(progress: Progress | None, before: list[Checkpoint], n_members: int) -> Progress:
-    """What one member's training calls, which tells the user of all of them."""
-    if progress is None:
-        return lambda status: None
-    told = progress
-    steps = sum(member.summary["steps"] for member in before)
-    seconds = sum(member.summary["seconds"] for member in before)
-    n_left = n_members - len(before) - 1
-
-    def show(status: TrainingStatus) -> None:
-        whole = status.elapsed_s + status.remaining_s
-        told(
-            replace(
-                status,
-                step=steps + status.step,
-                n_steps=steps + status.n_steps * (n_left + 1),
-                elapsed_s=seconds + status.elapsed_s,
-                remaining_s=status.remaining_s + n_left * whole,
-            )
-        )
-
-    return show
-
-
-def _joined(trained: list[Checkpoint], config: TrainingConfig) -> Checkpoint:
-    """Members as one network, their histories one after another."""
-    if len(trained) == 1:
-        single = replace(config, network=config.network.single)
-        return replace(trained[0], config=single)
-    steps, seconds, tflop = (
-        [0, *accumulate(member.summary[key] for member in trained)]
-        for key in ("steps", "seconds", "tflop")
-    )
-    history = [
-        {
-            **entry,
-            "step": entry["step"] + steps[k],
-            "seconds": entry["seconds"] + seconds[k],
-            "tflop": entry["tflop"] + tflop[k],
-        }
-        for k, member in enumerate(trained)
-        for entry in member.history
-    ]
-    last = trained[-1]
-    ended = {
-        "steps": steps[-1],
-        "seconds": seconds[-1],
-        "tflop": tflop[-1],
-        "kept_step": steps[-2] + last.summary["kept_step"],
-    }
-    return replace(
-        last,
-        weights={
-            f"members.{k}.{name}": tensor
-            for k, member in enumerate(trained)
-            for name, tensor in member.weights.items()
-        },
-        config=replace(config, network=replace(config.network, members=len(trained))),
-        history=history,
-        summary={**last.summary, **ended},
-    )
+    return joined(trained, config)
 
 
 class _Training:
