@@ -183,6 +183,14 @@ def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> 
         )
 
 
+def refuse_training(options: LearnOptions, hint: str) -> None:
+    """Refuse options that only a training has, beside a model."""
+    if options.named:
+        raise click.UsageError(
+            f"--{options.named[0]} is about training, but --model gives a trained network; {hint}"
+        )
+
+
 def check_denoising(
     model: Path | None,
     samples: int | None,
@@ -194,12 +202,7 @@ def check_denoising(
 ) -> None:
     """Refuse, before any work, options that are out of range or contradict each other."""
     if model is not None:
-        for name in ("preset", "pattern", "stride", "seconds", "steps", "init", "device"):
-            if getattr(options, name) is not None:
-                raise click.UsageError(
-                    f"--{name} is about training, but --model gives a trained network; "
-                    "leave one out"
-                )
+        refuse_training(options, "leave one out")
     if per_frame and model is not None:
         raise click.UsageError(
             "--per-frame learns a network for each frame, but --model gives one; leave one out"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from n2sr_deploy.cli_options import PATH, backend_option, seed_option, training_options
+from n2sr_deploy.cli_options import (
+    PATH,
+    backend_option,
+    refuse_training,
+    seed_option,
+    training_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +26,10 @@ if TYPE_CHECKING:
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.stream import StreamRunner
     from n2sr_deploy.stream.ring import Policy
+
+
+_LOOPBACK = "127.0.0.1"
+_SAME_S = 0.5  # within which a second signal is the first: some programs send it twice
 
 
 @click.command("stream", short_help="Denoise live frames as they arrive.")
@@ -59,7 +70,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--listen",
-    default="127.0.0.1",
+    default=_LOOPBACK,
     show_default=True,
     metavar="ADDRESS",
     help="Where the page can be seen: another address needs --token.",
@@ -109,13 +120,15 @@ def stream_command(
     check_backend(backend)
     if options.init not in (None, "packaged", "random"):  # else every training would fail
         files.check_input(Path(options.init))
-    if listen != "127.0.0.1" and not token:
-        raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
+    if model is not None and relearn == "never":
+        refuse_training(options, "leave one out, or add --relearn auto")
+    _check_viewing(view, view_port, listen, token)
     settings = DenoisingOptions(
         backend=backend, n_samples=samples, seed=options.seed or 0, repair=options.repair
     )
     opened = None if model is None else ExportedModel.open(model)
     _refuse_circles(source, sinks)
+    opened_source = open_source(source)
     opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
     viewer = None
     if view:
@@ -130,7 +143,7 @@ def stream_command(
     denoiser = LiveDenoiser(opened, str(model or ""), settings)
     learner = LiveLearner(denoiser, options, relearns=relearn == "auto")
     runner = StreamRunner(
-        open_source(source), opened_sinks, denoiser, policy=policy, observe=learner.observe
+        opened_source, opened_sinks, denoiser, policy=policy, observe=learner.observe
     )
     if viewer is not None:
         viewer.told = runner.told
@@ -145,6 +158,13 @@ def stream_command(
             raise click.ClickException(f"nothing was written to {sink}")
 
 
+def _check_viewing(view: bool, port: int, listen: str, token: str | None) -> None:
+    if not view and (port or token or listen != _LOOPBACK):
+        raise click.UsageError("--view-port, --listen and --token need --view")
+    if listen != _LOOPBACK and not token:
+        raise click.UsageError(f"--listen {listen} lets others see the frames; it needs a --token")
+
+
 def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
     """A folder that is watched must not be written to: its results would be frames again."""
     from n2sr_deploy.stream.addresses import Address
@@ -153,7 +173,9 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
     if read.scheme != "watch":
         return
     for sink in written:
-        if sink.scheme == "folder" and Path(sink.target).resolve() == Path(read.target).resolve():
+        folders = {"folder": Path(sink.target), "stack": Path(sink.target).parent}
+        folder = folders.get(sink.scheme)
+        if folder is not None and folder.resolve() == Path(read.target).resolve():
             raise click.UsageError(
                 f"{sink.text} writes into the folder that {read.text} watches; name another"
             )
@@ -162,15 +184,21 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
 @contextmanager
 def _until_told(runner: StreamRunner) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the stream, and the summary is still printed."""
+    told_s: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        told_s.append(time.monotonic())
         runner.stop()
-        signal.signal(number, before[signal.Signals(number)])  # a second one ends it at once
+        if told_s[-1] - told_s[0] > _SAME_S:  # a second one ends it at once
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        if told_s:
+            time.sleep(max(told_s[0] + _SAME_S - time.monotonic(), 0.0))
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -106,6 +106,11 @@ class Frame(FrameInfo):
             object.__setattr__(self, "pixel_size", None)
             object.__setattr__(self, "unit", None)
             object.__setattr__(self, "origin", (0.0, 0.0))
+
+    @property
+    def info(self) -> FrameInfo:
+        """What is known of it beside its pixels."""
+        return FrameInfo(**{known.name: getattr(self, known.name) for known in fields(FrameInfo)})
 
     @property
     def is_denoised(self) -> bool:

@@ -46,6 +46,12 @@ class LearnOptions:
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one."""
 
+    @property
+    def named(self) -> list[str]:
+        """Those that the user named, of the ones that only a training has."""
+        names = "preset", "pattern", "stride", "seconds", "steps", "init", "device"
+        return [name for name in names if getattr(self, name) is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStatus:

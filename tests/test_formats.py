@@ -204,8 +204,21 @@ def test_an_ome_file_with_a_senseless_or_damaged_header(tmp_path):
         assert read_frame(tmp_path / "broken.ome.tif").shape == (20, 30)
 
 
-def test_a_frame_the_format_cannot_hold_is_refused(tmp_path):
-    frame = frame_of(pixel_size=(1e-12, 1e-12), unit="furlong")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # ImageJ's and plain TIFF
+@pytest.mark.parametrize("side", [1e-12, 1e30])
+def test_a_pixel_size_that_no_ratio_can_tell_is_kept_all_the_same(tmp_path, dtype, side):
+    frame = frame_of(dtype, pixel_size=(side, 2 * side), unit="nm")
+    write_frame(tmp_path / "a.tif", frame)
+    assert read_frame(tmp_path / "a.tif").pixel_size == (side, 2 * side)
+
+
+def test_a_frame_the_format_cannot_hold_is_refused(tmp_path, monkeypatch):
+    def too_much(path, *_, **__):
+        path.write_bytes(b"half of it")
+        raise ValueError("too much")
+
+    monkeypatch.setattr(tifffile, "imwrite", too_much)
+    frame = frame_of()
     with pytest.raises(OutputError, match="cannot hold this frame as TIFF"):
         write_frame(tmp_path / "a.tif", frame)
     assert list(tmp_path.iterdir()) == []

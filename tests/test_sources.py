@@ -28,6 +28,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.formats import write_frame
+from n2sr_deploy.frame import Intensity
 from n2sr_deploy.stream import LiveResult
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.base import MAX_FRAME_BYTES
@@ -418,6 +419,23 @@ def test_one_receiver_may_get_every_frame(zmq, monkeypatch):
 # PVAccess
 
 
+def test_n2sr_after_n2sr_tells_each_thing_once_over_pvaccess(pva):
+    first, second = (open_sink(f"pva://N2SR:Chain{n}") for n in (1, 2))
+    source, last = (open_source(f"pva://N2SR:Chain{n}") for n in (1, 2))
+    for end in (first, second, source, last):
+        end.open()
+    time.sleep(0.3)
+    first.write(result_of(live_frame(3, valid_rows=(2, 9), pixel_size=(0.1, 0.2), unit="nm")))
+    between = read_until(source)
+    assert between.valid_rows == (2, 9)
+    second.write(result_of(between, record={**RECORD, "model": "another"}))
+    found = read_until(last)
+    assert found.metadata["n2sr_model"] == "another"
+    assert (found.valid_rows, found.pixel_size, found.unit) == ((2, 9), (0.1, 0.2), "nm")
+    for end in (first, second, source, last):
+        end.close()
+
+
 @pytest.fixture
 def pva(monkeypatch):
     pytest.importorskip("p4p")
@@ -525,6 +543,49 @@ def test_files_that_appear_are_read_once_and_in_order(tmp_path):
     assert abs(found[0].source_time_s - time.time()) < 60
     assert source.read(0.3) is None
     source.close()
+
+
+def test_files_count_from_when_the_source_is_made_and_by_their_numbers(tmp_path):
+    """A model is loaded between that and its opening."""
+    write_frame(tmp_path / "old.npy", a_frame(0))
+    source = open_source(f"watch:{tmp_path}?settle=0")
+    for n in (10, 9, 1):
+        write_frame(tmp_path / f"frame{n}.npy", a_frame(n))
+    source.open()
+    found = [read_until(source).metadata["file"] for _ in range(3)]
+    assert found == ["frame1.npy", "frame9.npy", "frame10.npy"]
+    assert source.read(0.2) is None
+
+
+def test_what_a_file_tells_comes_with_its_frame_and_goes_into_the_result(tmp_path):
+    told = {
+        "origin": (1.0, 2.0),
+        "intensity": Intensity(scale=256.0, unit="e"),
+        "acquisition": {"beam_energy_kev": 300.0},
+        "history": ("cropped",),
+    }
+    noisy = Frame(pixels=live_frame(0).pixels, pixel_size=(0.1, 0.1), unit="nm", **told)
+    (tmp_path / "in").mkdir()
+    write_frame(tmp_path / "in" / "a.tif", noisy)
+    source = open_source(f"watch:{tmp_path / 'in'}?settle=0&existing=1")
+    sinks = [open_sink(f"folder:{tmp_path / 'out'}"), open_sink(f"stack:{tmp_path / 'all.tif'}")]
+    source.open()
+    frame = read_until(source)
+    for sink in sinks:
+        sink.open()
+        sink.write(result_of(frame))
+        sink.close()
+    for path in (tmp_path / "out" / "00000000.tif", tmp_path / "all.tif"):
+        found = read_frame(path)
+        assert (found.origin, found.intensity) == (noisy.origin, noisy.intensity)
+        assert found.acquisition == noisy.acquisition
+        assert found.history[0] == "cropped"
+        assert len(found.history) == 2
+
+
+def test_a_folder_must_be_named():
+    with pytest.raises(SettingError, match="needs a folder"):
+        open_source("watch:")
 
 
 def test_files_that_are_there_count_if_asked_for(tmp_path):
@@ -919,6 +980,31 @@ def test_a_sink_writes_closes_and_opens_again_and_changes_nothing(sink):
         assert np.array_equal(frame.pixels, before[1])
         sink.close()
         sink.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "is_frame"),
+    [
+        ({"pixel_size": [0, 0], "unit": "nm"}, True),
+        ({"pixel_size": [-1, 0.1], "unit": "nm"}, True),
+        ({"pixel_size": [1e-12, 1e-12], "unit": "nm"}, True),
+        ({"pixel_size": [1e14, 1e14], "unit": "um"}, True),
+        ({"metadata": {"\ud800": "\ud800"}}, True),
+        ({"metadata": {"n2sr_model": "before", "pixel_height": 3, "valid_rows_end": "x"}}, True),
+        ({"metadata": json.loads('{"a":' * 20 + "0" + "}" * 20)}, True),
+        ({"metadata": json.loads('{"a":' * 600 + "0" + "}" * 600)}, False),
+        ({"metadata": json.loads('{"a":' + "[" * 600 + "]" * 600 + "}")}, False),
+    ],
+)
+def test_a_sink_takes_whatever_the_decoder_lets_through(sink, header, is_frame):
+    if not is_frame:
+        with pytest.raises(BadFrameError, match="more than 32 levels"):
+            decoded(message(**header), 0)
+        return
+    frame = decoded(message(**header), 0)
+    sink.open()
+    sink.write(result_of(frame))
+    sink.close()
 
 
 _VALUES = st.sampled_from(

@@ -26,7 +26,14 @@ from n2sr_deploy.errors import (
     OutputError,
     SettingError,
 )
-from n2sr_deploy.stream import StreamRunner, denoise_stream, denoising, runner, sink_worker
+from n2sr_deploy.stream import (
+    LiveResult,
+    StreamRunner,
+    denoise_stream,
+    denoising,
+    runner,
+    sink_worker,
+)
 from n2sr_deploy.stream.addresses import Address, open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.ring import FrameRing
@@ -240,6 +247,15 @@ def test_damaged_frames_are_counted_told_once_and_left_out(caplog):
     assert caplog.text.count("9 bytes of pixels") == 1
 
 
+def test_damage_of_every_kind_is_told_but_not_without_end(caplog):
+    others = [BadFrameError(f"an encoding {'x' * n}") for n in range(50)]
+    again = [BadFrameError(f"{n} bytes of pixels") for n in range(50)]
+    counts, _ = stream([*again, *others], FakeSink())
+    assert counts["damaged"] == 100
+    assert caplog.text.count("bytes of pixels") == 1
+    assert 5 <= caplog.text.count("an encoding") < 20
+
+
 def test_frames_that_cannot_be_denoised_are_left_out(model, caplog):
     nan = live_frame(1, dtype=np.float32)
     nan.pixels[3, 3] = np.nan
@@ -336,6 +352,18 @@ def test_many_sinks_that_are_stuck_do_not_stop_the_others():
     hanging.set()
     time.sleep(0.2)
     assert counts["denoised"] + counts["dropped"] == 40
+
+
+def test_patience_with_stuck_sinks_does_not_add_up():
+    hanging = threading.Event()
+    stuck = [FakeSink(f"stuck {n}", write=lambda _: hanging.wait(20)) for n in range(5)]
+    frames = [live_frame(n) for n in range(30)]
+    running = StreamRunner(FakeSource(frames), stuck, LiveDenoiser(), policy="all", patience_s=0.5)
+    began = time.monotonic()
+    running.run()
+    assert time.monotonic() - began < 2.0  # once while it runs and once at its end, not ten times
+    hanging.set()
+    time.sleep(0.2)
 
 
 def test_a_slow_sink_that_never_stalls_gets_every_frame_at_the_end():
@@ -547,6 +575,26 @@ def test_a_generator_that_is_left_early_ends_the_stream():
     assert source.items, "it was not read to the end"
 
 
+def test_a_result_that_comes_before_it_is_asked_for_is_not_lost():
+    handing = runner._Handing()
+    first, second = (LiveResult(noisy=live_frame(n), mean=0, std=None, record={}) for n in (0, 1))
+    thread = threading.Thread(target=lambda: [handing.write(r) for r in (first, second)])
+    thread.start()
+    while handing._result is None:
+        time.sleep(0.01)
+    assert handing.next(thread.is_alive) is first
+    assert handing.next(thread.is_alive) is second
+    handing.close()
+    thread.join()
+
+
+def test_a_generator_refuses_what_is_no_source_and_no_policy():
+    with pytest.raises(SettingError, match="open_source"):
+        next(denoise_stream("sim:", None))
+    with pytest.raises(SettingError, match="latest or all"):
+        next(denoise_stream(FakeSource([]), None, policy="some"))
+
+
 def test_a_generator_raises_what_failed():
     def fail():
         raise ZeroDivisionError
@@ -675,8 +723,28 @@ def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, 
 
 
 def test_a_folder_is_not_fed_with_its_own_results(tmp_path):
-    done = run("stream", f"watch:{tmp_path}", "--to", f"folder:{tmp_path}/")
-    assert (done.exit_code, "writes into the folder" in done.output) == (2, True)
+    for sink in (f"folder:{tmp_path}/", f"stack:{tmp_path / 'all.tif'}"):
+        done = run("stream", f"watch:{tmp_path}", "--to", sink)
+        assert (done.exit_code, "writes into the folder" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--preset", "nope"], "preset"),
+        (["--steps", "0"], "steps is 0"),
+        (["--view-port", "8080"], "need --view"),
+        (["--token", "secret"], "need --view"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_the_first_frame(options, told):
+    done = run("stream", "sim:?size=64&fps=200&frames=5", *options)
+    assert (done.exit_code, told in done.output) == (2, True), done.output
+
+
+def test_options_of_a_training_are_refused_beside_a_model(model_path):
+    done = run("stream", "sim:?frames=1", "-m", model_path, "--steps", "5")
+    assert (done.exit_code, "add --relearn auto" in done.output) == (2, True), done.output
 
 
 def test_the_summary_as_json():
@@ -698,8 +766,12 @@ def test_signals_end_it_with_a_summary(number):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    time.sleep(4.0)
+    while "learning from frame" not in (line := process.stderr.readline()):
+        assert line, "it has ended"
+    time.sleep(0.5)
     os.kill(process.pid, number)
+    time.sleep(0.05)
+    os.kill(process.pid, number)  # as `timeout` does, to the process and to its group
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["counts"]["denoised"] > 5

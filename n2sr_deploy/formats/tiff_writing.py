@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import FrameInfo
 
 CENTIMETRE = 3  # TIFF's ResolutionUnit
+_FINEST = 2.0**-32  # of a pixel, in the unit that a file tells its resolution in
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
 _IMAGEJ_AXES = {0: "YX", 1: "ZYX", 2: "TZYX", 3: "TZCYX"}
@@ -61,7 +62,7 @@ def _as_imagej(output: Output, own: str) -> dict[str, Any]:
     unit = None
     if info.pixel_size is not None:
         size, unit = _in_range(info.pixel_size, info.unit)
-        options["resolution"] = 1 / size[1], 1 / size[0]
+        options |= _resolution(size)
         metadata["unit"] = _ascii(unit or "pixel")
     if len(letters) == len(output.whole_shape):
         for letter, axis in zip(letters, output.axes, strict=False):
@@ -86,12 +87,24 @@ def _imagej_step(letter: str, axis: Axis, unit: str | None) -> dict[str, float]:
 def _as_plain(info: FrameInfo, own: str) -> dict[str, Any]:
     """How tifffile writes a TIFF that is nobody's."""
     options: dict[str, Any] = {"description": own, "metadata": None, "photometric": "minisblack"}
-    size, unit = (None, None) if info.pixel_size is None else _in_range(info.pixel_size, info.unit)
-    nm = nanometres(unit)
-    if size is not None and nm is not None:
-        options["resolution"] = tuple(1 / (side * nm * 1e-7) for side in size[::-1])
-        options["resolutionunit"] = CENTIMETRE
-    return options
+    return options | pixels_per_centimetre(info)
+
+
+def pixels_per_centimetre(info: FrameInfo) -> dict[str, Any]:
+    """How tifffile is told the pixel size, where it is a length and TIFF can hold it."""
+    nm = nanometres(info.unit)
+    if info.pixel_size is None or nm is None:
+        return {}
+    height, width = info.pixel_size
+    told = _resolution((height * nm * 1e-7, width * nm * 1e-7))
+    return told and {**told, "resolutionunit": CENTIMETRE}
+
+
+def _resolution(size: tuple[float, float]) -> dict[str, Any]:
+    """Of pixels (height, width), where TIFF's ratios of 32-bit integers reach so far."""
+    if not _FINEST < min(size) <= max(size) < 1 / _FINEST:
+        return {}
+    return {"resolution": (1 / size[1], 1 / size[0])}
 
 
 def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from n2sr_deploy.errors import BadFrameError
+from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,9 +42,16 @@ class LiveFrame:
     """Of a source that counts anew in each series: which one."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the source told, by its own names; of types that JSON has."""
+    info: FrameInfo = field(default_factory=FrameInfo)
+    """What the file that it comes from tells of origin, intensity, microscope and history."""
 
     def __post_init__(self) -> None:
         """Refuse what is no image, with BadFrameError."""
+        size = self.pixel_size
+        if size is not None and not all(math.isfinite(side) and side > 0 for side in size):
+            # An uncalibrated microscope says 0, in frame after frame.
+            object.__setattr__(self, "pixel_size", None)
+            object.__setattr__(self, "unit", None)
         if self.pixels.ndim != 2 or not self.pixels.size:
             raise BadFrameError(
                 f"pixels of shape {self.pixels.shape}; one grey image (H, W) was expected"
@@ -53,6 +62,11 @@ class LiveFrame:
         """(H, W)."""
         height, width = self.pixels.shape
         return height, width
+
+    def arrived_at(self, arrival_s: float) -> LiveFrame:
+        """The same, which had arrived before it was decoded."""
+        since_s = self.arrival_s - arrival_s
+        return replace(self, arrival_s=arrival_s, arrival_time_s=self.arrival_time_s - since_s)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

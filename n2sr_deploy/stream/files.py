@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from n2sr_deploy.errors import (
 )
 from n2sr_deploy.formats.base import Output
 from n2sr_deploy.formats.record import to_json
-from n2sr_deploy.formats.units import nanometres
+from n2sr_deploy.formats.tiff_writing import pixels_per_centimetre
 from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.stream.base import LiveFrame, LiveResult
 from n2sr_deploy.words import counted
@@ -52,7 +53,14 @@ def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
         unit=frame.unit,
         source_time_s=source_time_s,
         metadata=dict(frame.metadata),
+        info=frame.info,
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """By which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", name)  # digits are every other part
+    return [(int(part), "") if n % 2 else (0, part) for n, part in enumerate(parts)]
 
 
 class _Seen(NamedTuple):
@@ -81,7 +89,11 @@ class WatchSource:
         self._settle_s = address.number("settle", 0.5, 0, 60)
         self._patience_s = address.number("patience", 30, 0, 3600)
         self._takes_existing = address.choice("existing", "0", "1") == "1"
+        if not address.target:
+            raise SettingError("watch: needs a folder, like watch:incoming/")
         self._done: dict[str, _Seen] | None = None
+        with contextlib.suppress(ConnectionLostError):  # told when it is opened
+            self.open()  # files count from now on, not from when a model has been loaded
         self._pending: dict[str, tuple[_Seen, float, float]] = {}
         self._n_read = 0
 
@@ -106,7 +118,7 @@ class WatchSource:
             return {}  # a file went away meanwhile; look again
         except OSError as error:
             raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
-        return dict(sorted(found.items()))
+        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
 
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next file that is complete, by name where several are."""
@@ -305,10 +317,6 @@ class StackSink:
 
     def write(self, result: LiveResult) -> None:
         """Append a page."""
-        size, nm = result.noisy.pixel_size, nanometres(result.noisy.unit)
-        per_cm = None
-        if size is not None and nm is not None:
-            per_cm = 1e7 / (size[1] * nm), 1e7 / (size[0] * nm)
         try:
             self._writer.write(
                 result.mean,
@@ -316,8 +324,7 @@ class StackSink:
                 photometric="minisblack",
                 metadata=None,
                 description=_description(result),
-                resolution=per_cm,
-                resolutionunit=None if per_cm is None else "CENTIMETER",
+                **pixels_per_centimetre(_info(result, "mean")),
             )
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot write to {self.name}: {error}") from error
@@ -341,7 +348,7 @@ def _info(result: LiveResult, what: str) -> FrameInfo:
     """What the file of a result tells; `what`: ``mean`` or ``spread`` of the draws."""
     noisy, record = result.noisy, dict(result.record)
     version, which = record.pop("n2sr_version"), f"frame {noisy.index} of a stream"
-    begun, history, metadata = f"n2sr {version}:", [], dict(noisy.metadata)
+    begun, history, metadata = f"n2sr {version}:", [*noisy.info.history], dict(noisy.metadata)
     if record["model"] is None:
         history.append(f"{begun} {which} passed through, as no model was there yet")
     else:
@@ -358,8 +365,12 @@ def _info(result: LiveResult, what: str) -> FrameInfo:
         # Offsets of lines stay in a stream, so a frame without hot pixels was not repaired.
         own = {"version": version, "result": what, "frames": which, "repair": n_hot > 0}
         metadata["n2sr"] = {**own, **record}
-    return FrameInfo(
-        pixel_size=noisy.pixel_size, unit=noisy.unit, history=tuple(history), metadata=metadata
+    return replace(
+        noisy.info,
+        pixel_size=noisy.pixel_size,
+        unit=noisy.unit,
+        history=tuple(history),
+        metadata=metadata,
     )
 
 

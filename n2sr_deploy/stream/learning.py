@@ -60,16 +60,15 @@ class LiveLearner:
     Raises
     ------
     SettingError
-        When `options.init` names a file that no training could start from. Where it names one and
-        is needed, a process is asked about it, which takes seconds.
+        When no training could be begun with the options. Where any are named and a training may
+        come, a process is asked about them, which takes seconds.
     """
 
     def __init__(
         self, denoiser: LiveDenoiser, options: LearnOptions, *, relearns: bool = False
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
-        names_a_file = options.init not in (None, "packaged", "random")
-        if names_a_file and (relearns or denoiser.model is None):
+        if options.named and (relearns or denoiser.model is None):
             self._check_options()  # else every training would fail, twice a minute
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
         self._in_use = Path(self._folder.name, "in_use.onnx")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import ConnectionLostError, InputFileError, MissingExtraError
 from n2sr_deploy.stream.base import LiveFrame
@@ -15,9 +16,19 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("micromanager:", "pymmcore-plus", "micromanager") from error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from n2sr_deploy.stream.addresses import Address
 
 _LOOKS_EVERY_S = 0.001
+
+
+def _time(told: Mapping[str, Any]) -> float | None:
+    """When the image came from the camera, by this machine's clock."""
+    try:
+        return datetime.fromisoformat(str(told["TimeReceivedByCore"])).timestamp()
+    except (KeyError, ValueError, OverflowError, OSError):
+        return None
 
 
 class MicroManagerSource:
@@ -73,6 +84,7 @@ class MicroManagerSource:
             index=index,
             pixel_size=(size_um, size_um) if size_um > 0 else None,
             unit="um" if size_um > 0 else None,
+            source_time_s=_time(told),
             metadata={str(name): str(value) for name, value in dict(told).items()},
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import queue
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class PvaSource:
 
     def open(self) -> None:
         """Subscribe; the channel may appear later."""
-        self._updates: queue.Queue[Any] = queue.Queue(self._queue_size)
+        self._updates: queue.Queue[tuple[Any, float]] = queue.Queue(self._queue_size)
         self._context = Context("pva", nt=False)
         self._subscription = self._context.monitor(
             self._channel, self._arrived, notify_disconnect=True
@@ -65,9 +66,10 @@ class PvaSource:
 
     def _arrived(self, update: Any) -> None:
         """In a thread of p4p's: it must not wait."""
+        arrival_s = time.monotonic()
         while True:
             try:
-                self._updates.put_nowait(update)
+                self._updates.put_nowait((update, arrival_s))
             except queue.Full:
                 with contextlib.suppress(queue.Empty):
                     self._updates.get_nowait()
@@ -77,7 +79,7 @@ class PvaSource:
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next update that has a frame."""
         try:
-            update = self._updates.get(timeout=timeout_s)
+            update, arrival_s = self._updates.get(timeout=timeout_s)
         except queue.Empty:
             return None
         if isinstance(update, Disconnected):
@@ -88,8 +90,10 @@ class PvaSource:
             raise ConnectionLostError(f"the channel failed ({update})")
         self._was_connected = True
         frame = decoded(update, self._n_read)
-        self._n_read += frame is not None
-        return frame
+        if frame is None:
+            return None
+        self._n_read += 1
+        return frame.arrived_at(arrival_s)
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -134,6 +138,7 @@ def decoded(value: Any, index: int) -> LiveFrame | None:
         source_time_s=_time(value),
         pixel_size=_pixel_size(attributes),
         unit=attributes.get("pixel_unit"),
+        valid_rows=_valid_rows(attributes, sizes[1]),
         metadata=attributes,
     )
 
@@ -166,6 +171,13 @@ def _time(value: Any) -> float | None:
     seconds = value.get("timeStamp.secondsPastEpoch", 0)
     nanoseconds = value.get("timeStamp.nanoseconds", 0)
     return float(seconds) + 1e-9 * float(nanoseconds) if seconds else None
+
+
+def _valid_rows(attributes: dict[str, Any], height: int) -> tuple[int, int] | None:
+    first, end = attributes.get("valid_rows_first"), attributes.get("valid_rows_end")
+    if not isinstance(first, int) or not isinstance(end, int) or not 0 <= first <= end <= height:
+        return None
+    return first, end
 
 
 def _pixel_size(attributes: dict[str, Any]) -> tuple[float, float] | None:
@@ -235,13 +247,19 @@ def _encoded(pixels: AnyArray, result: LiveResult) -> Any:
         value[f"{stamp}.secondsPastEpoch"] = int(taken_s)
         value[f"{stamp}.nanoseconds"] = int((taken_s % 1) * 1e9)
     value["attribute"] = [
-        {"name": name, "value": _as_text_or_number(told), "descriptor": "", "source": "n2sr"}
-        for name, told in _told(result)
+        {
+            "name": _as_text_or_number(name),
+            "value": _as_text_or_number(told),
+            "descriptor": "",
+            "source": "n2sr",
+        }
+        for name, told in dict(_told(result)).items()
     ]
     return value
 
 
 def _told(result: LiveResult) -> Iterator[tuple[str, Any]]:
+    """What is told of a result; a later one of the same name counts: n2sr may come after n2sr."""
     noisy = result.noisy
     yield from noisy.metadata.items()
     if noisy.pixel_size is not None:

@@ -14,6 +14,7 @@ from n2sr_deploy.errors import (
     EndOfStreamError,
     FrameError,
     N2SRError,
+    SettingError,
 )
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
@@ -65,7 +66,6 @@ class StreamRunner:
         patience_s: float | None = 10.0,
     ) -> None:
         self.statistics = StreamStatistics()
-        self._patience_s = patience_s
         self.denoiser = denoiser
         self._source, self._policy, self._observe = source, policy, observe
         self._workers = [SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
@@ -112,8 +112,9 @@ class StreamRunner:
             self._ring.close()
             for thread in self._threads:
                 thread.join()
-            for worker in self._workers:
-                worker.finish(self._patience_s)
+            for step in (SinkWorker.finish, SinkWorker.wait, SinkWorker.end):
+                for worker in self._workers:  # together: patience with them must not add up
+                    step(worker)
             self.denoiser.close()
         self._look_for_failures()
         if self._failure is not None:
@@ -198,7 +199,10 @@ class StreamRunner:
                 self._put(frame, order)
             elif time.monotonic() - last_s > _SILENT_S:
                 last_s = time.monotonic()
-                message = f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s"
+                message = (
+                    f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s; does it "
+                    "send, and from there?"
+                )
                 self.statistics.trouble("silences", message)
 
     def _put(self, frame: LiveFrame, order: _Order) -> None:
@@ -296,7 +300,7 @@ class _Handing:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._result: LiveResult | None = None
-        self._is_closed = False
+        self._is_handed_out = self._is_closed = False
 
     def open(self) -> None:
         """Nothing to do."""
@@ -311,10 +315,12 @@ class _Handing:
     def next(self, is_alive: Callable[[], bool]) -> LiveResult | None:
         """The next result; None at the end. The one before is given back."""
         with self._changed:
-            self._result = None
-            self._changed.notify_all()
+            if self._is_handed_out:  # else it came before it was asked for
+                self._result = None
+                self._changed.notify_all()
             while self._result is None and is_alive():
                 self._changed.wait(_TICK_S)
+            self._is_handed_out = self._result is not None
             return self._result
 
     def close(self) -> None:
@@ -354,6 +360,10 @@ def denoise_stream(
     N2SRError
         As `StreamRunner.run` does.
     """
+    if policy not in FOR_A_SINK:
+        raise SettingError(f"policy is {policy!r}, but must be latest or all")
+    if not hasattr(source, "read"):
+        raise SettingError(f"source is {source!r}, but must be one, as open_source({source!r}) is")
     handing = _Handing()
     runner = StreamRunner(
         source,

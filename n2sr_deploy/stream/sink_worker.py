@@ -42,7 +42,7 @@ class SinkWorker:
         self.thread = threading.Thread(target=self._run, name=f"n2sr sink {sink.name}", daemon=True)
         self.failure: BaseException | None = None
         self.gave_up: N2SRError | None = None
-        self._accepted_s = time.monotonic()
+        self._accepted_s = self._full_s = self._finishing_s = self._stopped_s = time.monotonic()
         self._back_off = BackOff(sink.name, statistics)
         self._is_open = False
 
@@ -51,7 +51,7 @@ class SinkWorker:
         slot.retain()
         with self._changed:
             if self._policy == "all" and not self._is_stuck:
-                self._changed.wait_for(self._has_room, self._patience_s)
+                self._changed.wait_for(self._has_room, self._patience_left_s(self._full_s))
                 if not self._has_room():
                     self._is_stuck = True
                     _log.warning(
@@ -65,25 +65,41 @@ class SinkWorker:
                 self._statistics.count(f"lost by {self.sink.name}")
                 return
             self._offers.append(_Offer(slot, result))
+            if not self._has_room():
+                self._full_s = time.monotonic()
             self._changed.notify_all()
+
+    def _patience_left_s(self, since_s: float) -> float | None:
+        """With a sink that does nothing since then, so that several are waited for at once."""
+        if self._patience_s is None:
+            return None
+        return max(since_s + self._patience_s - time.monotonic(), 0.0)
 
     def _has_room(self) -> bool:
         return len(self._offers) < FOR_A_SINK[self._policy] or self._is_stopped or self._is_out
 
-    def finish(self, timeout_s: float | None) -> None:
-        """Write what is queued, then end."""
+    def finish(self) -> None:
+        """Write what is queued, then end, at the latest when patience does."""
         with self._changed:
             self._is_finishing = True
+            self._finishing_s = time.monotonic()
             self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until it has ended, or its sink has accepted nothing for as long as patience lasts."""
         while self.thread.is_alive():
-            accepted_s = self._accepted_s
-            self.thread.join(timeout_s)
-            if timeout_s is None or self._accepted_s == accepted_s:
-                break  # it has accepted nothing in all this time
+            left_s = self._patience_left_s(max(self._accepted_s, self._finishing_s))
+            if left_s == 0:
+                break
+            self.thread.join(left_s)
         with self._changed:
             self._is_stopped = True
+            self._stopped_s = time.monotonic()
             self._changed.notify_all()
-        self.thread.join(_GIVES_UP_S)
+
+    def end(self) -> None:
+        """Leave behind what does not return."""
+        self.thread.join(max(self._stopped_s + _GIVES_UP_S - time.monotonic(), 0.0))
         if self.thread.is_alive():
             _log.warning("%s does not return; it is left behind", self.sink.name)
             with self._changed:

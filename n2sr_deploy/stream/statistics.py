@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import Counter, deque
@@ -13,6 +14,7 @@ import numpy as np
 _log = logging.getLogger("n2sr")
 _KEPT = 4096  # of the latest values of a stage
 _RATE_OVER_S = 2.0
+_MOST_TOLD = 10  # troubles of a kind, however many differ
 
 
 class StreamStatistics:
@@ -23,7 +25,7 @@ class StreamStatistics:
         self._counts: Counter[str] = Counter()
         self._stages: dict[str, deque[float]] = {}
         self._recent: deque[float] = deque(maxlen=_KEPT)
-        self._told: set[str] = set()
+        self._told: dict[str, set[str]] = {}
         self._started = time.monotonic()
 
     def count(self, what: str, n: int = 1) -> None:
@@ -32,18 +34,21 @@ class StreamStatistics:
             self._counts[what] += n
 
     def trouble(self, kind: str, message: str) -> None:
-        """Count something that went wrong, and tell of its first time."""
+        """Count something that went wrong, and tell of its first time; numbers make no other."""
+        alike = re.sub(r"\d+", "", message)
         with self._lock:
             self._counts[kind] += 1
-            is_first = kind not in self._told
-            self._told.add(kind)
-        if is_first:
+            told = self._told.setdefault(kind, set())
+            is_new = alike not in told and len(told) < _MOST_TOLD
+            if is_new:
+                told.add(alike)
+        if is_new:
             _log.warning("%s (further ones are only counted)", message)
 
     def forget(self, kind: str) -> None:
         """Tell of this kind of trouble again when it next comes."""
         with self._lock:
-            self._told.discard(kind)
+            self._told.pop(kind, None)
 
     def took(self, stage: str, seconds: float) -> None:
         """Keep how long a stage took."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,9 @@ class ZmqSource:
             self._is_lost = event == zmq.Event.DISCONNECTED
         if self._socket in ready:
             parts = self._socket.recv_multipart(copy=False)
-            return self._decoded([part.buffer for part in parts])
+            arrival_s = time.monotonic()
+            frame = self._decoded([part.buffer for part in parts])
+            return None if frame is None else frame.arrived_at(arrival_s)
         if self._is_lost:  # and all it had sent was read
             publishes = ", or publishes, as n2sr itself does: then add ?socket=sub"
             hint = publishes if self._kind == "pull" else ""

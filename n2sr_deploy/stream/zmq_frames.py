@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 IMAGE = "dimage_d-1.0"
 _TYPES = {dtype.name: dtype for dtype in PIXEL_TYPES}
 _MAX_HEADER_BYTES = 2**20
+_MAX_DEPTH = 32  # objects and arrays within each other
 _SERIES = ("dheader-1.0", "dseries_end-1.0")
 
 
@@ -120,10 +121,27 @@ def _json(part: memoryview) -> dict[str, Any]:
     try:
         header = json.loads(bytes(part))
     except (ValueError, RecursionError) as error:
-        raise BadFrameError(f"a header that is no JSON ({error})") from error
+        raise BadFrameError(
+            f"a header that is no JSON ({error}); examples/zmq_sender.py shows what to send"
+        ) from error
     if not isinstance(header, dict):
         raise BadFrameError(f"a header that is no JSON object but {type(header).__name__}")
+    if _is_deep(header):
+        raise BadFrameError(f"a header with more than {_MAX_DEPTH} levels within each other")
     return header
+
+
+def _is_deep(header: dict[str, Any]) -> bool:
+    """Whether writing it would exhaust Python's stack, here or in a sink."""
+    level: list[Any] = [header]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _shape(value: Any) -> Shape:
