@@ -171,6 +171,7 @@ def refused(viewer, path, **headers):
 def test_a_page_elsewhere_cannot_read_frames(viewer):
     viewer.write(result_of())
     assert refused(viewer, "/frame?after=0", Host="evil.example:80") == 403
+    assert get(viewer, "/frame?after=0", Host="localhost")  # of a port that browsers leave out
     assert refused(viewer, "/nothing") == 404
     assert refused(viewer, "/freeze?on=1", method="POST", Origin="https://evil.example") == 403
     assert not viewer.is_frozen
@@ -380,6 +381,7 @@ def test_the_page_in_a_browser(viewer, browser, tmp_path):
             browser.press("ArrowRight")
         assert browser.evaluate(f"{PIXELS}('both')") != middle
         assert browser.evaluate("document.getElementById('place').value") == "750"
+        assert browser.evaluate("document.getElementById('spectra').disabled")
         # zoom keeps to the frame, and the part is asked for
         browser.press("1")
         browser.press("+")
@@ -391,6 +393,11 @@ def test_the_page_in_a_browser(viewer, browser, tmp_path):
         )
         with zipfile.ZipFile(io.BytesIO(base64.b64decode(saved))) as archive:
             assert json.loads(archive.read("metadata.json"))["index"] == frozen
+            archive.extractall(tmp_path)
+        assert read_frame(tmp_path / "noisy.tif").shape == (128, 192)
+        browser.evaluate("HTMLAnchorElement.prototype.click = function() { window.link = this; }")
+        browser.press("s")
+        browser.wait_for(f"window.link?.download === 'n2sr-{frozen}.zip'")
         browser.press(" ")
         browser.wait_for(f"n2sr.data.header.index > {frozen}")
         assert browser.evaluate("document.getElementById('trouble').textContent") == ""

@@ -196,7 +196,7 @@ class ViewerSink:
         """
         if self._token is not None:
             return hmac.compare_digest(token.encode(), self._token.encode())
-        return host.rpartition(":")[0] in (_LOCAL, "localhost")
+        return host.partition(":")[0] in (_LOCAL, "localhost")
 
     def shown_after(self, number: int) -> _Shown | None:
         """A frame after this number, within two seconds; None when none comes."""
@@ -370,9 +370,13 @@ class _Handler(BaseHTTPRequestHandler):
         except N2SRError as error:
             self._answer(HTTPStatus.CONFLICT, "text/plain", str(error).encode())
         else:
-            self._answer(HTTPStatus.OK, "application/zip", body)
+            # The page may show an older frame than the one that is saved.
+            name = {"Content-Disposition": f'attachment; filename="n2sr-{result.noisy.index}.zip"'}
+            self._answer(HTTPStatus.OK, "application/zip", body, name)
 
-    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+    def _answer(
+        self, status: HTTPStatus, kind: str, body: bytes, more: Mapping[str, str] | None = None
+    ) -> None:
         try:
             self.send_response(status)
             for name, value in {
@@ -381,6 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "Cache-Control": "no-store",
                 "X-Content-Type-Options": "nosniff",
                 "Content-Security-Policy": _POLICY,
+                **(more or {}),
             }.items():
                 self.send_header(name, value)
             self.end_headers()
