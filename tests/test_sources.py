@@ -32,6 +32,7 @@ from n2sr_deploy.frame import Intensity
 from n2sr_deploy.stream import LiveResult
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.base import MAX_FRAME_BYTES
+from n2sr_deploy.stream.viewer import ViewerSink
 from n2sr_deploy.stream.zmq_frames import decoded, encoded
 from tests.conftest import REPOSITORY, random_pixels
 from tests.fake_stream import live_frame
@@ -949,21 +950,23 @@ def test_reading_returns_when_nothing_comes(given_source):
     source.close()
 
 
-@pytest.fixture(params=["zmq", "pva", "folder", "stack", "null"])
+@pytest.fixture(params=["zmq", "pva", "folder", "stack", "viewer", "null"])
 def sink(request, tmp_path):
-    if request.param == "zmq":
-        sender = Sender(request.getfixturevalue("zmq"))
-        sender.close()
-        return open_sink(f"zmq://127.0.0.1:{sender.port}")
-    if request.param == "pva":
-        request.getfixturevalue("pva")
-        return open_sink("pva://N2SR:Contract")
     addresses = {
-        "null": "null:",
+        "pva": "pva://N2SR:Contract",
         "folder": f"folder:{tmp_path / 'out'}",
         "stack": f"stack:{tmp_path / 'out.tif'}",
+        "null": "null:",
     }
-    return open_sink(addresses[request.param])
+    if request.param in ("zmq", "pva"):
+        library = request.getfixturevalue(request.param)
+    if request.param == "zmq":
+        sender = Sender(library)
+        sender.close()
+        addresses["zmq"] = f"zmq://127.0.0.1:{sender.port}"
+    sink = ViewerSink() if request.param == "viewer" else open_sink(addresses[request.param])
+    with contextlib.closing(sink):
+        yield sink
 
 
 def test_a_sink_writes_closes_and_opens_again_and_changes_nothing(sink):

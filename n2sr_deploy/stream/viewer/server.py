@@ -142,26 +142,31 @@ class ViewerSink:
         self._n_waiting = 0
         self.is_frozen = False
         self.run_id = secrets.token_hex(4)
+        self._host = host
+        self._server: _Server | None = self._listening(port)
+        self._port = self._server.server_address[1]
+        self._thread: threading.Thread | None = None
+
+    def _listening(self, port: int) -> _Server:
         try:
-            self._server = _Server((host, port), self)
+            return _Server((self._host, port), self)
         except OSError as error:
             raise SettingError(
-                f"the viewer cannot listen on {host}:{port} ({error}); is the "
+                f"the viewer cannot listen on {self._host}:{port} ({error}); is the "
                 "address this machine's, and the port free? See --listen and --view-port"
             ) from error
-        self._host = host
-        self._thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
         """Where the page is, with the token."""
         query = f"/?token={self._token}" if self._token else "/"
         host = socket.gethostname() if self._host in ("0.0.0.0", "::") else self._host
-        return f"http://{host}:{self._server.server_address[1]}{query}"
+        return f"http://{host}:{self._port}{query}"
 
     def open(self) -> None:
-        """Serve."""
+        """Serve, on the same port as before."""
         if self._thread is None:
+            self._server = self._server or self._listening(self._port)
             self._thread = threading.Thread(
                 target=self._server.serve_forever, args=(0.1,), name="n2sr viewer", daemon=True
             )
@@ -182,10 +187,13 @@ class ViewerSink:
     def close(self) -> None:
         """Serve no more."""
         thread, self._thread = self._thread, None
+        server, self._server = self._server, None
+        if server is None:
+            return
         if thread is not None:
-            self._server.shutdown()
+            server.shutdown()
             thread.join()
-        self._server.server_close()
+        server.server_close()
 
     # for the requests' threads
 
