@@ -253,6 +253,46 @@ def test_where_there_are_no_offsets_none_are_found(name):
         assert not line_offsets(noisy, 1).any()
 
 
+def narrow_columns(spacing, shape=(512, 512), width=0.2):
+    """Like `perfect_lattice`, but with harmonics; `width` (sigma) in spacings."""
+
+    def comb(n):
+        u = (np.arange(n) + spacing / 2) % spacing - spacing / 2
+        return sum(
+            np.exp(-((u + k * spacing) ** 2) / (2 * (width * spacing) ** 2)) for k in (-1, 0, 1)
+        )
+
+    return 0.1 + np.outer(comb(shape[0]), comb(shape[1]))
+
+
+@pytest.mark.parametrize("true_std", [0.02, 0.05])
+@pytest.mark.parametrize("spacing", [12, 25.6, 31.5, 100])
+def test_offsets_take_nothing_of_a_lattice_without_whole_periods(spacing, true_std):
+    """At 31.5 pixels, 0.105 of the lattice was subtracted for offsets of 0.02."""
+    offsets = np.random.default_rng(1).normal(size=512) * true_std
+    noisy = draw(narrow_columns(spacing), 0.05, 0).pixels + offsets[:, None]
+    found = line_offsets(noisy, 0)
+    assert np.std(found - offsets) < 0.01 + 0.3 * true_std
+    assert not line_offsets(noisy, 1).any()
+
+
+@pytest.mark.parametrize("spacing", [9.3, 13.7, 24.3])
+@pytest.mark.parametrize("size", [64, 128])
+def test_small_lattices_have_no_offsets(size, spacing):
+    clean = narrow_columns(spacing, (size, size))
+    for seed in range(10):
+        for gain in (0.005, 0.05):
+            assert not line_offsets(draw(clean, gain, 0, seed=seed).pixels, 0).any()
+
+
+def test_where_waves_leave_too_little_of_the_lines_no_offsets_are_told():
+    rng = np.random.default_rng(0)
+    periods = np.outer(np.arange(128) / 128, 4.3 + 6.3 * np.arange(9))
+    rows = np.cos(2 * np.pi * (periods + rng.random(9))).sum(axis=1)
+    pixels = rows[:, None] + rng.normal(size=(128, 128)) * 0.1
+    assert not line_offsets(pixels, 0).any()
+
+
 def test_a_frame_without_noise_is_left_alone():
     frame = Frame(pixels=clean_phantom((256, 256)))
     assert repair(frame).frame is frame
