@@ -171,13 +171,13 @@ class TrainingConfig:
         """
         config = cls.named(options.preset or DEFAULT_PRESET)
         pattern, margin = config.pattern, config.margin
-        if noise is not None and options.pattern is None:
+        if noise is not None:
             pattern, margin, _ = choose_pattern(noise)
         if options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
             check_choice("pattern", name, PATTERN_NAMES)
-            pattern = SamplingPattern.named(name, options.stride or max(pattern.stride))
-            margin = min(margin, max(0, max(pattern.stride) - 2))
+            pattern = SamplingPattern.named(name, options.stride or max(config.pattern.stride))
+            margin = min(margin, max(0, max(pattern.stride) - 2))  # the noise asks for it still
         given: dict[str, Any] = {
             key: getattr(options, key)
             for key in ("seconds", "steps", "seed", "device")

@@ -105,9 +105,11 @@ def prepared(
         noise = measure_noise(frame, repaired=repaired)
         _log.info("found: %s", noise.describe())
         config = TrainingConfig.from_options(options, noise)
-        _, _, why = choose_pattern(noise)
-        chosen = options.pattern is None and options.stride is None
-        _log.info("%s%s", why, "" if chosen else f"; you chose pattern {config.pattern} instead")
+        asked_for, _, why = choose_pattern(noise)
+        chosen = (
+            "" if config.pattern == asked_for else f"; you chose pattern {config.pattern} instead"
+        )
+        _log.info("%s%s", why, chosen)
     return repaired.frame, config, progress, noise
 
 
