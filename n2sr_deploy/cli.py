@@ -250,6 +250,7 @@ def _in_words(name: str, value: float | str) -> str:
 
 def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
     """What the noise is, and the pattern it asks for."""
+    from n2sr_deploy.defects import measured_part
     from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
     if frame.is_denoised:
@@ -259,6 +260,10 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
         return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
     if second is None and frame.pixels.min() == frame.pixels.max():
         return [f"constant: every pixel is {frame.pixels[0, 0]:g}"]
+    part = measured_part(frame.pixels)  # as a training takes it
+    if second is not None and second.shape == frame.shape:
+        second = second.cropped(*part)
+    frame = frame.cropped(*part)
     if min(frame.shape) < SMALLEST:
         return [f"too small to measure its noise, for which {SMALLEST} x {SMALLEST} are needed"]
     noise = measure_noise(frame, second)
