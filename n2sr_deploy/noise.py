@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.defects import NOISELESS, Repaired, repair
+from n2sr_deploy.defects import NOISELESS, Repaired, repair, without
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.sampling import SamplingPattern
-from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, variance_model
+from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, box_mean, variance_model
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
 _DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
+_EXTREME = (0.001, 0.999)  # quantiles; x-ray hits are fewer
+_BEYOND = 0.5  # of the span between these, past which a small group of pixels is a hit
+_LARGEST_HIT = 9  # pixels of 5 x 5; a bright particle has more of them beyond
+_FEW_VALUES = 8  # different ones; with so few a frame's highest is no limit of the detector
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -62,6 +66,19 @@ class Noise:
     counts_events: bool
     """Whether they count single events: whole numbers, their variance equal to their mean."""
 
+    @property
+    def is_negligible(self) -> bool:
+        """Whether there is next to none: below the rounding, of which no correlation is told."""
+        return self.along_rows == self.along_columns == _UNCORRELATED
+
+    @property
+    def strongest(self) -> tuple[float, float]:
+        """The correlation along rows and along columns at the distance where it is strongest.
+
+        Neighbours of interlaced lines, or of a scan that rings, may have none.
+        """
+        return max(map(abs, self.along_rows)), max(map(abs, self.along_columns))
+
     def std_at(self, intensity: AnyArray) -> AnyArray:
         """The noise's standard deviation over a denoised frame (H, W), in counts, float64.
 
@@ -91,10 +108,18 @@ class Noise:
         strength, error = f"std {self.std:.3g}", self.correlation_error
         if self.gain is not None:
             strength += f" (gain {self.gain:.3g}, read noise {self.read_noise:.3g})"
-        found = [
+        farther = [
+            f", {max(lags, key=abs):.2f} farther along {name}"
+            for name, lags in (("rows", self.along_rows), ("columns", self.along_columns))
+            if abs(lags[0]) <= WHITE < max(map(abs, lags))
+        ]
+        correlation = (
             f"noise of {strength}, correlation of neighbours {self.along_rows[0]:.2f} along rows "
-            f"and {self.along_columns[0]:.2f} along columns"
-            + (f" (give or take {error:.2f})" if error > WHITE / 2 else ""),
+            f"and {self.along_columns[0]:.2f} along columns{''.join(farther)}"
+            + (f" (give or take {error:.2f})" if error > WHITE / 2 else "")
+        )
+        found = [
+            f"next to no noise (std {self.std:.2g})" if self.is_negligible else correlation,
             counted(self.hot_pixels, "hot pixel") if self.hot_pixels else "",
             f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
             f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
@@ -126,7 +151,8 @@ def measure_noise(
     Raises
     ------
     FrameError
-        When the frame is constant or too small, or the second has another shape.
+        When the frame is constant or too small, or the second has another shape or the same
+        pixels.
     """
     height, width = frame.shape
     if min(height, width) < SMALLEST:
@@ -135,6 +161,8 @@ def measure_noise(
             f"{SMALLEST} x {SMALLEST} on"
         )
     spread = frame.mean_and_std()[1]  # refuses a constant frame
+    if second is not None:
+        _check_second(frame, second)
     repaired = repaired or repair(frame)
     std, along_rows, along_columns, model = _measured(repaired.frame, second, NOISELESS * spread)
     is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
@@ -162,17 +190,20 @@ def _measured(
 
     Noise below `rounding` is that: its correlation would ask for a pattern that wastes pixels.
     """
-    middle = middle_of(frame.pixels)
+    given = middle_of(frame.pixels)
+    middle = _without_hits(given)
     if middle.std() < rounding:
         return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
     if second is None:
         spectrum, intensity = Spectrum(middle), None
     else:
-        spectrum, intensity = _pair(frame, second)
+        spectrum, intensity = _pair(middle, _without_hits(middle_of(repair(second).frame.pixels)))
     if spectrum.noise_std < rounding:
         return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
     model = variance_model(spectrum, intensity)
-    std = model.std(frame.pixels.mean(dtype=np.float64)) if model else spectrum.noise_std
+    of_hits = float((given - middle).sum()) / frame.pixels.size
+    mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
+    std = model.std(mean) if model else spectrum.noise_std
     return std, spectrum.correlation(1), spectrum.correlation(0), model
 
 
@@ -184,20 +215,41 @@ def middle_of(pixels: AnyArray) -> AnyArray:
     return np.asarray(pixels[rows, columns], np.float64)
 
 
-def _pair(first: Frame, second: Frame) -> tuple[Spectrum, Spectrum]:
-    """Of the difference of two exposures, over sqrt(2), and of their mean."""
+def _without_hits(pixels: AnyArray) -> AnyArray:
+    """(H, W) float64 with the surroundings' median for small groups of pixels beyond all others.
+
+    X-ray hits of 2 x 2 pixels are no hot pixels, but hold more power than all the noise, and their
+    own correlation. For the measurement only: what is learned from keeps them.
+    """
+    low, high = np.quantile(pixels, _EXTREME)
+    if low == high:  # so few counts that a single one is extreme
+        return pixels
+    reach = _BEYOND * (high - low)
+    hits = np.zeros(pixels.shape, np.bool_)
+    for beyond in (pixels > high + reach, pixels < low - reach):
+        if beyond.any():
+            hits |= beyond & (25 * box_mean(beyond.astype(np.float64), 5) < _LARGEST_HIT + 0.5)
+    return np.asarray(without(pixels, hits), np.float64) if hits.any() else pixels
+
+
+def _check_second(first: Frame, second: Frame) -> None:
+    """Refuse what is no other exposure of the first's area."""
     if second.shape != first.shape:
         raise FrameError(
             f"the second frame is {second.shape[0]} x {second.shape[1]} pixels, but the first "
             f"{first.shape[0]} x {first.shape[1]}; give two exposures of one area"
         )
-    if np.array_equal(first.pixels, second.pixels):
+    if np.array_equal(middle_of(first.pixels), middle_of(second.pixels)):
         raise FrameError(
-            "the second frame has the very pixels of the first, so their difference tells nothing; "
-            "give another exposure of the area"
+            "the second frame has the very pixels of the first, so their difference tells nothing "
+            "of the noise, for which another exposure of the area is needed; give one, or leave "
+            "the second out and have the first measured alone"
         )
-    a, b = middle_of(first.pixels), middle_of(repair(second).frame.pixels)
-    b += a.mean() - b.mean()
+
+
+def _pair(a: AnyArray, b: AnyArray) -> tuple[Spectrum, Spectrum]:
+    """Of the difference of two exposures, over sqrt(2), and of their mean."""
+    b = b + (a.mean() - b.mean())
     spectrum = Spectrum((a - b) / math.sqrt(2))
     not_noise = spectrum.power[spectrum.signal].sum() / spectrum.power.sum()
     if not_noise > _CHANGED:
@@ -218,7 +270,8 @@ def _saturated(pixels: AnyArray) -> float:
     at_top = int(np.count_nonzero(pixels == pixels.max()))
     just_below = int(np.count_nonzero(pixels >= top - width)) - at_top
     piled_up = at_top >= 16 and at_top > 4 * just_below
-    return at_top / pixels.size if piled_up else 0.0
+    is_limit = piled_up and np.unique(pixels).size > _FEW_VALUES
+    return at_top / pixels.size if is_limit else 0.0
 
 
 def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
@@ -231,11 +284,13 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
     The pattern; how near to a kept pixel, in rows or columns, others are not learned from; and in
     a sentence what was found and what it led to.
     """
-    along_rows, along_columns = abs(noise.along_rows[0]), abs(noise.along_columns[0])
+    along_rows, along_columns = noise.strongest
     white = max(WHITE, _BELIEVED * noise.correlation_error)
     if max(along_rows, along_columns) <= white:
         found = (
-            "the noise is white"
+            "there is next to no noise"
+            if noise.is_negligible
+            else "the noise is white"
             if max(along_rows, along_columns) <= WHITE
             else "on so few pixels the noise cannot be told from white"
         )

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
-from n2sr_deploy import spectrum
+from n2sr_deploy import noise, spectrum
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import hot_pixels, line_offsets, repair
 from n2sr_deploy.errors import FrameError
@@ -82,6 +82,31 @@ def test_one_pixel_far_beyond_all_others_is_no_crash():
     assert measure_noise(Frame(pixels=pixels)).std >= 0
 
 
+@pytest.mark.parametrize(("n", "size", "height"), [(3, 2, 2000), (10, 2, 500), (5, 3, 1000)])
+def test_x_ray_hits_of_several_pixels_are_no_noise(n, size, height):
+    """Hot pixels they are not, but they made all the power, and a correlation along both axes."""
+    clean = 100 * perfect_lattice(spacing=17.7)
+    pixels = np.random.default_rng(0).poisson(clean)
+    without = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    for y, x in np.random.default_rng(1).integers(10, 370, (n, 2)):
+        pixels[y : y + size, x : x + size] += height
+    found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    assert found.std == pytest.approx(without.std, rel=0.01)
+    assert found.gain == pytest.approx(without.gain, rel=0.02)
+    assert choose_pattern(found)[0].name == "cell"
+
+
+def test_few_counts_bright_particles_and_clean_frames_are_measured_as_they_are():
+    y, x = np.mgrid[:256, :256]
+    particle = 400 / (1 + np.exp(2 * (np.hypot(y - 130, x - 120) - 5)))  # a thousandth of the frame
+    for clean in (0.01, 0.5, 0.5 * perfect_lattice((256, 256)), 20 + particle):
+        pixels = np.random.default_rng(3).poisson(clean, (256, 256)).astype(np.float64)
+        assert np.count_nonzero(noise._without_hits(pixels) != pixels) <= 6
+    for name, clean in FRAMES.items():
+        pixels = draw(clean(), 0.1, 0.05).pixels.astype(np.float64)
+        assert noise._without_hits(pixels) is pixels, name
+
+
 @pytest.mark.parametrize("kind", ["phantom", "ramp", "border"])
 def test_a_frame_almost_without_noise_is_taken_as_white(kind):
     """Its rounding is correlated, and would ask for the most wasteful pattern."""
@@ -92,9 +117,11 @@ def test_a_frame_almost_without_noise_is_taken_as_white(kind):
     else:  # nothing in the middle, where the noise is measured
         pixels = np.zeros((1400, 1400))
         pixels[:64] = np.random.default_rng(0).normal(5, 1, size=(64, 1400))
-    noise = measure_noise(Frame(pixels=pixels.astype(np.float32)))
-    pattern, margin, _ = choose_pattern(noise)
+    found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
+    pattern, margin, why = choose_pattern(found)
     assert (pattern.name, pattern.stride, margin) == ("cell", (2, 2), 0)
+    assert why.startswith("there is next to no noise")
+    assert found.describe().startswith("next to no noise")
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -110,6 +137,18 @@ def test_correlation_gain_and_pattern_are_those_of_the_simulation(name, correlat
         assert margin > 0
     else:
         assert (pattern.name, margin) == (PATTERNS[correlations], 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_noise_that_skips_its_neighbours_is_not_white(axis):
+    """Only the correlation of neighbours counted."""
+    white = np.random.default_rng(0).normal(size=SHAPE)
+    skips = (white + 0.6 * np.roll(white, 2, axis)) / np.sqrt(1.36)
+    clean = perfect_lattice()
+    found = measure_noise(Frame(pixels=(clean + skips * np.sqrt(0.05 * clean)).astype(np.float32)))
+    assert found.strongest[1 - axis] == pytest.approx(0.44, abs=0.05)
+    assert choose_pattern(found)[0].name == ("column", "row")[axis]
+    assert "0.4" in found.describe().partition("farther along")[0][-6:]
 
 
 @pytest.mark.parametrize(("gain", "read_noise"), [(0.02, 0.0), (0.02, 0.1), (0.3, 0.0), (1, 0.1)])
@@ -168,12 +207,28 @@ def test_a_pair_that_does_not_match_is_told(caplog):
         measure_noise(first, first)
 
 
+def test_a_frame_with_itself_is_no_pair_though_it_has_offsets():
+    """One was mended and the other was not, so they differed by what was mended."""
+    first = draw(perfect_lattice(), 0.05, 0.02)
+    first.pixels.setflags(write=True)
+    first.pixels[:] += np.random.default_rng(4).normal(size=(SHAPE[0], 1)) * 0.1
+    first.pixels[40, 50] = 100
+    with pytest.raises(FrameError, match="another exposure of the area is needed"):
+        measure_noise(first, first)
+    second = draw(perfect_lattice(), 0.05, 0.02, seed=1)
+    alone = measure_noise(first)
+    assert alone.row_offsets
+    assert measure_noise(first, second).std == pytest.approx(alone.std, rel=0.05)
+
+
 def test_saturation_is_found_and_only_where_there_is_some():
     noisy = draw(perfect_lattice(), 0.05, 0.02)
     clipped = Frame(pixels=np.minimum(noisy.pixels, 0.9))
     share = np.mean(noisy.pixels >= 0.9)
     assert measure_noise(clipped).saturated == pytest.approx(share)
     assert measure_noise(noisy).saturated == 0
+    checkerboard = np.indices((64, 64)).sum(axis=0) % 2
+    assert measure_noise(Frame(pixels=checkerboard)).saturated == 0
 
 
 def test_small_or_constant_frames_are_refused_in_a_sentence():
@@ -305,6 +360,46 @@ def test_info_tells_the_noise_and_the_pattern(tmp_path):
     assert result.exit_code == 0
     assert "along rows" in result.output
     assert "pattern row" in result.output
+
+
+def test_info_leaves_out_what_was_not_scanned_as_training_does(tmp_path):
+    noisy = draw(perfect_lattice(), 0.1, 0.05, 0.5).pixels
+    pair = np.stack([noisy, draw(perfect_lattice(), 0.1, 0.05, 0.5, seed=1).pixels])
+    pair[:, 250:] = 0
+    write_frame(tmp_path / "unscanned.npy", Frame(pixels=pair[0]))
+    result = CliRunner().invoke(main, ["info", str(tmp_path / "unscanned.npy")])
+    assert measure_noise(Frame(pixels=noisy[:250])).describe() in result.output
+    np.save(tmp_path / "pair.npy", pair)
+    result = CliRunner().invoke(main, ["info", str(tmp_path / "pair.npy"), "--second", "1"])
+    parts = (Frame(pixels=exposure[:250]) for exposure in pair)
+    assert measure_noise(*parts).describe() in result.output
+
+
+def test_the_pattern_by_name_is_the_one_that_the_noise_asks_for():
+    """Naming it dropped the margin, and so 3 dB."""
+    from n2sr_deploy.learning import LearnOptions
+    from n2sr_train.config import TrainingConfig
+
+    found = measure_noise(draw(perfect_lattice(), 0.1, 0.05, 0.5, 0.4))
+    asked = TrainingConfig.from_options(LearnOptions(), found)
+    assert asked.margin == 1
+    for pattern, stride in (("row", (4, 4)), ("row", (3, 3)), (None, (4, 4)), ("column", (4, 4))):
+        named = TrainingConfig.from_options(LearnOptions(pattern=pattern, stride=stride), found)
+        assert (named.pattern.name, max(named.pattern.stride)) == (pattern or "row", stride[0])
+        assert named.margin == 1
+    named = TrainingConfig.from_options(LearnOptions(pattern="row"), found)
+    assert (named.pattern.stride, named.margin) == ((2, 1), 0)
+
+
+@pytest.mark.parametrize(("stride", "instead"), [(2, False), (3, True)])
+def test_only_another_pattern_is_chosen_instead(caplog, stride, instead):
+    from n2sr_deploy.learning import LearnOptions
+    from n2sr_train.learner import prepared
+
+    noisy = draw(perfect_lattice((128, 128), 12), 0.02, 0.02, 0.5)
+    with caplog.at_level("INFO", "n2sr"):
+        prepared(noisy, LearnOptions(pattern="row", stride=(stride, stride)))
+    assert ("instead" in caplog.text) is instead
 
 
 def test_training_says_what_it_found_and_pattern_overrules_it(tmp_path, monkeypatch):
