@@ -45,8 +45,8 @@ class OpenVINOBackend:
     n_threads
         0: one for each core.
     float32
-        Whether to compute in float32 even where the processor has bfloat16 (AMX), which is
-        faster and about three digits exact.
+        Whether to compute in float32 even where the processor has bfloat16 (AMX, AVX-512), which
+        is faster; its results have two to three digits: they are rounded to bfloat16 too.
 
     Raises
     ------
