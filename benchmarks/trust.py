@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from n2sr_train.validation import Kept
 
 SHAPE = (512, 512)
+GAIN, READ_NOISE = 0.05, 0.02  # of the lattices with defects
 Rows = list[dict[str, Any]]
 
 
@@ -99,6 +100,19 @@ def lattice_with_defects(spacing: float, shift: float) -> tuple[np.ndarray, dict
     return clean, at
 
 
+def noise_limit(clean: np.ndarray, place: np.ndarray, spacing: float) -> float:
+    """How far off, root mean square, noise leaves whoever knows all but a column's place, pixels.
+
+    The Cramer-Rao bound of an estimate without a bias: one that expects a lattice has one.
+    """
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]] - place[:, None, None]
+    width = 0.2 * spacing
+    spot = 0.4 * np.exp(-(x**2 + y**2) / (2 * width**2))
+    variance = GAIN * clean + READ_NOISE**2
+    information = [np.sum((spot * d / width**2) ** 2 / variance) for d in (y, x)]
+    return float(np.sqrt(sum(1 / told for told in information)))
+
+
 def misplaced(image: np.ndarray, place: np.ndarray, radius: int) -> float:
     """How far from its place (2,) a column is found, in pixels."""
     return float(np.hypot(*(fitted(image, place[None], radius)[0] - place)))
@@ -109,7 +123,7 @@ def defects() -> Rows:
     rows = []
     for spacing, shift in ((16.0, 4.0), (28.0, 6.0)):
         clean, at = lattice_with_defects(spacing, shift)
-        frame = gaussian("defects", clean, 0.05, 0.02).noisy
+        frame = gaussian("defects", clean, GAIN, READ_NOISE).noisy
         image = denoised(learned(frame), frame)
         radius = int(spacing / 5)
 
@@ -133,6 +147,7 @@ def defects() -> Rows:
                 "moved_column_error_px": misplaced(image, at["moved"], radius),
                 "sound_column_error_px": misplaced(image, at["sound"], radius),
                 "error_without_noise_px": misplaced(clean, at["moved"], radius),
+                "noise_limit_px": noise_limit(clean, at["moved"], spacing),
             }
         )
     return rows
