@@ -258,12 +258,12 @@ def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
         if result in ("standard error", "spread"):  # the latter of a stream's draws
             return [f"the {result} of a frame that n2sr denoised"]
         return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
-    if second is None and frame.pixels.min() == frame.pixels.max():
-        return [f"constant: every pixel is {frame.pixels[0, 0]:g}"]
     part = measured_part(frame.pixels)  # as a training takes it
     if second is not None and second.shape == frame.shape:
         second = second.cropped(*part)
     frame = frame.cropped(*part)
+    if second is None and frame.pixels.min() == frame.pixels.max():
+        return [f"constant: every pixel is {frame.pixels[0, 0]:g}"]
     if min(frame.shape) < SMALLEST:
         return [f"too small to measure its noise, for which {SMALLEST} x {SMALLEST} are needed"]
     noise = measure_noise(frame, second)

@@ -129,7 +129,7 @@ def training_options(command: Command) -> Command:
         type=StrideType(),
         metavar="N[,N]",
         help="Pixels in a cell along an axis, or rows,columns: "
-        f"2 to {MAX_STRIDE}; by default what the noise asks for, with --pattern 2.",
+        f"2 to {MAX_STRIDE}; by default what the noise asks for; 2 where --pattern is named.",
     )
     @click.option(
         "--seconds", type=float, help="End the training after this time, with the step it is in."

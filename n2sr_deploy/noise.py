@@ -33,6 +33,12 @@ _EXTREME = (0.001, 0.999)  # quantiles; x-ray hits are fewer
 _BEYOND = 0.5  # of the span between these, past which a small group of pixels is a hit
 _LARGEST_HIT = 9  # pixels of 5 x 5; a bright particle has more of them beyond
 _FEW_VALUES = 8  # different ones; with so few a frame's highest is no limit of the detector
+_DIFFERS = 0.001  # share of the pixels that another exposure has otherwise, at least
+_THE_SAME = (
+    "the second frame has the very pixels of the first, so their difference tells nothing of the "
+    "noise, for which another exposure of the area is needed; give one, or leave the second out "
+    "and have the first measured alone"
+)
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -201,7 +207,7 @@ def _measured(
     if spectrum.noise_std < rounding:
         return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
     model = variance_model(spectrum, intensity)
-    of_hits = float((given - middle).sum()) / frame.pixels.size
+    of_hits = float((given - middle).mean())
     mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
     std = model.std(mean) if model else spectrum.noise_std
     return std, spectrum.correlation(1), spectrum.correlation(0), model
@@ -229,7 +235,7 @@ def _without_hits(pixels: AnyArray) -> AnyArray:
     for beyond in (pixels > high + reach, pixels < low - reach):
         if beyond.any():
             hits |= beyond & (25 * box_mean(beyond.astype(np.float64), 5) < _LARGEST_HIT + 0.5)
-    return np.asarray(without(pixels, hits), np.float64) if hits.any() else pixels
+    return np.where(hits, without(pixels, hits), pixels) if hits.any() else pixels
 
 
 def _check_second(first: Frame, second: Frame) -> None:
@@ -240,16 +246,14 @@ def _check_second(first: Frame, second: Frame) -> None:
             f"{first.shape[0]} x {first.shape[1]}; give two exposures of one area"
         )
     if np.array_equal(middle_of(first.pixels), middle_of(second.pixels)):
-        raise FrameError(
-            "the second frame has the very pixels of the first, so their difference tells nothing "
-            "of the noise, for which another exposure of the area is needed; give one, or leave "
-            "the second out and have the first measured alone"
-        )
+        raise FrameError(_THE_SAME)
 
 
 def _pair(a: AnyArray, b: AnyArray) -> tuple[Spectrum, Spectrum]:
     """Of the difference of two exposures, over sqrt(2), and of their mean."""
     b = b + (a.mean() - b.mean())
+    if np.count_nonzero(np.abs(a - b) > NOISELESS * a.std()) < _DIFFERS * a.size:
+        raise FrameError(_THE_SAME)
     spectrum = Spectrum((a - b) / math.sqrt(2))
     not_noise = spectrum.power[spectrum.signal].sum() / spectrum.power.sum()
     if not_noise > _CHANGED:

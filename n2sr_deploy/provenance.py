@@ -204,8 +204,10 @@ def of_standard_error(result: Frame) -> Frame:
     """A denoised frame's history and record, as those of its standard error."""
     record = {**result.metadata["n2sr"], "result": _ERROR, "dtype": "float32"}
     done = result.history[-1].replace(f": {_MEAN} of ", f": {_ERROR} of ", 1)
+    intensity = result.intensity
     return replace(
         result,
+        intensity=intensity and replace(intensity, offset=0.0),  # of a difference it means nothing
         history=(*result.history[:-1], done),
         metadata={**result.metadata, "n2sr": record},
     )

@@ -177,7 +177,8 @@ class TrainingConfig:
             name = options.pattern or pattern.name
             check_choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(config.pattern.stride))
-            margin = min(margin, max(0, max(pattern.stride) - 2))  # the noise asks for it still
+            # The noise asks for it still; of cells hardly a pixel would be left.
+            margin = 0 if name == "cell" else min(margin, max(0, max(pattern.stride) - 2))
         given: dict[str, Any] = {
             key: getattr(options, key)
             for key in ("seconds", "steps", "seed", "device")

@@ -96,6 +96,16 @@ def test_x_ray_hits_of_several_pixels_are_no_noise(n, size, height):
     assert choose_pattern(found)[0].name == "cell"
 
 
+def test_hits_beyond_the_part_that_is_measured_are_no_noise_either():
+    rng = np.random.default_rng(0)
+    pixels = rng.poisson(100, (1400, 1400)).astype(np.float32)
+    for y, x in rng.integers(1250, 1380, (60, 2)):
+        pixels[y : y + 2, x : x + 2] += 60000
+    for y, x in rng.integers(300, 1100, (60, 2)):
+        pixels[y : y + 2, x : x + 2] += 60000
+    assert measure_noise(Frame(pixels=pixels)).std == pytest.approx(10, rel=0.1)
+
+
 def test_few_counts_bright_particles_and_clean_frames_are_measured_as_they_are():
     y, x = np.mgrid[:256, :256]
     particle = 400 / (1 + np.exp(2 * (np.hypot(y - 130, x - 120) - 5)))  # a thousandth of the frame
@@ -205,6 +215,11 @@ def test_a_pair_that_does_not_match_is_told(caplog):
         measure_noise(first, Frame(pixels=second.pixels[:100]))
     with pytest.raises(FrameError, match="the very pixels of the first"):
         measure_noise(first, first)
+    for otherwise in ("brighter", "hot"):
+        pixels = first.pixels + (8 if otherwise == "brighter" else 0)
+        pixels[40, 50] += 100 * (otherwise == "hot")
+        with pytest.raises(FrameError, match="the very pixels of the first"):
+            measure_noise(first, Frame(pixels=pixels))
 
 
 def test_a_frame_with_itself_is_no_pair_though_it_has_offsets():
@@ -389,6 +404,17 @@ def test_the_pattern_by_name_is_the_one_that_the_noise_asks_for():
         assert named.margin == 1
     named = TrainingConfig.from_options(LearnOptions(pattern="row"), found)
     assert (named.pattern.stride, named.margin) == ((2, 1), 0)
+
+
+@pytest.mark.parametrize(("pattern", "margin"), [("cell", 0), ("row", 1), ("column", 1)])
+def test_a_named_pattern_keeps_the_margin_of_the_noise_but_for_cells(pattern, margin):
+    """Of cells with a margin a tenth of the pixels would be left to learn from."""
+    from n2sr_deploy.learning import LearnOptions
+    from n2sr_train import TrainingConfig
+
+    both = measure_noise(draw(perfect_lattice(), 0.1, 0.05, 0.5, 0.5))
+    options = LearnOptions(pattern=pattern, stride=(4, 4))
+    assert TrainingConfig.from_options(options, both).margin == margin
 
 
 @pytest.mark.parametrize(("stride", "instead"), [(2, False), (3, True)])

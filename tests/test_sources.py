@@ -561,7 +561,7 @@ def test_files_count_from_when_the_source_is_made_and_by_their_numbers(tmp_path)
 def test_what_a_file_tells_comes_with_its_frame_and_goes_into_the_result(tmp_path):
     told = {
         "origin": (1.0, 2.0),
-        "intensity": Intensity(scale=256.0, unit="e"),
+        "intensity": Intensity(scale=256.0, offset=100.0, unit="e"),
         "acquisition": {"beam_energy_kev": 300.0},
         "history": ("cropped",),
     }
@@ -569,7 +569,10 @@ def test_what_a_file_tells_comes_with_its_frame_and_goes_into_the_result(tmp_pat
     (tmp_path / "in").mkdir()
     write_frame(tmp_path / "in" / "a.tif", noisy)
     source = open_source(f"watch:{tmp_path / 'in'}?settle=0&existing=1")
-    sinks = [open_sink(f"folder:{tmp_path / 'out'}"), open_sink(f"stack:{tmp_path / 'all.tif'}")]
+    sinks = [
+        open_sink(f"folder:{tmp_path / 'out'}?std=1"),
+        open_sink(f"stack:{tmp_path / 'all.tif'}"),
+    ]
     source.open()
     frame = read_until(source)
     for sink in sinks:
@@ -582,6 +585,16 @@ def test_what_a_file_tells_comes_with_its_frame_and_goes_into_the_result(tmp_pat
         assert found.acquisition == noisy.acquisition
         assert found.history[0] == "cropped"
         assert len(found.history) == 2
+    spread = read_frame(tmp_path / "out" / "00000000.std.tif")
+    assert spread.intensity == Intensity(scale=256.0, unit="e")
+
+
+def test_files_of_a_folder_that_is_made_later_all_count(tmp_path):
+    source = open_source(f"watch:{tmp_path / 'in'}?settle=0")
+    (tmp_path / "in").mkdir()
+    write_frame(tmp_path / "in" / "a.npy", a_frame(0))
+    source.open()
+    assert read_until(source).metadata["file"] == "a.npy"
 
 
 def test_a_folder_must_be_named():
@@ -985,29 +998,32 @@ def test_a_sink_writes_closes_and_opens_again_and_changes_nothing(sink):
         sink.close()
 
 
+def nested(levels):
+    return json.loads('{"a":' * levels + "0" + "}" * levels)
+
+
 @pytest.mark.parametrize(
-    ("header", "is_frame"),
+    "header",
     [
-        ({"pixel_size": [0, 0], "unit": "nm"}, True),
-        ({"pixel_size": [-1, 0.1], "unit": "nm"}, True),
-        ({"pixel_size": [1e-12, 1e-12], "unit": "nm"}, True),
-        ({"pixel_size": [1e14, 1e14], "unit": "um"}, True),
-        ({"metadata": {"\ud800": "\ud800"}}, True),
-        ({"metadata": {"n2sr_model": "before", "pixel_height": 3, "valid_rows_end": "x"}}, True),
-        ({"metadata": json.loads('{"a":' * 20 + "0" + "}" * 20)}, True),
-        ({"metadata": json.loads('{"a":' * 600 + "0" + "}" * 600)}, False),
-        ({"metadata": json.loads('{"a":' + "[" * 600 + "]" * 600 + "}")}, False),
+        {"pixel_size": [0, 0], "unit": "nm"},
+        {"pixel_size": [-1, 0.1], "unit": "nm"},
+        {"pixel_size": [1e-12, 1e-12], "unit": "nm"},
+        {"pixel_size": [1e14, 1e14], "unit": "um"},
+        {"metadata": {"\ud800": "\ud800"}},
+        {"metadata": {"n2sr_model": "before", "pixel_height": 3, "valid_rows_end": "x"}},
+        {"metadata": nested(31)},
     ],
 )
-def test_a_sink_takes_whatever_the_decoder_lets_through(sink, header, is_frame):
-    if not is_frame:
-        with pytest.raises(BadFrameError, match="more than 32 levels"):
-            decoded(message(**header), 0)
-        return
-    frame = decoded(message(**header), 0)
+def test_a_sink_takes_whatever_the_decoder_lets_through(sink, header):
     sink.open()
-    sink.write(result_of(frame))
+    sink.write(result_of(decoded(message(**header), 0)))
     sink.close()
+
+
+@pytest.mark.parametrize("metadata", [nested(32), nested(600), {"a": [[[nested(29)]]]}])
+def test_a_header_too_deep_for_a_sink_is_refused(metadata):
+    with pytest.raises(BadFrameError, match="more than 32 levels"):
+        decoded(message(metadata=metadata), 0)
 
 
 _VALUES = st.sampled_from(

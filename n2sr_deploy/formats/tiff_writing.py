@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import FrameInfo
 
 CENTIMETRE = 3  # TIFF's ResolutionUnit
-_FINEST = 2.0**-32  # of a pixel, in the unit that a file tells its resolution in
+_FINEST = 1.0 / (2**32 - 2)  # of a pixel, in the unit that a file tells its resolution in
 _IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 _IMAGEJ_BYTES = 2**32 - 2**20  # what a classic TIFF file can hold
 _IMAGEJ_AXES = {0: "YX", 1: "ZYX", 2: "TZYX", 3: "TZCYX"}

@@ -43,7 +43,8 @@ class LiveFrame:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the source told, by its own names; of types that JSON has."""
     info: FrameInfo = field(default_factory=FrameInfo)
-    """What the file that it comes from tells of origin, intensity, microscope and history."""
+    """What the file that it comes from tells of origin, intensity, microscope and history; of the
+    rest the frame's own fields count."""
 
     def __post_init__(self) -> None:
         """Refuse what is no image, with BadFrameError."""

@@ -94,6 +94,8 @@ class WatchSource:
         self._done: dict[str, _Seen] | None = None
         with contextlib.suppress(ConnectionLostError):  # told when it is opened
             self.open()  # files count from now on, not from when a model has been loaded
+        if not self._folder.exists():
+            self._done = {}  # nor from when the folder has been made
         self._pending: dict[str, tuple[_Seen, float, float]] = {}
         self._n_read = 0
 
@@ -317,14 +319,15 @@ class StackSink:
 
     def write(self, result: LiveResult) -> None:
         """Append a page."""
+        info = _info(result, "mean")
         try:
             self._writer.write(
                 result.mean,
                 contiguous=False,
                 photometric="minisblack",
                 metadata=None,
-                description=_description(result),
-                **pixels_per_centimetre(_info(result, "mean")),
+                description=_description(result, info),
+                **pixels_per_centimetre(info),
             )
         except (OSError, ValueError) as error:
             raise OutputError(f"cannot write to {self.name}: {error}") from error
@@ -365,8 +368,12 @@ def _info(result: LiveResult, what: str) -> FrameInfo:
         # Offsets of lines stay in a stream, so a frame without hot pixels was not repaired.
         own = {"version": version, "result": what, "frames": which, "repair": n_hot > 0}
         metadata["n2sr"] = {**own, **record}
+    intensity = noisy.info.intensity
+    if intensity is not None and what == "spread":
+        intensity = replace(intensity, offset=0.0)  # of a difference it means nothing
     return replace(
         noisy.info,
+        intensity=intensity,
         pixel_size=noisy.pixel_size,
         unit=noisy.unit,
         history=tuple(history),
@@ -374,10 +381,10 @@ def _info(result: LiveResult, what: str) -> FrameInfo:
     )
 
 
-def _description(result: LiveResult) -> str:
+def _description(result: LiveResult, info: FrameInfo) -> str:
     """Of a page: what n2sr reads from files of its own, and all that is known."""
     own = Output(
-        info=_info(result, "mean"),
+        info=info,
         axes=(),
         shape=result.noisy.shape,
         dtype=result.mean.dtype,

@@ -200,8 +200,8 @@ class StreamRunner:
             elif time.monotonic() - last_s > _SILENT_S:
                 last_s = time.monotonic()
                 message = (
-                    f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s; does it "
-                    "send, and from there?"
+                    f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s; does "
+                    "it send, and is the address right?"
                 )
                 self.statistics.trouble("silences", message)
 

@@ -35,7 +35,7 @@ class StreamStatistics:
 
     def trouble(self, kind: str, message: str) -> None:
         """Count something that went wrong, and tell of its first time; numbers make no other."""
-        alike = re.sub(r"\d+", "", message)
+        alike = re.sub(r"\b\d+\b", "", message)
         with self._lock:
             self._counts[kind] += 1
             told = self._told.setdefault(kind, set())
@@ -43,7 +43,7 @@ class StreamStatistics:
             if is_new:
                 told.add(alike)
         if is_new:
-            _log.warning("%s (further ones are only counted)", message)
+            _log.warning("%s (more like it are only counted)", message)
 
     def forget(self, kind: str) -> None:
         """Tell of this kind of trouble again when it next comes."""

@@ -138,8 +138,8 @@ def _is_deep(header: dict[str, Any]) -> bool:
         level = [
             inner
             for outer in level
-            if isinstance(outer, (dict, list))
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
         ]
     return bool(level)
 
