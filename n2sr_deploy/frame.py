@@ -59,6 +59,10 @@ class Intensity:
     offset: float = 0.0
     unit: str | None = None
 
+    def of_spread(self) -> Intensity:
+        """What a count of a spread or an error means: these have no offset."""
+        return replace(self, offset=0.0)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameInfo:

@@ -207,7 +207,7 @@ def of_standard_error(result: Frame) -> Frame:
     intensity = result.intensity
     return replace(
         result,
-        intensity=intensity and replace(intensity, offset=0.0),  # of a difference it means nothing
+        intensity=intensity and intensity.of_spread(),
         history=(*result.history[:-1], done),
         metadata={**result.metadata, "n2sr": record},
     )

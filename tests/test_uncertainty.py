@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from n2sr_deploy import Denoised, Denoiser, Frame
+from n2sr_deploy.frame import Intensity
+from n2sr_deploy.provenance import of_standard_error
 from n2sr_deploy.uncertainty import smoothed, standard_error
 
 SHAPE = (256, 256)
@@ -118,3 +120,13 @@ def test_it_is_the_same_every_time_with_a_real_network(model, noisy):
     assert np.array_equal(first.standard_error, second.standard_error)
     assert np.isfinite(first.standard_error).all()
     assert first.standard_error.min() > 0
+
+
+def test_a_standard_error_has_the_unit_of_counts_but_no_offset():
+    denoised = Frame(
+        pixels=np.ones((32, 32), np.float32),
+        intensity=Intensity(scale=2.0, offset=100.0, unit="e"),
+        metadata={"n2sr": {}},
+        history=("n2sr 1: mean of 4 draws",),
+    )
+    assert of_standard_error(denoised).intensity == Intensity(scale=2.0, unit="e")

@@ -370,7 +370,7 @@ def _info(result: LiveResult, what: str) -> FrameInfo:
         metadata["n2sr"] = {**own, **record}
     intensity = noisy.info.intensity
     if intensity is not None and what == "spread":
-        intensity = replace(intensity, offset=0.0)  # of a difference it means nothing
+        intensity = intensity.of_spread()
     return replace(
         noisy.info,
         intensity=intensity,
