@@ -264,12 +264,13 @@ def main() -> None:
         ]
     parts.append("## Trust")
     parts.append(
-        "Made by `make bench-trust`, preset fast, one seed: what is left of pure noise of standard "
+        "Made by `make bench-trust`, preset fast: what is left of pure noise of standard "
         "deviation 1; lattices with one atom column missing (its height left, in heights of a "
-        "sound one: below zero the network dug too deep) and one moved, which is found nearer to "
-        "the lattice than it is, by about twice what the noise alone would leave (its limit, of "
-        "estimates without a bias); ten frames and how far what was kept when the training "
-        "stopped lies below the best of a whole run; three frames "
+        "sound one: below zero the network dug too deep) and one moved, six draws of the noise: "
+        "how much nearer to the lattice it is found than where the noisy frame has it (by a fit "
+        "that knows all but its place; mean and standard error), how far off from the truth it and "
+        "this fit are, first with all pixels counted alike; ten frames and how far "
+        "what was kept when the training stopped lies below the best of a whole run; three frames "
         "that are no lattices, after the full budget from the packaged and from random weights."
     )
     parts += [

@@ -109,6 +109,8 @@ class TrainingConfig:
     weights themselves."""
     turns: bool = True
     """Whether patches are mirrored and turned by right angles, where the pattern allows."""
+    missed_weight: float = 5.0
+    """How much pixels count where the residual shows that something was missed; 1: as others."""
     validation_fraction: float = 0.02
     """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
     validation_pixels: int = 14_000
@@ -139,6 +141,7 @@ class TrainingConfig:
         _within("ema_decay", self.ema_decay, 0.0, 0.99999)
         _within("learning_rate", self.learning_rate, 1e-8, 10.0)
         _within("adam_learning_rate", self.adam_learning_rate, 1e-8, 10.0)
+        _within("missed_weight", self.missed_weight, 1.0, 1000.0)
         _within("seed", self.seed, 0, 2**63 - 1)
         if self.seconds is not None:
             _within("seconds", self.seconds, 0.1, 1e9)
@@ -234,6 +237,7 @@ PRESETS: Mapping[str, TrainingConfig] = {
         warmup_steps=0,
         ema_decay=0.0,
         turns=False,
+        missed_weight=1.0,
         validation_pixels=0,
         stops_early=False,
     ),

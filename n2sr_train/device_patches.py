@@ -15,6 +15,7 @@ from n2sr_deploy.reference import MIRRORED
 from n2sr_train.patches import Batch
 
 if TYPE_CHECKING:
+    from n2sr_deploy.sampling import FloatArray
     from n2sr_train.config import TrainingConfig
     from n2sr_train.patches import PatchSampler
 
@@ -40,8 +41,7 @@ class DevicePatches:
         self._frame_shape = sampler.frame.shape
         self._generator, self._device = generator, generator.device
         self._frame = torch.from_numpy(sampler.frame).to(self._device).flatten()
-        learned = torch.from_numpy(~sampler.is_validation)
-        self._learned = learned.to(self._device, torch.float32).flatten()
+        self._counts = torch.from_numpy(sampler.counts).to(self._device).flatten()
         self._upside_down, self._mirrored = (
             torch.tensor([axis in axes for axes in MIRRORED], device=self._device)
             for axis in (-2, -1)
@@ -64,8 +64,12 @@ class DevicePatches:
         if self._margin:
             reach = self._margin
             is_kept = functional.max_pool2d(is_kept, 2 * reach + 1, stride=1, padding=reach)
-        counted = (1 - is_kept) * self._learned[place][:, None]
+        counted = (1 - is_kept) * self._counts[place][:, None]
         return Batch(subsampled.squeeze(3)[:, None], target[:, None], counted)
+
+    def weigh(self, counts: FloatArray) -> None:
+        """From now on let each pixel's error count so much, (H, W)."""
+        self._counts.copy_(torch.from_numpy(counts).flatten())  # where a CUDA graph reads it
 
     def _places(self) -> torch.Tensor:
         """(N, H, W): for each pixel of a randomly placed and turned patch, its place."""

@@ -25,14 +25,14 @@ _LARGEST_FRACTION = 0.1  # of the pixels that is kept from the targets for their
 
 
 class Batch(NamedTuple):
-    """Patches in, patches out, and where the error counts; 1 there, 0 elsewhere. float32."""
+    """Patches in, patches out, and how much the error counts, 0 where it does not. float32."""
 
     subsampled: torch.Tensor
     """(N, 1, H / stride_y, W / stride_x)."""
     target: torch.Tensor
     """(N, 1, H, W), the noisy patches."""
     counted: torch.Tensor
-    """(N, 1, H, W), the held-out pixels that are learned from."""
+    """(N, 1, H, W), the held-out pixels that are learned from; above 1 where they count more."""
 
 
 class Patches(Protocol):
@@ -40,6 +40,9 @@ class Patches(Protocol):
 
     def next_batch(self) -> Batch:
         """The next batch to learn from."""
+
+    def weigh(self, counts: FloatArray) -> None:
+        """From now on let each pixel's error count so much, (H, W)."""
 
 
 class ValidationPatch(NamedTuple):
@@ -100,43 +103,51 @@ class PatchSampler:
         )
         self.n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
-        self.validation = self._validation_patches()
+        self.counts = (~self.is_validation).astype(np.float32)
+        self.validation = [
+            self.judged_patch(*self._random_crop()) for _ in range(_VALIDATION_PATCHES)
+        ]
 
     def next_batch(self) -> Batch:
         """The next batch to learn from."""
         parts = zip(*(self._patch() for _ in range(self._config.batch)), strict=True)
         return Batch(*(torch.from_numpy(np.stack(part)) for part in parts))
 
-    def _validation_patches(self) -> list[ValidationPatch]:
-        """The fixed patches to validate on, with one group of draws each, at most four."""
-        pattern, patches = self._config.pattern, []
-        n_samples = min(pattern.group_size, 4)
-        for _ in range(_VALIDATION_PATCHES):
-            target, unseen = self._crop()
-            seed, index = self._config.seed, self._n_drawn
-            self._n_drawn += 1
-            subsampled = draw(target, pattern, n_samples, seed=seed, frame_index=index)
-            held = [self._held_out(sample, seed, index) for sample in range(n_samples)]
-            patches.append(
-                ValidationPatch(
-                    subsampled[:, None],
-                    np.stack(held).astype(np.float32)[:, None],
-                    target[None],
-                    (~unseen).astype(np.float32)[None],
-                    unseen.astype(np.float32)[None],
-                )
-            )
-        return patches
+    def weigh(self, counts: FloatArray) -> None:
+        """From now on let each pixel's error count so much, (H, W)."""
+        self.counts = counts
 
-    def _crop(self) -> tuple[FloatArray, BoolArray]:
-        """A patch (H, W) at a random place, randomly turned, and which pixels are never seen."""
+    def judged_patch(self, crop: tuple[slice, slice], turn: int = 0) -> ValidationPatch:
+        """A part of the frame with one group of draws, at most four."""
+        target, counts = self._cropped(crop, turn)
+        pattern, n_samples = self.pattern, min(self.pattern.group_size, 4)
+        seed, index = self._next_draw()
+        held = [self._held_out(sample, seed, index) for sample in range(n_samples)]
+        return ValidationPatch(
+            draw(target, pattern, n_samples, seed=seed, frame_index=index)[:, None],
+            np.stack(held).astype(np.float32)[:, None],
+            target[None],
+            (counts > 0).astype(np.float32)[None],
+            (counts == 0).astype(np.float32)[None],
+        )
+
+    def _random_crop(self) -> tuple[tuple[slice, slice], int]:
+        """A random place, and how it is turned."""
         height, width = self.shape
         turn = int(self._rng.integers(self.n_turns))
         top = int(self._rng.integers(self.frame.shape[0] - height + 1))
         left = int(self._rng.integers(self.frame.shape[1] - width + 1))
-        crop = slice(top, top + height), slice(left, left + width)
+        return (slice(top, top + height), slice(left, left + width)), turn
+
+    def _cropped(self, crop: tuple[slice, slice], turn: int) -> tuple[FloatArray, FloatArray]:
+        """A patch (H, W), turned, and how much its pixels count."""
         target = np.ascontiguousarray(_turned(self.frame[crop], turn))
-        return target, _turned(self.is_validation[crop], turn)
+        return target, _turned(self.counts[crop], turn)
+
+    def _next_draw(self) -> tuple[int, int]:
+        """The seed and the number of a draw that was not taken yet."""
+        self._n_drawn += 1
+        return self._config.seed, self._n_drawn - 1
 
     def _held_out(self, sample: int, seed: int, frame_index: int) -> BoolArray:
         """(H, W): which pixels a draw may be compared with."""
@@ -146,13 +157,11 @@ class PatchSampler:
         return ~_dilated(~held, self._config.margin) if self._config.margin else held
 
     def _patch(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """One patch of a batch: sub-sampled, (1, H, W), and where it is learned from."""
-        target, unseen = self._crop()
-        seed, index = self._config.seed, self._n_drawn
-        self._n_drawn += 1
+        """One patch of a batch: sub-sampled, (1, H, W), and how much its pixels count."""
+        target, counts = self._cropped(*self._random_crop())
+        seed, index = self._next_draw()
         subsampled = draw(target, self._config.pattern, 1, seed=seed, frame_index=index)
-        counted = (self._held_out(0, seed, index) & ~unseen).astype(np.float32)
-        return subsampled, target[None], counted[None]
+        return subsampled, target[None], (counts * self._held_out(0, seed, index))[None]
 
     def _allowed_turns(self) -> int:
         """1: none; 4: mirrorings and the half turn; 8: quarter turns too."""

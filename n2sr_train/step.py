@@ -113,7 +113,7 @@ class TrainingStep:
         self.flop = 0.0  # of a step's passes through the network
         self.n_taken = 0
         self._ema_decay = config.ema_decay
-        self._patches = patches
+        self.patches = patches
         self._graph = graph
         is_on_gpu = self.device.type == "cuda"
         self._working = WorkingCopy(network) if low_precision and is_on_gpu else None
@@ -164,7 +164,7 @@ class TrainingStep:
 
     def _differentiate(self) -> None:
         """The gradient of the mean squared error over held-out pixels."""
-        subsampled, target, counted = self._patches.next_batch()
+        subsampled, target, counted = self.patches.next_batch()
         if self._working is None:
             for optimiser in self._optimisers:
                 optimiser.zero_grad()

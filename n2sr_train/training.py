@@ -27,6 +27,7 @@ from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.devices import chosen_device, device_name, has_bfloat16
 from n2sr_train.members import joined, part_of
+from n2sr_train.missed import MissedPlaces
 from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import starting_network
 from n2sr_train.step import CudaGraph, TrainingStep
@@ -133,6 +134,7 @@ class _Training:
         patch_bytes = 4 * sampler.shape[0] * sampler.shape[1] * bytes_per_pixel  # of four draws
         at_once = 1 if self.device.type == "cpu" else max(1, _VALIDATION_BYTES // patch_bytes)
         self.validation = Validation(sampler, self.device, at_once)
+        self.missed = MissedPlaces(sampler, config, self.device)
         self.stepper = self._stepper(network, sampler)
         self.step = 0
         self.flop = 0.0
@@ -227,6 +229,8 @@ class _Training:
         began = time.monotonic()
         with self._counting_flop():
             found = self.validation.judge(self.step, self.stepper.averaged, self.stepper.output)
+        if 0 < self.step < self.config.steps and self.config.missed_weight > 1:
+            self._look_for_missed()
         learned_error = found.pop("learned_error")
         self.history.append(
             {
@@ -238,6 +242,11 @@ class _Training:
             }
         )
         self.validating_s += time.monotonic() - began
+
+    def _look_for_missed(self) -> None:
+        self.missed.look(self.stepper.averaged, self.stepper.output)
+        self.stepper.patches.weigh(self.missed.counts)
+        self.flop += self.validation_flop * self.missed.n_tiles / self.validation.n_patches
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""

@@ -67,10 +67,10 @@ class Validation:
         parts = zip(*sampler.validation, strict=True)
         given = [torch.from_numpy(np.stack(part)).to(device) for part in parts]
         self._subsampled, self._held_out, self._target, learned, unseen = given
-        self._n_held_out = self._held_out.sum(dim=1)  # (P, 1, H, W)
-        self._learned = learned * (self._n_held_out > 0)
+        is_held_out = self._held_out.sum(dim=1) > 0  # (P, 1, H, W)
+        self._learned = learned * is_held_out
         self._n_learned = float(self._learned.sum())
-        self._unseen = unseen * (self._n_held_out > 0)
+        self._unseen = unseen * is_held_out
         self._at_once = at_once
         self._along = {"row": 3, "column": 2, None: None}[sampler.pattern.shared]
         length = 1 if self._along is None else sampler.shape[self._along - 2]
@@ -80,6 +80,8 @@ class Validation:
         self.kept: Kept | None = None
         """The latest weights, or those of the lowest error where the latest are worse."""
         self.flat_error = float((self._target**2 * unseen).sum() / unseen.sum())
+        self.n_patches = len(self._target)
+        """That are judged each time."""
         self.n_worse = 0
         """How many judgements in a row found the error surely above the lowest."""
         self._lowest: _Score | None = None
@@ -134,11 +136,7 @@ class Validation:
     ) -> torch.Tensor:
         """(p, 1, H, W): the squared errors of some patches."""
         subsampled = self._subsampled[which]
-        outputs = output(network, subsampled.flatten(0, 1))
-        outputs = outputs.view(*subsampled.shape[:2], *outputs.shape[1:])
-        turned = [outputs[:, m].flip(axes) for m, axes in enumerate(MIRRORED[: outputs.shape[1]])]
-        sums = (torch.stack(turned, dim=1) * self._held_out[which]).sum(dim=1)
-        mean = sums / self._n_held_out[which].clamp(min=1)
+        mean, _ = held_out_mean(network, output, subsampled, self._held_out[which])
         return (mean - self._target[which]).square()
 
     def _independent(self, squared: torch.Tensor) -> torch.Tensor:
@@ -163,6 +161,29 @@ class Validation:
         self.kept = self._lowest.kept if above > _WORSE else score.kept
         is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
         self.n_worse = self.n_worse + 1 if is_worse else 0
+
+
+def held_out_mean(
+    network: torch.nn.Module,
+    output: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
+    subsampled: torch.Tensor,
+    held_out: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, 1, H, W): the mean of patches' draws, of each pixel those that held it out; whether any.
+
+    Parameters
+    ----------
+    network, output
+        ``output(network, drawn)`` is (N, 1, H, W) for drawn pixels (N, 1, h, w).
+    subsampled, held_out
+        As `n2sr_train.patches.ValidationPatch` has them, stacked: (P, M, 1, ...).
+    """
+    outputs = output(network, subsampled.flatten(0, 1))
+    outputs = outputs.view(*subsampled.shape[:2], *outputs.shape[1:])
+    turned = [outputs[:, m].flip(axes) for m, axes in enumerate(MIRRORED[: outputs.shape[1]])]
+    n_held_out = held_out.sum(dim=1)
+    sums = (torch.stack(turned, dim=1) * held_out).sum(dim=1)
+    return sums / n_held_out.clamp(min=1), n_held_out > 0
 
 
 def _lower(lowest: _Score | None, score: _Score) -> _Score:

@@ -1,0 +1,125 @@
+"""Where a network misses what the frame shows: docs/decisions/0014-what-is-shown-once.md.
+
+A network learns what a frame repeats long before what it shows once: a displaced column is drawn
+where the lattice has it. What it misses stays in the residual, of which noise alone has no
+structure; there pixels are made to count more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from n2sr_train.validation import held_out_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from n2sr_train.config import TrainingConfig
+    from n2sr_train.patches import PatchSampler
+
+_TILES = 4  # looked at each time
+_SCALES = 1.5, 3.0  # pixels: standard deviations of what smooths the residual
+_MISSED = 4.0  # standard deviations of noise, in each of two halves of the pixels
+_LARGEST = 4.0  # standard deviations of noise that a pixel is taken to be off
+_REACH = 2  # scales around such a place that count with it
+_LEVEL = 24.0  # pixels: the noise's power changes over no fewer
+_LEAST_POWER = 0.1  # of the tile's: where hardly an electron comes, one is no structure
+
+
+class MissedPlaces:
+    """Walks over the frame, tile by tile, and remembers where something was missed.
+
+    Parameters
+    ----------
+    sampler
+        Its frame, pattern and the pixels it never learns from are taken.
+    config
+        Its seed gives the order of the tiles, ``missed_weight`` what pixels there count.
+    device
+        Of the networks.
+    """
+
+    def __init__(self, sampler: PatchSampler, config: TrainingConfig, device: torch.device) -> None:
+        self._sampler, self._weight, self._device = sampler, config.missed_weight, device
+        tops, lefts = (
+            np.linspace(0, whole - tile, math.ceil(whole / tile)).round().astype(int)
+            for whole, tile in zip(sampler.frame.shape, sampler.shape, strict=True)
+        )
+        self._tiles = [(int(top), int(left)) for top in tops for left in lefts]
+        self._order = np.random.default_rng(config.seed).permutation(len(self._tiles))
+        self._n_seen = 0
+        self.n_tiles = min(_TILES, len(self._tiles))
+        """Each time."""
+        self.counts = sampler.counts.copy()
+        """(H, W) float32: how much each pixel's error counts; 0 where it is never learned from."""
+
+    @torch.no_grad()
+    def look(
+        self,
+        network: torch.nn.Module,
+        output: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Look at the next tiles, and let missed places count more from now on."""
+        height, width = self._sampler.shape
+        for _ in range(self.n_tiles):
+            top, left = self._tiles[self._order[self._n_seen % len(self._tiles)]]
+            self._n_seen += 1
+            tile = slice(top, top + height), slice(left, left + width)
+            patch = self._sampler.judged_patch(tile)
+            subsampled, held_out, target = (
+                torch.from_numpy(part)[None].to(self._device)
+                for part in (patch.subsampled, patch.held_out, patch.target)
+            )
+            mean, is_told = held_out_mean(network, output, subsampled, held_out)
+            missed = _missed((target - mean) * is_told, self._sampler.pattern.shared)
+            counts = self.counts[tile]
+            counts[missed[0, 0].cpu().numpy() & (counts > 0)] = self._weight
+
+
+def _missed(residual: torch.Tensor, shared: str | None) -> torch.Tensor:
+    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure.
+
+    It must show in each of two halves of the pixels, whose noise is independent: else hot pixels
+    and chance meetings of a few electrons would count.
+    """
+    height, width = residual.shape[2:]
+    rows = torch.arange(height, device=residual.device)[:, None]
+    columns = torch.arange(width, device=residual.device)[None, :]
+    parity = {"row": rows + 0 * columns, "column": columns + 0 * rows, None: rows + columns}[shared]
+    power = _smoothed(residual.square(), _LEVEL)
+    white = residual / power.clamp(min=_LEAST_POWER * float(power.mean()) + 1e-30).sqrt()
+    white = white.clamp(-_LARGEST, _LARGEST)
+    missed = torch.zeros_like(residual)
+    for scale in _SCALES:
+        halves = torch.cat([_smoothed(white * (parity % 2 == half), scale) for half in (0, 1)])
+        of_white_noise = math.sqrt(1 / (8 * math.pi)) / scale
+        deviations = halves / halves.std(dim=(2, 3), keepdim=True).clamp(min=of_white_noise)
+        is_one = deviations.amin(dim=0).gt(_MISSED) | deviations.amax(dim=0).lt(-_MISSED)
+        missed = torch.maximum(missed, _grown(is_one[None].float(), round(_REACH * scale)))
+    return missed > 0
+
+
+def _grown(mask: torch.Tensor, reach: int) -> torch.Tensor:
+    """Over what lies within `reach` rows and columns."""
+    for rows, columns in ((reach, 0), (0, reach)):
+        kernel = 2 * rows + 1, 2 * columns + 1
+        mask = functional.max_pool2d(mask, kernel, stride=1, padding=(rows, columns))
+    return mask
+
+
+def _smoothed(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """(1, 1, H, W), by a Gaussian; what lies beyond the border does not count."""
+    by_rows, by_columns = (_gaussian(n, scale, image.device) for n in image.shape[2:])
+    return by_rows @ image @ by_columns.T
+
+
+def _gaussian(n: int, scale: float, device: torch.device) -> torch.Tensor:
+    """(n, n): each row a Gaussian around its place, of sum 1."""
+    at = torch.arange(n, device=device, dtype=torch.float32)
+    weights = torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * scale**2))
+    return weights / weights.sum(dim=1, keepdim=True)

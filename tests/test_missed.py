@@ -1,0 +1,149 @@
+"""Places that a network misses: they are found, noise is not taken for one, and they count more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from n2sr_deploy import Frame, SamplingPattern
+from n2sr_deploy.reference import MIRRORED
+from n2sr_train.config import PRESETS
+from n2sr_train.device_patches import DevicePatches
+from n2sr_train.missed import MissedPlaces
+from n2sr_train.patches import PatchSampler
+from n2sr_train.training import _Training
+from tests.conftest import tiny_config
+
+SIDE = 256
+ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+
+
+def column(row, at, height=0.4):
+    return height * np.exp(-((ROWS - row) ** 2 + (COLUMNS - at) ** 2) / (2 * 3.2**2))
+
+
+def looked(pixels, drawn, pattern="cell"):
+    """What each pixel counts after a look at a frame that a network draws like this."""
+    frame = Frame(pixels=pixels)
+    config = tiny_config(pattern=SamplingPattern.named(pattern), patch=SIDE)
+    sampler = PatchSampler(frame, config, (8, 8))
+    mean, std = frame.mean_and_std()
+    image = torch.from_numpy((drawn - mean) / std).float()[None, None]
+
+    def output(_, subsampled):
+        turned = [image.flip(MIRRORED[m]) for m in range(len(subsampled))]
+        return torch.cat(turned)
+
+    missed = MissedPlaces(sampler, config, torch.device("cpu"))
+    missed.look(torch.nn.Identity(), output)
+    return missed.counts, sampler
+
+
+@pytest.mark.parametrize("pattern", ["cell", "row", "column"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_column_that_is_drawn_where_it_is_not_counts_more_and_hardly_anything_else_does(
+    pattern, seed
+):
+    noise = np.random.default_rng(seed).normal(size=(SIDE, SIDE)) * 0.15
+    counts, sampler = looked(column(100, 150) + noise, column(100, 146), pattern)
+    near = np.hypot(ROWS - 100, COLUMNS - 148) < 16
+    assert (counts[near] > 1).sum() > 60
+    assert (counts[~near] > 1).mean() < 2e-3
+    assert ((counts == 0) == sampler.is_validation).all()
+
+
+def row_noise(rng):
+    """Correlated by half along rows."""
+    white = rng.normal(size=(SIDE, SIDE + 1))
+    return (white[:, 1:] + white[:, :-1]) / np.sqrt(2)
+
+
+def with_hot_pixels(rng):
+    noise = rng.normal(size=(SIDE, SIDE))
+    noise.flat[rng.permutation(noise.size)[:40]] += 50
+    return noise
+
+
+NOISE = {
+    "white": ("cell", lambda rng: rng.normal(size=(SIDE, SIDE))),
+    "correlated along rows": ("row", row_noise),
+    "hot pixels": ("cell", with_hot_pixels),
+    "an electron in 500 pixels": ("cell", lambda rng: rng.poisson(0.002, (SIDE, SIDE)) - 0.002),
+    "an electron in 20 pixels": ("cell", lambda rng: rng.poisson(0.05, (SIDE, SIDE)) - 0.05),
+    "quiet on one side": (
+        "cell",
+        lambda rng: rng.normal(size=(SIDE, SIDE)) * np.where(COLUMNS < SIDE / 2, 0.1, 1.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_noise_is_no_structure(name):
+    pattern, noise = NOISE[name]
+    shares = [
+        float((looked(noise(np.random.default_rng(seed)), 0 * ROWS, pattern)[0] > 1).mean())
+        for seed in range(8)
+    ]
+    assert np.mean(shares) < 3e-4
+
+
+def test_every_part_of_a_large_frame_is_looked_at_in_turn(monkeypatch):
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=(100, 330)))
+    config = tiny_config(patch=32)
+    sampler = PatchSampler(frame, config, (8, 8))
+    missed = MissedPlaces(sampler, config, torch.device("cpu"))
+    seen, n_looked = np.zeros(frame.shape, int), []
+    plain = PatchSampler.judged_patch
+
+    def noting(self, crop, turn=0):
+        seen[crop] += 1
+        n_looked.append(crop)
+        return plain(self, crop, turn)
+
+    monkeypatch.setattr(PatchSampler, "judged_patch", noting)
+    for _ in range(11):  # 4 x 11 tiles
+        missed.look(torch.nn.Identity(), lambda _, s: torch.zeros(len(s), 1, 32, 32))
+    assert len(n_looked) == 11 * missed.n_tiles == 44
+    assert seen.min() >= 1
+    assert (missed.counts <= 1).all()
+
+
+@pytest.mark.parametrize("where", ["kernels", "device"])
+def test_pixels_count_in_batches_as_they_are_weighed(where):
+    frame = Frame(pixels=np.arange(64.0 * 64).reshape(64, 64))
+    config = tiny_config(patch=32)
+    sampler = PatchSampler(frame, config, (8, 8))
+    patches = sampler
+    if where == "device":
+        patches = DevicePatches(sampler, config, torch.Generator("cpu").manual_seed(0))
+    counts = sampler.counts.copy()
+    counts[20:40, 30:50] *= 5
+    patches.weigh(counts)
+    mean, std = frame.mean_and_std()
+    found = set()
+    for _ in range(10):
+        batch = patches.next_batch()
+        place = np.rint(batch.target.numpy() * std + mean).astype(int)
+        expected = counts[np.unravel_index(place, frame.shape)]
+        counted = batch.counted.numpy()
+        assert ((counted == expected) | (counted == 0)).all()
+        found |= set(np.unique(counted))
+    assert found == {0, 1, 5}
+
+
+@pytest.mark.parametrize(("weight", "highest"), [(1.0, 1), (7.0, 7)])
+def test_a_training_looks_and_lets_them_count(weight, highest, monkeypatch):
+    def found(self, network, output):
+        self.counts[:8] *= weight
+
+    monkeypatch.setattr(MissedPlaces, "look", found)
+    frame = Frame(pixels=np.random.default_rng(0).normal(size=(64, 64)))
+    config = tiny_config(steps=8, validation_every=4, missed_weight=weight)
+    training = _Training(frame, config)
+    training.run(lambda _: None)
+    assert training.stepper.patches.counts.max() == highest  # once: not after the last step
+
+
+def test_preset_paper_learns_from_all_pixels_alike():
+    assert PRESETS["paper"].missed_weight == 1
