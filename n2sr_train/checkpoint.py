@@ -140,6 +140,8 @@ class Checkpoint:
         ended, config = self.summary, self.config
         errors = {entry["step"]: entry["validation_error"] for entry in self.history}
         error = errors.get(ended["kept_step"], math.nan)
+        lowest = min(errors.values(), default=error)
+        lower = f" (the lowest, {lowest:.4f}, lower by chance)" if lowest < error - 5e-5 else ""
         parameters = sum(tensor.numel() for tensor in self.weights.values())
         members = config.network.members
         networks = f"{members} networks, " if members > 1 else ""
@@ -150,6 +152,6 @@ class Checkpoint:
             f"{ended['seconds']:.0f} s "
             f"on {ended['device']} "
             f"({ended['precision']}, {ended['tflop']:.3g} TFLOP), kept from step "
-            f"{ended['kept_step']}, validation error {error:.4f}, seed {config.seed}; "
+            f"{ended['kept_step']}, validation error {error:.4f}{lower}, seed {config.seed}; "
             f"trained by n2sr {self.n2sr_version}"
         )

@@ -45,7 +45,6 @@ _log = logging.getLogger("n2sr")
 _READ_ON_GPU = 25  # steps
 _VALIDATION_BYTES = 2**29  # of feature maps, about
 _VALIDATION_SHARE = 0.05  # of the time, where it is bounded
-_LEARNED_LITTLE = 0.995  # of the error of a flat result
 _SEEDS_APART = 2**32  # of the members of an ensemble
 _TIMES_WORSE = 3  # judgements in a row that find the error risen, after which a training ends
 Why = Literal["steps", "seconds", "the user", "divergence", "overfitting"]
@@ -318,11 +317,14 @@ class _Training:
                 self._elapsed(),
                 "--seconds" if why == "seconds" else "time",
             )
-        if not kept.validation_error < _LEARNED_LITTLE * self.validation.flat_error:
+        if self.validation.is_flat(kept):
             _log.warning(
                 "after %s the network is hardly better than the frame's mean; %s",
                 counted(kept.step, "step"),
-                "there may be nothing but noise" if why == "overfitting" else "train longer",
+                "there may be nothing but noise"
+                if why == "overfitting"
+                or (kept.step == 0 and self.step >= self.config.warmup_steps)
+                else "train longer",
             )
         summary: dict[str, Any] = {
             "frame_shape": list(self.frame.shape),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _TOGETHER = 3  # judgements in a row whose errors are averaged: one alone is low or high by chance
 _WORSE = 2.0  # standard errors above the lowest from which the weights of that are kept
 _SURELY_WORSE = 3.0  # standard errors
+_LEARNED_LITTLE = 0.995  # of the error of a flat result
 
 
 class Kept(NamedTuple):
@@ -98,6 +99,9 @@ class Validation:
     ) -> dict[str, float]:
         """Measure the error on pixels never learned from; keep the weights unless it rose.
 
+        Nor are they kept, but those of the lowest error, while they are no better than a flat
+        result.
+
         The error is that of the mean over a group of draws, as denoising takes it, each pixel
         from the draws that held it out. A network that has seen its targets too often repeats a
         share m of their noise, in the pixels it learned from only: there its error falls below
@@ -127,6 +131,10 @@ class Validation:
             "learned_error": learned_error,
             "repeated_noise": repeated,
         }
+
+    def is_flat(self, kept: Kept) -> bool:
+        """Whether weights are hardly better than the frame's mean."""
+        return not kept.validation_error < _LEARNED_LITTLE * self.flat_error
 
     def _squared(
         self,
@@ -158,7 +166,9 @@ class Validation:
         self._lowest = _lower(self._lowest, score)
         self._lowest_smoothed = _lower(self._lowest_smoothed, smoothed)
         above = min(score.above(self._lowest), smoothed.above(self._lowest_smoothed))
-        self.kept = self._lowest.kept if above > _WORSE else score.kept
+        # Where there is nothing to learn, what is learned after all is noise.
+        keeps_lowest = above > _WORSE or self.is_flat(score.kept)
+        self.kept = self._lowest.kept if keeps_lowest else score.kept
         is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
         self.n_worse = self.n_worse + 1 if is_worse else 0
 

@@ -306,6 +306,7 @@ class FixedNetwork(torch.nn.Module):
 def judged(noisy):
     """Judges networks that say the same everywhere: the frame's mean is 0, the best is 0."""
     validation = Validation(PatchSampler(noisy, tiny_config(), (8, 8)), torch.device("cpu"))
+    validation.flat_error *= 10  # as if there were much to learn, and all had learned of it
 
     def output(network, subsampled):
         n, _, h, w = subsampled.shape
@@ -322,6 +323,16 @@ def test_the_latest_weights_are_kept_while_they_are_as_good(judged):
     for step, value in [(0, 2), (100, 1), (200, 0.5), (300, 0.001), (400, 0.0011)]:
         assert judged(step, value).kept.step == step
         assert judged(step, value).n_worse == 0
+
+
+def test_of_networks_that_learned_nothing_the_lowest_is_kept(judged):
+    """Of noise the latest repeats most, by less than chance allows to be told."""
+    validation = judged(0, 0.3)
+    validation.flat_error = 0.5  # none of them is below it
+    unseen = validation._unseen
+    best = float((validation._target * unseen).sum() / unseen.sum())
+    for step, off in [(100, 0.01), (200, 0.011), (300, 0.012)]:
+        assert judged(step, best + off).kept.step == 100
 
 
 def test_a_network_that_starts_well_may_get_worse_at_first(judged):
