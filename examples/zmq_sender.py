@@ -1,7 +1,7 @@
 """Sends frames to `n2sr stream zmq://127.0.0.1:9999` from any Python that has NumPy and pyzmq.
 
 Copy it into the Python of your microscope's software (DigitalMicrograph, AutoScript, PyJEM,
-SerialEM) and replace `acquired_frames` by a loop over what that acquires; see docs/live/zmq.md.
+SerialEM) and replace `acquired_frames` by a loop over what that acquires; see docs/live/zeromq.md.
 """
 
 import json

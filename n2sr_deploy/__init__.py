@@ -11,8 +11,13 @@ Importing this package is quick: each name is imported from its file at its firs
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime looks once, when it is imported: unless it is told not to, it reports its use to its
+# maker, and keeps an identifier of the computer. A microscope's computer tells nobody anything.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from n2sr_deploy.defects import repair

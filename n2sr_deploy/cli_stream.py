@@ -169,6 +169,9 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
     """A folder that is watched must not be written to: its results would be frames again."""
     from n2sr_deploy.stream.addresses import Address
 
+    twice = {sink for sink in sinks if sinks.count(sink) > 1}
+    if twice:
+        raise click.UsageError(f"--to {twice.pop()} is given twice; each needs a place of its own")
     read, written = Address.parse(source), [Address.parse(sink) for sink in sinks]
     if read.scheme != "watch":
         return

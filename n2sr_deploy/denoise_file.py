@@ -16,7 +16,7 @@ import numpy as np
 
 from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
-from n2sr_deploy.errors import FrameError
+from n2sr_deploy.errors import FrameError, OutputError
 from n2sr_deploy.formats.base import choose
 from n2sr_deploy.learning import learn
 from n2sr_deploy.mending import mend
@@ -127,7 +127,7 @@ def denoise_file(
         dtype = _kept_type(opened, options)
         if dtype is not None:
             formats.check_type(output, dtype)  # before any work
-        work = _Work(opened, options, denoisers, training, closing, std is not None, on_result)
+        work = _Work(opened, options, denoisers, training, closing, std, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
@@ -176,10 +176,10 @@ class _Work:
         denoisers: Denoisers,
         training: OpensTraining,
         closing: ExitStack,
-        calibrates: bool,
+        std: Path | None,
         on_result: OnResult,
     ) -> None:
-        self._calibrates, self._on_result = calibrates, on_result
+        self._std, self._on_result = std, on_result
         self._opened, self._options, self._denoisers = opened, options, denoisers
         self._training = training
         self._closing = closing
@@ -238,10 +238,19 @@ class _Work:
                     f"{self._opened.path}, frame {index} of {len(self.indexes)}: {error}"
                 ) from error
             if spread is not None and std is not None:
-                spread.write(np.ascontiguousarray(std, np.float32).data)
+                self._put_aside(spread, std)
             self._first = self._first or frame
             yield frame
             on_frame(n_done, len(self.indexes))
+
+    def _put_aside(self, spread: BinaryIO, std: FloatArray) -> None:
+        try:
+            spread.write(np.ascontiguousarray(std, np.float32).data)
+            spread.flush()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {self._std}: {error.strerror or error}; nothing was kept of it"
+            ) from error
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
         options = self._options
@@ -256,7 +265,7 @@ class _Work:
             self.provenance.add_frame(mended, model)
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
-            found = standard_error(repaired, denoised, denoise) if self._calibrates else None
+            found = standard_error(repaired, denoised, denoise) if self._std is not None else None
             self._on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _MARK = 12  # hexadecimal digits
+_MARGIN = 2**20  # bytes, for what a format keeps beside the pixels
 _STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
 
 
@@ -51,6 +53,8 @@ def check_input(path: Path, *, stores: bool = False) -> None:
         raise InputFileError(f"{path} does not exist; check the path")
     if path.is_dir() and not (stores and is_folder_store(path)):
         raise InputFileError(f"{path} is a folder; name a file in it")
+    if not (path.is_dir() or path.is_file()):
+        raise InputFileError(f"{path} is no regular file, but a pipe or device; name a file")
     if not os.access(path, os.R_OK):
         raise InputFileError(f"{path} cannot be read; check its permissions")
 
@@ -123,6 +127,30 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         ) from error
     finally:
         remove(temporary)
+
+
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Raise OSError when the disk has less, or hardly more."""
+    if shutil.disk_usage(folder).free < n_bytes + _MARGIN:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def claim(path: Path) -> None:
+    """Claim the disk's room for all of a file that will be mapped into memory.
+
+    Where it is missing later, the system ends the program.
+
+    Raises
+    ------
+    OSError
+        When there is not as much.
+    """
+    n_bytes = path.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+    else:
+        check_room(path.parent, n_bytes)
 
 
 def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:

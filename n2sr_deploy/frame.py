@@ -221,6 +221,11 @@ def _checked(pixels: AnyArray) -> AnyArray:
             f"frame is complex ({pixels.dtype}), but denoise takes real values; "
             "save its magnitude (or real part) and denoise that"
         )
+    if pixels.dtype.names is not None:
+        raise FrameError(
+            f"frame's pixels have several parts ({', '.join(pixels.dtype.names)}), like a colour "
+            "image's; convert it to one grey channel (H, W) first"
+        )
     if pixels.dtype.kind not in "biuf":
         raise FrameError(f"frame has type {pixels.dtype}, but denoise takes numbers")
     if pixels.size == 0:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.learning import TrainingStatus
 
 _LINE_EVERY_S = 10.0
+_TELLING_SHARE = 0.2  # of a file, before the time left is told
 
 
 @contextmanager
@@ -197,7 +198,8 @@ class ShownBatch:
             for warning in entry.warnings:
                 if warning not in self._warnings:  # once, not for each of thousands of files
                     self._warnings.add(warning)
-                    self._console.print(f"Warning: {warning}", soft_wrap=True, markup=False)
+                    told = about(entry.input, warning)
+                    self._console.print(f"Warning: {told}", soft_wrap=True, markup=False)
             self._show()
 
     def stopped(self) -> None:
@@ -219,7 +221,9 @@ class ShownBatch:
         told = f"{self._n_ended} of {counted(self._n_files, 'file')}{failed}"
         now = time.monotonic()
         denoised = done - self._n_failed  # those that failed at once tell nothing of the others
-        left = (now - self._began) / denoised * (self._n_files - done) if denoised > 0 else 0.0
+        # The first steps tell how long loading takes, not how long a file does.
+        tells = denoised >= 1 or max(self._shares.values(), default=0.0) >= _TELLING_SHARE
+        left = (now - self._began) / denoised * (self._n_files - done) if tells else 0.0
         if self._bar is not None and self._task is not None:
             self._bar.update(
                 self._task,

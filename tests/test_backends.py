@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -338,6 +339,28 @@ def test_openvino_tells_nobody_that_it_is_used():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "False"]
+
+
+def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path, model):
+    """Unless told before it is imported, it reports its use, and keeps who this computer is."""
+    import subprocess
+    import sys
+
+    (tmp_path / "model.onnx").write_bytes(model.onnx)
+    home = tmp_path / "home"
+    home.mkdir()
+    others = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    code = (
+        "from n2sr_deploy import Denoiser, ExportedModel, Frame; import numpy as np; "
+        f"model = ExportedModel.open({str(tmp_path / 'model.onnx')!r}); "
+        "Denoiser(model, backend='ort').denoise(Frame(pixels=np.eye(64)))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**others, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")},
+        check=True,
+    )
+    assert not [path for path in home.rglob("*") if path.is_file()]
 
 
 def test_onnx_runtimes_threads_sleep_where_they_have_no_work(model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 import mrcfile
@@ -293,6 +295,40 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
             failure(temporary)
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ending", [".mrc", ".hspy", ".emd"])
+def test_where_the_disk_is_full_is_found_out_before_a_library_crashes(
+    tmp_path, monkeypatch, ending
+):
+    """A mapped file ended the program with a bus error, HDF5 with a segmentation fault."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("n2sr_deploy.files.os.posix_fallocate", full, raising=False)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr("n2sr_deploy.files.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="No space left on device; nothing was kept of it"):
+        write_frame(tmp_path / f"a{ending}", frame_of())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_format_may_be_told_not_to_warn(tmp_path, caplog):
+    frame = frame_of(pixel_size=(0.1, 0.1), unit="nm")
+    write_frame(tmp_path / "a.npy", frame)
+    assert "keeps no pixel size" in caplog.text
+    caplog.clear()
+    write_frame(tmp_path / "b.npy", frame, tells=False)
+    assert not caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_frame(tmp_path):
+    """Opening it waited for ever."""
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(InputFileError, match="no regular file"):
+        read_frame(tmp_path / "a.tif")
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):

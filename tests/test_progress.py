@@ -60,6 +60,22 @@ def test_a_batch_that_is_stopped_while_files_are_looked_for_tells_no_counts(monk
     assert written.getvalue() == "stopped before anything was begun\n"
 
 
+def test_the_first_steps_of_a_batch_tell_no_time(monkeypatch):
+    """Loading counted as the time of one step in two thousand: of three files 8.6 h were left."""
+    written = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=written, width=160))
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.shown_batch() as watcher:
+        watcher.begin(3, "1 process")
+        now = 10.0
+        watcher.share("a.tif", 1 / 2000)
+        assert "left" not in written.getvalue()
+        now = 30.0
+        watcher.share("a.tif", 0.5)
+    assert "0 of 3 files, about 2.5 min left" in written.getvalue()
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_files_that_fail_at_once_do_not_shorten_the_time_left(monkeypatch, is_terminal):
     """Of 40 files of 10 s, 20 of which had failed at once, 11 s were left after the first."""

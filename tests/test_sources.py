@@ -644,6 +644,15 @@ def test_a_file_that_stays_broken_is_told_and_left_out(tmp_path):
     assert read_until(source).metadata["file"] == "sound.tif"
 
 
+def test_files_that_were_never_taken_are_told_at_the_end(tmp_path, caplog):
+    source = open_source(f"watch:{tmp_path}?settle=0&patience=60")
+    source.open()
+    (tmp_path / "broken.tif").write_bytes(b"II*\0 half a file")
+    assert source.read(0.2) is None
+    source.close()
+    assert f"not taken from {tmp_path}: broken.tif" in caplog.text
+
+
 def test_a_name_that_is_used_again_is_a_new_file(tmp_path):
     source = open_source(f"watch:{tmp_path}?settle=0")
     source.open()
@@ -779,6 +788,28 @@ def test_each_frame_of_a_stack_tells_what_was_done_to_it(tmp_path):
     assert [frame.metadata["n2sr"]["repair"] for frame in frames[1:]] == [True, False]
     assert frames[1].history[0] == "n2sr 1: 2 hot pixels replaced by the median of good ones around"
     assert [len(frame.history) for frame in frames] == [1, 2, 1]
+
+
+def test_a_stack_that_cannot_begin_leaves_no_file(tmp_path, monkeypatch):
+    """On a full disk its end asked for a writer that was never made."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("n2sr_deploy.stream.file_sinks.tifffile.TiffWriter", full)
+    sink = open_sink(f"stack:{tmp_path / 'out.tif'}")
+    with pytest.raises(OutputError, match="No space left on device"):
+        sink.open()
+    sink.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_format_cannot_keep_is_told_once(tmp_path, caplog):
+    sink = open_sink(f"folder:{tmp_path}?format=npy")
+    sink.open()
+    for n in range(3):
+        sink.write(result_of(live_frame(n, pixel_size=(0.1, 0.2), unit="nm")))
+    assert caplog.text.count("keeps no pixel size") == 1
 
 
 def test_a_stack_without_a_frame_leaves_no_file(tmp_path):

@@ -725,6 +725,12 @@ def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, 
     assert f"{missing} does not exist; check the path" in done.output
 
 
+def test_the_same_sink_twice_is_refused(tmp_path):
+    sink = f"folder:{tmp_path / 'a'}"
+    done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", sink)
+    assert (done.exit_code, "is given twice" in done.output) == (2, True)
+
+
 def test_a_folder_is_not_fed_with_its_own_results(tmp_path):
     for sink in (f"folder:{tmp_path}/", f"stack:{tmp_path / 'all.tif'}"):
         done = run("stream", f"watch:{tmp_path}", "--to", sink)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.sampling import FloatArray, Shape
 
+# An application may have imported it before n2sr_deploy/__init__.py could tell it to be silent.
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+    onnxruntime.disable_telemetry_events()
+
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
 

@@ -139,10 +139,12 @@ def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
     files.check_output(path, overwrite=overwrite, inputs=inputs)
 
 
-def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> None:
+def write_frame(
+    path: str | Path, frame: Frame, *, overwrite: bool = False, tells: bool = True
+) -> None:
     """Write a frame and all that is known of it, in the format the extension names.
 
-    The file appears whole or not at all.
+    The file appears whole or not at all. `tells`: whether to warn of what the format cannot keep.
 
     Raises
     ------
@@ -152,7 +154,7 @@ def write_frame(path: str | Path, frame: Frame, *, overwrite: bool = False) -> N
     MissingExtraError
         When the library that writes it is not installed.
     """
-    write_frames(path, [frame], overwrite=overwrite)
+    write_frames(path, [frame], overwrite=overwrite, tells=tells)
 
 
 def write_frames(
@@ -163,6 +165,7 @@ def write_frames(
     dtype: np.dtype[Any] | None = None,
     acquisitions: Iterable[Mapping[str, float | str]] | None = None,
     overwrite: bool = False,
+    tells: bool = True,
 ) -> None:
     """Write frames into one file, as they come; no more than one is held in memory.
 
@@ -181,6 +184,10 @@ def write_frames(
     acquisitions
         Of each frame; None: the frames' own where they are a list or an opened file, else the
         first's, because what comes later is not known when a file begins.
+    overwrite
+        Whether a file that is there may be replaced.
+    tells
+        Whether to warn of what the format cannot keep.
 
     Raises
     ------
@@ -214,6 +221,7 @@ def write_frames(
             dtype=dtype,
             pixels=_pixels(path, first, coming, dtype, n_places(axes)),
             by_frame=_by_frame(acquisitions, axes),
+            tells=tells,
         )
         try:
             written_by.write(temporary, output)

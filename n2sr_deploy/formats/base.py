@@ -197,6 +197,8 @@ class Output:
     by_frame: ByFrame = field(default_factory=dict)
     """What of the acquisition differs from frame to frame: a value a frame, None where it has
     none."""
+    tells: bool = True
+    """Whether to warn of what the format cannot keep."""
 
     @property
     def n_frames(self) -> int:

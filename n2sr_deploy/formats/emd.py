@@ -32,7 +32,7 @@ from n2sr_deploy.formats.hdf5_frames import (
     image_axes,
     kept_axes,
     named,
-    place,
+    placed,
     same_sizes,
 )
 from n2sr_deploy.formats.hdf5_nodes import (
@@ -366,8 +366,8 @@ def _write(path: Path, output: Output) -> None:
         group = file.create_group("data/frames" if output.axes else "data/frame")
         group.attrs["emd_group_type"] = 1
         dataset = frame_dataset(group, output, is_reversed=True)
-        for index, pixels in enumerate(output.pixels):
-            dataset[(..., *place(output, index)[::-1])] = pixels.T
+        for at, pixels in placed(path, output):
+            dataset[(..., *at[::-1])] = pixels.T
         for i, axis in enumerate((*output.axes, *image_axes(output))[::-1], 1):
             n = max(axis.size, 2)  # one place alone would tell no scale
             dim = group.create_dataset(f"dim{i}", data=axis.offset + axis.scale * np.arange(n))

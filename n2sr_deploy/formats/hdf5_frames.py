@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from n2sr_deploy.files import check_room
 from n2sr_deploy.formats.base import (
     Axis,
     distinct,
@@ -14,7 +15,8 @@ from n2sr_deploy.formats.base import (
 from n2sr_deploy.formats.units import one_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from n2sr_deploy.formats.base import Output
     from n2sr_deploy.sampling import AnyArray
@@ -119,12 +121,16 @@ def frame_dataset(group: Any, output: Output, *, is_reversed: bool = False) -> A
     return group.create_dataset("data", output.whole_shape[order], output.dtype, chunks=chunks)
 
 
-def place(output: Output, index: int) -> tuple[int, ...]:
-    """Of a frame along the axes."""
-    if not output.axes:
-        return ()
+def placed(path: Path, output: Output) -> Iterator[tuple[tuple[int, ...], AnyArray]]:
+    """The frames, each with its place along the axes, as long as the disk has room for them.
+
+    HDF5 crashes when it closes a file on a disk that is full.
+    """
     sizes = tuple(axis.size for axis in output.axes)
-    return tuple(int(i) for i in np.unravel_index(index, sizes))
+    for index, pixels in enumerate(output.pixels):
+        check_room(path.parent, pixels.nbytes)
+        at = np.unravel_index(index, sizes) if sizes else ()
+        yield tuple(int(i) for i in at), pixels
 
 
 def image_axes(output: Output) -> tuple[Axis, Axis]:

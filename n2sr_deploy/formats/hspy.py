@@ -36,7 +36,7 @@ from n2sr_deploy.formats.hdf5_frames import (
     frame_dataset,
     frame_reader,
     image_axes,
-    place,
+    placed,
     same_sizes,
 )
 from n2sr_deploy.formats.hdf5_nodes import (
@@ -296,8 +296,8 @@ def _write(path: Path, output: Output) -> None:
         group = file.create_group(f"Experiments/{_title(output.info)}")
         _describe(group, output)
         dataset = frame_dataset(group, output)
-        for index, pixels in enumerate(output.pixels):
-            dataset[place(output, index)] = pixels
+        for at, pixels in placed(path, output):
+            dataset[at] = pixels
 
 
 def _write_zarr(path: Path, output: Output) -> None:
@@ -313,8 +313,8 @@ def _write_zarr(path: Path, output: Output) -> None:
         chunks=(*(1 for _ in output.axes), *output.shape),
         chunk_key_encoding={"name": "v2", "separator": "/"},
     )
-    for index, pixels in enumerate(output.pixels):
-        array[(*place(output, index), ...)] = pixels
+    for at, pixels in placed(path, output):
+        array[(*at, ...)] = pixels
 
 
 def _title(info: FrameInfo) -> str:

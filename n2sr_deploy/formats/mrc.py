@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mrcfile
 import numpy as np
 
+from n2sr_deploy import files
 from n2sr_deploy.errors import FileFormatError, FrameError
 from n2sr_deploy.formats import record
 from n2sr_deploy.formats.base import (
@@ -217,6 +218,7 @@ def _write(path: Path, output: Output) -> None:
         extended_header=np.frombuffer(own + b" " * (-len(own) % 16), "V16"),
         exttyp=_OURS.decode(),
     ) as file:
+        files.claim(path)
         stack = file.data if output.axes else file.data[None]
         seen = _Statistics()
         for index, pixels in enumerate(output.pixels):
@@ -233,7 +235,7 @@ def _write(path: Path, output: Output) -> None:
             file.header.origin.x, file.header.origin.y = left, top
             if step:
                 file.header.origin.z = output.axes[0].offset * step / output.axes[0].scale
-        elif info.pixel_size is not None:
+        elif info.pixel_size is not None and output.tells:
             _log.warning(
                 "MRC keeps lengths only: other software will not see the pixel size in %r",
                 info.unit,

@@ -54,13 +54,17 @@ def _open(path: Path, signal: str | None) -> FrameFile:
 
 
 def _write(path: Path, output: Output) -> None:
-    if output.info.pixel_size is not None:
+    if output.info.pixel_size is not None and output.tells:
         _log.warning(".npy keeps no pixel size; write .tif or .mrc to keep it")
-    whole = np.lib.format.open_memmap(path, "w+", output.dtype, output.whole_shape)
-    stack = whole.reshape(output.n_frames, *output.shape)
-    for index, pixels in enumerate(output.pixels):
-        stack[index] = pixels
-    whole.flush()
+    header = {
+        "descr": np.lib.format.dtype_to_descr(output.dtype),
+        "fortran_order": False,
+        "shape": output.whole_shape,
+    }
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for pixels in output.pixels:
+            file.write(np.ascontiguousarray(pixels, output.dtype).data)
 
 
 FORMAT = Format(

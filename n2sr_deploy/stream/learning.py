@@ -201,6 +201,7 @@ class LiveLearner:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is the stream's, which ends it
         )
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)

@@ -57,7 +57,10 @@ def serve(runner: StreamRunner, port: int) -> Iterator[None]:
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
-        raise SettingError(f"--metrics-port {port} cannot be had ({error})") from error
+        raise SettingError(
+            f"--metrics-port {port} cannot be had ({error.strerror}); end the program that has it, "
+            "or name another port"
+        ) from error
     try:
         yield
     finally:

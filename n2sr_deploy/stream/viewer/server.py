@@ -37,7 +37,7 @@ import numpy as np
 from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, SettingError
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.stream.files import told_of
+from n2sr_deploy.stream.file_sinks import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
