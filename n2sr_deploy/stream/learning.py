@@ -201,7 +201,8 @@ class LiveLearner:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is the stream's, which ends it
+            # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
+            process_group=0,
         )
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
