@@ -222,7 +222,8 @@ class ShownBatch:
         now = time.monotonic()
         denoised = done - self._n_failed  # those that failed at once tell nothing of the others
         # The first steps tell how long loading takes, not how long a file does.
-        tells = denoised >= 1 or max(self._shares.values(), default=0.0) >= _TELLING_SHARE
+        is_any_done = self._n_ended > self._n_failed
+        tells = is_any_done or max(self._shares.values(), default=0.0) >= _TELLING_SHARE
         left = (now - self._began) / denoised * (self._n_files - done) if tells else 0.0
         if self._bar is not None and self._task is not None:
             self._bar.update(

@@ -194,6 +194,8 @@ class _Training:
                 return "divergence"
             if ended or self._validation_is_due():
                 self._validate()
+                if ended is None and self.config.missed_weight > 1:
+                    self._look_for_missed()
             if self.config.stops_early and self.overfits():
                 ended = ended or "overfitting"
             progress(self._status())
@@ -228,8 +230,6 @@ class _Training:
         began = time.monotonic()
         with self._counting_flop():
             found = self.validation.judge(self.step, self.stepper.averaged, self.stepper.output)
-        if 0 < self.step < self.config.steps and self.config.missed_weight > 1:
-            self._look_for_missed()
         learned_error = found.pop("learned_error")
         self.history.append(
             {
@@ -243,9 +243,12 @@ class _Training:
         self.validating_s += time.monotonic() - began
 
     def _look_for_missed(self) -> None:
+        """For the steps to come."""
+        began = time.monotonic()
         self.missed.look(self.stepper.averaged, self.stepper.output)
         self.stepper.patches.weigh(self.missed.counts)
         self.flop += self.validation_flop * self.missed.n_tiles / self.validation.n_patches
+        self.validating_s += time.monotonic() - began
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""
@@ -320,10 +323,10 @@ class _Training:
         if self.validation.is_flat(kept):
             _log.warning(
                 "after %s the network is hardly better than the frame's mean; %s",
-                counted(kept.step, "step"),
+                counted(self.step, "step"),
                 "there may be nothing but noise"
                 if why == "overfitting"
-                or (kept.step == 0 and self.step >= self.config.warmup_steps)
+                or (kept.step < self.step and self.step >= self.config.warmup_steps)
                 else "train longer",
             )
         summary: dict[str, Any] = {
