@@ -110,7 +110,8 @@ class TrainingConfig:
     turns: bool = True
     """Whether patches are mirrored and turned by right angles, where the pattern allows."""
     missed_weight: float = 5.0
-    """How much pixels count where the residual shows that something was missed; 1: as others."""
+    """How much pixels count where the residual shows that something was missed, 1 to 1000; 1: as
+    others."""
     validation_fraction: float = 0.02
     """Of the pixels, kept from all targets to measure the validation error on; 0.001 to 0.2."""
     validation_pixels: int = 14_000
@@ -197,7 +198,7 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """From what JSON kept; unknown keys are refused.
+        """From what JSON kept; unknown keys are refused, those of later versions may lack.
 
         Raises
         ------
@@ -211,9 +212,10 @@ class TrainingConfig:
             "network": NetworkConfig(**values["network"]),
             "pattern": SamplingPattern(**values["pattern"]),
         }
-        return cls(**{**values, **nested})
+        return cls(**{**_BEFORE, **values, **nested})
 
 
+_BEFORE = {"missed_weight": 1.0}  # what trainings did before there was such a setting
 DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {

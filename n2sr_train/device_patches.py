@@ -41,7 +41,7 @@ class DevicePatches:
         self._frame_shape = sampler.frame.shape
         self._generator, self._device = generator, generator.device
         self._frame = torch.from_numpy(sampler.frame).to(self._device).flatten()
-        self._counts = torch.from_numpy(sampler.counts).to(self._device).flatten()
+        self._counts = torch.from_numpy(sampler.counts.copy()).to(self._device).flatten()
         self._upside_down, self._mirrored = (
             torch.tensor([axis in axes for axes in MIRRORED], device=self._device)
             for axis in (-2, -1)

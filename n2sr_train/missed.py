@@ -26,6 +26,7 @@ _TILES = 4  # looked at each time
 _SCALES = 1.5, 3.0  # pixels: standard deviations of what smooths the residual
 _MISSED = 4.0  # standard deviations of noise, in each of two halves of the pixels
 _LARGEST = 4.0  # standard deviations of noise that a pixel is taken to be off
+_ENOUGH = 0.5  # of the pixels that are near: of fewer, one alone could show structure
 _REACH = 2  # scales around such a place that count with it
 _LEVEL = 24.0  # pixels: the noise's power changes over no fewer
 _LEAST_POWER = 0.1  # of the tile's: where hardly an electron comes, one is no structure
@@ -39,13 +40,16 @@ class MissedPlaces:
     sampler
         Its frame, pattern and the pixels it never learns from are taken.
     config
-        Its seed gives the order of the tiles, ``missed_weight`` what pixels there count.
+        Its seed gives the order of the tiles, ``missed_weight`` what pixels there count; a margin
+        says that the noise is correlated along both axes.
     device
         Of the networks.
     """
 
     def __init__(self, sampler: PatchSampler, config: TrainingConfig, device: torch.device) -> None:
         self._sampler, self._weight, self._device = sampler, config.missed_weight, device
+        # Noise that both halves share must alone be as rare as noise that meets in both.
+        self._limit = _MISSED * (math.sqrt(2) if config.margin else 1)
         tops, lefts = (
             np.linspace(0, whole - tile, math.ceil(whole / tile)).round().astype(int)
             for whole, tile in zip(sampler.frame.shape, sampler.shape, strict=True)
@@ -54,7 +58,7 @@ class MissedPlaces:
         self._order = np.random.default_rng(config.seed).permutation(len(self._tiles))
         self._n_seen = 0
         self.n_tiles = min(_TILES, len(self._tiles))
-        """Each time."""
+        """Tiles that one look denoises."""
         self.counts = sampler.counts.copy()
         """(H, W) float32: how much each pixel's error counts; 0 where it is never learned from."""
 
@@ -71,18 +75,21 @@ class MissedPlaces:
             self._n_seen += 1
             tile = slice(top, top + height), slice(left, left + width)
             patch = self._sampler.judged_patch(tile)
-            subsampled, held_out, target = (
+            subsampled, held_out, target, learned = (
                 torch.from_numpy(part)[None].to(self._device)
-                for part in (patch.subsampled, patch.held_out, patch.target)
+                for part in (patch.subsampled, patch.held_out, patch.target, patch.learned)
             )
             mean, is_told = held_out_mean(network, output, subsampled, held_out)
-            missed = _missed((target - mean) * is_told, self._sampler.pattern.shared)
+            told = learned * is_told  # what judges takes no other part
+            missed = _missed(target - mean, told, self._sampler.pattern.shared, self._limit)
             counts = self.counts[tile]
             counts[missed[0, 0].cpu().numpy() & (counts > 0)] = self._weight
 
 
-def _missed(residual: torch.Tensor, shared: str | None) -> torch.Tensor:
-    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure.
+def _missed(
+    residual: torch.Tensor, told: torch.Tensor, shared: str | None, limit: float
+) -> torch.Tensor:
+    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure, as far as it is told.
 
     It must show in each of two halves of the pixels, whose noise is independent: else hot pixels
     and chance meetings of a few electrons would count.
@@ -91,16 +98,23 @@ def _missed(residual: torch.Tensor, shared: str | None) -> torch.Tensor:
     rows = torch.arange(height, device=residual.device)[:, None]
     columns = torch.arange(width, device=residual.device)[None, :]
     parity = {"row": rows + 0 * columns, "column": columns + 0 * rows, None: rows + columns}[shared]
-    power = _smoothed(residual.square(), _LEVEL)
+    residual = residual * told
+    power = _summed(residual.square(), _LEVEL) / _summed(told, _LEVEL).clamp(min=1)
     white = residual / power.clamp(min=_LEAST_POWER * float(power.mean()) + 1e-30).sqrt()
     white = white.clamp(-_LARGEST, _LARGEST)
     missed = torch.zeros_like(residual)
     for scale in _SCALES:
-        halves = torch.cat([_smoothed(white * (parity % 2 == half), scale) for half in (0, 1)])
-        of_white_noise = math.sqrt(1 / (8 * math.pi)) / scale
-        deviations = halves / halves.std(dim=(2, 3), keepdim=True).clamp(min=of_white_noise)
-        is_one = deviations.amin(dim=0).gt(_MISSED) | deviations.amax(dim=0).lt(-_MISSED)
-        missed = torch.maximum(missed, _grown(is_one[None].float(), round(_REACH * scale)))
+        of_half = math.pi * scale**2 / 2  # the sum of a Gaussian's squares
+        halves = []
+        for half in (0, 1):
+            is_in = parity % 2 == half
+            variance = _summed(told * is_in, scale / math.sqrt(2))  # of white noise
+            deviations = (
+                _summed(white * is_in, scale) / variance.clamp(min=_ENOUGH * of_half).sqrt()
+            )
+            halves.append(deviations / max(float(deviations.std()), 1.0))
+        is_one = (torch.minimum(*halves) > limit) | (torch.maximum(*halves) < -limit)
+        missed = torch.maximum(missed, _grown(is_one.float(), round(_REACH * scale)))
     return missed > 0
 
 
@@ -112,14 +126,13 @@ def _grown(mask: torch.Tensor, reach: int) -> torch.Tensor:
     return mask
 
 
-def _smoothed(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """(1, 1, H, W), by a Gaussian; what lies beyond the border does not count."""
+def _summed(image: torch.Tensor, scale: float) -> torch.Tensor:
+    """(1, 1, H, W): around each pixel, by a Gaussian whose highest weight is 1."""
     by_rows, by_columns = (_gaussian(n, scale, image.device) for n in image.shape[2:])
-    return by_rows @ image @ by_columns.T
+    return by_rows @ image @ by_columns
 
 
 def _gaussian(n: int, scale: float, device: torch.device) -> torch.Tensor:
-    """(n, n): each row a Gaussian around its place, of sum 1."""
+    """(n, n): each row a Gaussian around its place."""
     at = torch.arange(n, device=device, dtype=torch.float32)
-    weights = torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * scale**2))
-    return weights / weights.sum(dim=1, keepdim=True)
+    return torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * scale**2))

@@ -104,6 +104,7 @@ class PatchSampler:
         self.n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
         self.counts = (~self.is_validation).astype(np.float32)
+        """(H, W): how much each pixel's error counts; 0 where it is never learned from."""
         self.validation = [
             self.judged_patch(*self._random_crop()) for _ in range(_VALIDATION_PATCHES)
         ]

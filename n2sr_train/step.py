@@ -122,7 +122,10 @@ class TrainingStep:
 
     @property
     def loss(self) -> float:
-        """Smoothed over the last steps; reading it waits for the device."""
+        """The weighted error, smoothed over the last steps; it rises where more pixels count more.
+
+        Reading it waits for the device.
+        """
         return float(self._loss)
 
     def take(self, rate: float) -> None:
@@ -163,7 +166,7 @@ class TrainingStep:
         self._average()
 
     def _differentiate(self) -> None:
-        """The gradient of the mean squared error over held-out pixels."""
+        """The gradient of the squared error's mean over held-out pixels, as these count."""
         subsampled, target, counted = self.patches.next_batch()
         if self._working is None:
             for optimiser in self._optimisers:

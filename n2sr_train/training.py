@@ -72,9 +72,9 @@ def train(
     Returns
     -------
     The latest of the averaged weights, or those of the lowest validation error where the latest
-    are worse by more than chance. Ctrl-C ends the training and returns the best so far. Without a
-    bound in seconds, the same seed on the same machine gives the same weights bit for bit on a
-    CPU, and on a GPU as far as PyTorch's operations repeat there.
+    are worse by more than chance or nothing was learned. Ctrl-C ends the training and returns the
+    best so far. Without a bound in seconds, the same seed on the same machine gives the same
+    weights bit for bit on a CPU, and on a GPU as far as PyTorch's operations repeat there.
 
     Raises
     ------
@@ -134,6 +134,7 @@ class _Training:
         at_once = 1 if self.device.type == "cpu" else max(1, _VALIDATION_BYTES // patch_bytes)
         self.validation = Validation(sampler, self.device, at_once)
         self.missed = MissedPlaces(sampler, config, self.device)
+        self.looks = config.missed_weight > 1
         self.stepper = self._stepper(network, sampler)
         self.step = 0
         self.flop = 0.0
@@ -194,7 +195,7 @@ class _Training:
                 return "divergence"
             if ended or self._validation_is_due():
                 self._validate()
-                if ended is None and self.config.missed_weight > 1:
+                if ended is None and self.looks:
                     self._look_for_missed()
             if self.config.stops_early and self.overfits():
                 ended = ended or "overfitting"
@@ -217,7 +218,8 @@ class _Training:
             return False
         if self.config.seconds is None:
             return True
-        is_followed = self._elapsed() + self._judgement_s() < self._seconds_to_learn()
+        takes_s = self._seconds_for(self.validation_flop + self.looks * self._look_flop)
+        is_followed = self._elapsed() + takes_s < self._seconds_to_learn()
         return is_followed and self.validating_s < _VALIDATION_SHARE * self._elapsed()
 
     def overfits(self) -> bool:
@@ -247,8 +249,12 @@ class _Training:
         began = time.monotonic()
         self.missed.look(self.stepper.averaged, self.stepper.output)
         self.stepper.patches.weigh(self.missed.counts)
-        self.flop += self.validation_flop * self.missed.n_tiles / self.validation.n_patches
+        self.flop += self._look_flop
         self.validating_s += time.monotonic() - began
+
+    @property
+    def _look_flop(self) -> float:
+        return self.validation_flop * self.missed.n_tiles / self.validation.n_patches
 
     def _rate(self) -> float:
         """The learning rate as a share of the highest."""
@@ -262,17 +268,19 @@ class _Training:
     def _elapsed(self) -> float:
         return time.monotonic() - self.started
 
-    def _judgement_s(self) -> float:
-        """How long one takes, by its arithmetic and the steps' so far."""
+    def _seconds_for(self, flop: float) -> float:
+        """As the steps took so far."""
         if not self.step:
             return 0.0
         per_step = max(self._elapsed() - self.validating_s, 0.0) / self.step
-        return per_step * self.validation_flop / self.stepper.flop
+        return per_step * flop / self.stepper.flop
 
     def _seconds_to_learn(self) -> float:
         """What a bound in seconds leaves for steps: the end is judged within it."""
         seconds = self.config.seconds
-        return math.inf if seconds is None else max(seconds - self._judgement_s(), 0.5 * seconds)
+        if seconds is None:
+            return math.inf
+        return max(seconds - self._seconds_for(self.validation_flop), 0.5 * seconds)
 
     def _time_is_up(self) -> bool:
         return self._elapsed() >= self._seconds_to_learn()

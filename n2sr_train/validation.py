@@ -79,7 +79,8 @@ class Validation:
         self._counts = self._unseen if self._along is None else self._unseen.sum(dim=self._along)
         self._places = self._counts.flatten().nonzero().squeeze(1)
         self.kept: Kept | None = None
-        """The latest weights, or those of the lowest error where the latest are worse."""
+        """The latest weights, or those of the lowest error where the latest are worse, or hardly
+        better than a flat result."""
         self.flat_error = float((self._target**2 * unseen).sum() / unseen.sum())
         self.n_patches = len(self._target)
         """That are judged each time."""
@@ -99,8 +100,7 @@ class Validation:
     ) -> dict[str, float]:
         """Measure the error on pixels never learned from; keep the weights unless it rose.
 
-        Nor are they kept, but those of the lowest error, while they are no better than a flat
-        result.
+        While they are hardly better than a flat result, those of the lowest error are kept too.
 
         The error is that of the mean over a group of draws, as denoising takes it, each pixel
         from the draws that held it out. A network that has seen its targets too often repeats a

@@ -8,9 +8,9 @@ import torch
 
 from n2sr_deploy import Frame, SamplingPattern
 from n2sr_deploy.reference import MIRRORED
-from n2sr_train.config import PRESETS
+from n2sr_train.config import PRESETS, TrainingConfig
 from n2sr_train.device_patches import DevicePatches
-from n2sr_train.missed import MissedPlaces
+from n2sr_train.missed import _MISSED, MissedPlaces, _missed
 from n2sr_train.patches import PatchSampler
 from n2sr_train.training import _Training
 from tests.conftest import tiny_config
@@ -23,11 +23,12 @@ def column(row, at, height=0.4):
     return height * np.exp(-((ROWS - row) ** 2 + (COLUMNS - at) ** 2) / (2 * 3.2**2))
 
 
-def looked(pixels, drawn, pattern="cell"):
+def looked(pixels, drawn, pattern="cell", stride=2, margin=0, spoil=lambda sampler: None):
     """What each pixel counts after a look at a frame that a network draws like this."""
     frame = Frame(pixels=pixels)
-    config = tiny_config(pattern=SamplingPattern.named(pattern), patch=SIDE)
+    config = tiny_config(pattern=SamplingPattern.named(pattern, stride), margin=margin, patch=SIDE)
     sampler = PatchSampler(frame, config, (8, 8))
+    spoil(sampler)
     mean, std = frame.mean_and_std()
     image = torch.from_numpy((drawn - mean) / std).float()[None, None]
 
@@ -41,16 +42,17 @@ def looked(pixels, drawn, pattern="cell"):
 
 
 @pytest.mark.parametrize("pattern", ["cell", "row", "column"])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_column_that_is_drawn_where_it_is_not_counts_more_and_hardly_anything_else_does(
-    pattern, seed
-):
-    noise = np.random.default_rng(seed).normal(size=(SIDE, SIDE)) * 0.15
-    counts, sampler = looked(column(100, 150) + noise, column(100, 146), pattern)
+def test_a_column_that_is_drawn_where_it_is_not_counts_more_and_hardly_anything_else_does(pattern):
     near = np.hypot(ROWS - 100, COLUMNS - 148) < 16
-    assert (counts[near] > 1).sum() > 60
-    assert (counts[~near] > 1).mean() < 2e-3
-    assert ((counts == 0) == sampler.is_validation).all()
+    n_found, elsewhere = 0, []
+    for seed in range(10):
+        noise = np.random.default_rng(seed).normal(size=(SIDE, SIDE)) * 0.15
+        counts, sampler = looked(column(100, 150) + noise, column(100, 146), pattern)
+        n_found += (counts[near] > 1).sum() > 60
+        elsewhere.append((counts[~near] > 1).mean())
+        assert ((counts == 0) == sampler.is_validation).all()
+    assert n_found >= 9  # of one column, chance can hide a half
+    assert np.mean(elsewhere) < 3e-4
 
 
 def row_noise(rng):
@@ -83,9 +85,44 @@ def test_noise_is_no_structure(name):
     pattern, noise = NOISE[name]
     shares = [
         float((looked(noise(np.random.default_rng(seed)), 0 * ROWS, pattern)[0] > 1).mean())
-        for seed in range(8)
+        for seed in range(20)
     ]
     assert np.mean(shares) < 3e-4
+
+
+def noise_along_both_axes(rng):
+    """Correlated by half with the next pixel along each axis."""
+    white = rng.normal(size=(SIDE + 1, SIDE + 1))
+    return (white[1:, 1:] + white[:-1, 1:] + white[1:, :-1] + white[:-1, :-1]) / 2
+
+
+def test_noise_that_both_halves_share_is_no_structure_but_a_displaced_column_is():
+    lines = {"pattern": "row", "stride": 4, "margin": 1}
+    found = []
+    for seed in range(8):
+        noise = noise_along_both_axes(np.random.default_rng(seed))
+        counts, _ = looked(noise, 0 * ROWS, **lines)
+        found.append((counts > 1).mean())
+    assert np.mean(found) < 3e-4
+    counts, _ = looked(column(100, 150, 2) + 0.3 * noise, column(100, 146, 2), **lines)
+    assert (counts[np.hypot(ROWS - 100, COLUMNS - 148) < 16] > 1).sum() > 60
+
+
+def test_noise_at_the_border_is_no_structure():
+    torch.manual_seed(0)
+    tiles = torch.randn(2000, 1, 1, 32, 32)
+    assert not any(_missed(tile, torch.ones_like(tile), None, _MISSED).any() for tile in tiles)
+
+
+def test_what_judges_does_not_choose_what_counts():
+    def spoil(sampler):
+        near = np.hypot(ROWS - 100, COLUMNS - 148) < 12
+        sampler.frame[near & sampler.is_validation] += 100
+
+    noise = np.random.default_rng(0).normal(size=(SIDE, SIDE))
+    counts, sampler = looked(noise, 0 * ROWS, spoil=spoil)
+    assert sampler.frame.max() > 90
+    assert (counts > 1).sum() == (looked(noise, 0 * ROWS)[0] > 1).sum()
 
 
 def test_every_part_of_a_large_frame_is_looked_at_in_turn(monkeypatch):
@@ -147,3 +184,10 @@ def test_a_training_looks_and_lets_them_count(weight, highest, monkeypatch):
 
 def test_preset_paper_learns_from_all_pixels_alike():
     assert PRESETS["paper"].missed_weight == 1
+
+
+def test_a_checkpoint_of_before_keeps_that_all_pixels_counted_alike():
+    values = TrainingConfig.named("fast").to_dict()
+    assert TrainingConfig.from_dict(values).missed_weight == 5
+    del values["missed_weight"]
+    assert TrainingConfig.from_dict(values).missed_weight == 1

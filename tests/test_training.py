@@ -202,8 +202,10 @@ def test_seconds_bound_the_time(noisy):
 def test_the_end_is_judged_within_the_seconds(noisy, monkeypatch):
     run = _Training(noisy, tiny_config(seconds=60.0, validation_every=4))
     run.step, run.stepper.flop, run.validation_flop = 4, 2.0, 3.0
-    monkeypatch.setattr(run, "_elapsed", lambda: 32.0)  # so a judgement takes 12
+    monkeypatch.setattr(run, "_elapsed", lambda: 32.0)  # so a judgement takes 12, a look 1 or more
     assert not run._time_is_up()
+    assert not run._validation_is_due(), "its look would not be in time"
+    run.looks = False
     assert run._validation_is_due()
     assert run._rate() > 0
     monkeypatch.setattr(run, "_elapsed", lambda: 40.0)
