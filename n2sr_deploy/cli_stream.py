@@ -128,6 +128,7 @@ def stream_command(
     )
     opened = None if model is None else ExportedModel.open(model)
     _refuse_circles(source, sinks)
+    _refuse_shared_places(sinks)
     opened_source = open_source(source)
     opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
     viewer = None
@@ -169,9 +170,6 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
     """A folder that is watched must not be written to: its results would be frames again."""
     from n2sr_deploy.stream.addresses import Address
 
-    twice = {sink for sink in sinks if sinks.count(sink) > 1}
-    if twice:
-        raise click.UsageError(f"--to {twice.pop()} is given twice; each needs a place of its own")
     read, written = Address.parse(source), [Address.parse(sink) for sink in sinks]
     if read.scheme != "watch":
         return
@@ -182,6 +180,20 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
             raise click.UsageError(
                 f"{sink.text} writes into the folder that {read.text} watches; name another"
             )
+
+
+def _refuse_shared_places(sinks: tuple[str, ...]) -> None:
+    from n2sr_deploy.stream.addresses import Address
+
+    places = set()
+    for sink in map(Address.parse, sinks):
+        is_path = sink.scheme in ("folder", "stack")
+        place = sink.scheme, Path(sink.target).resolve() if is_path else sink.target
+        if place in places and sink.scheme != "null":
+            raise click.UsageError(
+                f"--to {sink.text} is given twice; each needs a place of its own"
+            )
+        places.add(place)
 
 
 @contextmanager

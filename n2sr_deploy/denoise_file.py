@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -153,8 +153,12 @@ def _spread(std: Path | None) -> Iterator[BinaryIO | None]:
     if std is None:
         yield None
         return
-    with tempfile.TemporaryFile(dir=std.parent, prefix=".n2sr-") as file:
+    file = tempfile.TemporaryFile(dir=std.parent, prefix=".n2sr-")  # noqa: SIM115 closed below
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # on a full disk, which has been told already
+            file.close()
 
 
 def _kept_type(opened: FrameFile, options: DenoiseOptions) -> np.dtype[Any] | None:

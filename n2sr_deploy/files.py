@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _MARK = 12  # hexadecimal digits
-_MARGIN = 2**20  # bytes, for what a format keeps beside the pixels
+_MARGIN = 2**24  # bytes, for what a format keeps beside the pixels, and a library until it closes
 _STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
 
 
@@ -138,18 +138,24 @@ def check_room(folder: Path, n_bytes: int) -> None:
 def claim(path: Path) -> None:
     """Claim the disk's room for all of a file that will be mapped into memory.
 
-    Where it is missing later, the system ends the program.
+    Where it is missing later, the system ends the program. On Windows a file has it already.
 
     Raises
     ------
     OSError
         When there is not as much.
     """
+    if os.name == "nt":
+        return
     n_bytes = path.stat().st_size
-    if hasattr(os, "posix_fallocate"):
+    try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
-    else:
+    except AttributeError:  # macOS
+        check_room(path.parent, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system knows no such
+            raise
         check_room(path.parent, n_bytes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -172,7 +173,7 @@ class ShownBatch:
         self._began = self._next = time.monotonic()
         self._n_files = self._n_ended = self._n_failed = 0
         self._shares: dict[str, float] = {}
-        self._warnings: set[str] = set()
+        self._warnings: Counter[str] = Counter()
         self._task = None if bar is None else bar.add_task("denoising", total=None, left="")
 
     def begin(self, n_files: int, told: str) -> None:
@@ -196,11 +197,17 @@ class ShownBatch:
                 told = about(entry.input, entry.error or "")
                 self._console.print(f"failed: {told}", soft_wrap=True, markup=False)
             for warning in entry.warnings:
-                if warning not in self._warnings:  # once, not for each of thousands of files
-                    self._warnings.add(warning)
-                    told = about(entry.input, warning)
-                    self._console.print(f"Warning: {told}", soft_wrap=True, markup=False)
+                self._warnings[warning] += 1
+                if self._warnings[warning] == 1:  # not for each of thousands of files
+                    self._warn(about(entry.input, warning))
+            if self._n_ended == self._n_files:
+                for warning, n in self._warnings.items():
+                    if n > 1:
+                        self._warn(f"{n} files, named in the batch's record: {warning}")
             self._show()
+
+    def _warn(self, told: str) -> None:
+        self._console.print(f"Warning: {told}", soft_wrap=True, markup=False)
 
     def stopped(self) -> None:
         """It was stopped: say what is done, and that nothing of it is lost."""

@@ -357,7 +357,8 @@ def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path, model):
     )
     subprocess.run(
         [sys.executable, "-c", code],
-        env={**others, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")},
+        env={**others, "XDG_CACHE_HOME": str(home / "cache")}
+        | dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA"), str(home)),
         check=True,
     )
     assert not [path for path in home.rglob("*") if path.is_file()]

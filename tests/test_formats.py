@@ -307,11 +307,27 @@ def test_where_the_disk_is_full_is_found_out_before_a_library_crashes(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("n2sr_deploy.files.os.posix_fallocate", full, raising=False)
-    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**24)
     monkeypatch.setattr("n2sr_deploy.files.shutil.disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="No space left on device; nothing was kept of it"):
         write_frame(tmp_path / f"a{ending}", frame_of())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no such call")
+@pytest.mark.parametrize("free", [2**24, 2**26])
+def test_a_file_system_that_cannot_claim_room_is_asked_for_it(tmp_path, monkeypatch, free):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("n2sr_deploy.files.os.posix_fallocate", unknown)
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr("n2sr_deploy.files.shutil.disk_usage", lambda _: usage)
+    if free > 2**24:
+        write_frame(tmp_path / "a.mrc", frame_of())
+    else:
+        with pytest.raises(OutputError, match="No space left on device"):
+            write_frame(tmp_path / "a.mrc", frame_of())
 
 
 def test_a_format_may_be_told_not_to_warn(tmp_path, caplog):

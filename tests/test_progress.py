@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -98,3 +99,16 @@ def test_files_that_fail_at_once_do_not_shorten_the_time_left(monkeypatch, is_te
     assert "21 of 40 files, 20 failed" in text
     assert "about 6.3 min left" in text
     assert "stopped: 1 of 40 files denoised, 20 failed; the same command does the rest" in text
+
+
+def test_a_warning_of_many_files_is_told_once_and_counted_at_the_end(monkeypatch):
+    written = io.StringIO()
+    console = Console(file=written, width=160)
+    monkeypatch.setattr(progress, "Console", lambda stderr: console)
+    with progress.shown_batch() as watcher:
+        watcher.begin(3, "1 process")
+        for index in range(3):
+            watcher.end(f"{index}.tif", replace(ended("done"), warnings=("it is dark",)))
+    text = written.getvalue()
+    assert text.count("it is dark") == 2
+    assert text.index("Warning: /raw/a.tif: it is dark") < text.index("Warning: 3 files, named in")

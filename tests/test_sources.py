@@ -651,6 +651,25 @@ def test_files_that_were_never_taken_are_told_at_the_end(tmp_path, caplog):
     assert source.read(0.2) is None
     source.close()
     assert f"not taken from {tmp_path}: broken.tif" in caplog.text
+    caplog.clear()
+    for n in range(8):  # nor those that it had no time for
+        write_frame(tmp_path / f"{n}.tif", a_frame())
+    source.close()
+    assert "0.tif, 1.tif, 2.tif, 3.tif, 4.tif and 4 more" in caplog.text
+
+
+def test_a_folder_that_went_away_tells_of_no_files(tmp_path, caplog):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    source = open_source(f"watch:{folder}?settle=0")
+    source.open()
+    (folder / "broken.tif").write_bytes(b"II*\0 half a file")
+    assert source.read(0.2) is None
+    folder.rename(tmp_path / "away")
+    with pytest.raises(ConnectionLostError):
+        source.read(0.2)
+    source.close()
+    assert "not taken" not in caplog.text
 
 
 def test_a_name_that_is_used_again_is_a_new_file(tmp_path):
@@ -807,7 +826,8 @@ def test_a_stack_that_cannot_begin_leaves_no_file(tmp_path, monkeypatch):
 def test_what_a_format_cannot_keep_is_told_once(tmp_path, caplog):
     sink = open_sink(f"folder:{tmp_path}?format=npy")
     sink.open()
-    for n in range(3):
+    sink.write(result_of(live_frame(0)))  # has nothing to lose
+    for n in range(1, 4):
         sink.write(result_of(live_frame(n, pixel_size=(0.1, 0.2), unit="nm")))
     assert caplog.text.count("keeps no pixel size") == 1
 

@@ -729,6 +729,10 @@ def test_the_same_sink_twice_is_refused(tmp_path):
     sink = f"folder:{tmp_path / 'a'}"
     done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", sink)
     assert (done.exit_code, "is given twice" in done.output) == (2, True)
+    done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", f"{sink}/?std=1")
+    assert (done.exit_code, "is given twice" in done.output) == (2, True)
+    done = run("stream", "sim:?size=64&frames=2", "--to", "null:", "--to", "null:")
+    assert done.exit_code == 0, done.output
 
 
 def test_a_folder_is_not_fed_with_its_own_results(tmp_path):

@@ -47,7 +47,7 @@ class FolderSink:
         self._with_std = address.choice("std", "0", "1") == "1"
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
-        self._has_told = False  # what the format cannot keep
+        self._told: set[str | None] = set()  # units that the format cannot keep
 
     def open(self) -> None:
         """Make the folder."""
@@ -78,8 +78,9 @@ class FolderSink:
         for ending, (what, pixels) in images.items():
             frame = Frame(pixels=pixels, **vars(_info(result, what)))
             path = self._run / f"{noisy.index:08}{ending}{self._suffix}"
-            formats.write_frame(path, frame, tells=not self._has_told)
-            self._has_told = True
+            formats.write_frame(path, frame, tells=frame.unit not in self._told)
+            if frame.pixel_size is not None:
+                self._told.add(frame.unit)
         try:
             with (self._run / _LOG).open("a") as file:
                 file.write(json.dumps(told_of(result), default=str) + "\n")

@@ -22,6 +22,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.stream.base import LiveFrame
+from n2sr_deploy.stream.pace import Pace
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _LOOKS_EVERY_S = 0.1
+_NAMED = 5  # files that were not taken
 _ENDINGS = frozenset(ending for known in formats.FORMATS for ending in known.extensions)
 
 
@@ -155,10 +157,14 @@ class WatchSource:
         return replace(told, metadata={**told.metadata, "file": name})
 
     def close(self) -> None:
-        """What was read stays read; tell what was not."""
-        if self._pending:
-            _log.warning("not taken from %s: %s", self._folder, ", ".join(self._pending))
-        self._pending = {}
+        """What was read stays read; tell what was not, as far as the folder can be read."""
+        with contextlib.suppress(ConnectionLostError):
+            done = self._done or {}
+            left = [name for name, seen in self._names().items() if done.get(name) != seen]
+            if left and self._done is not None:
+                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+                named = ", ".join(left[:_NAMED])
+                _log.warning("not taken from %s: %s%s", self._folder, named, more)
 
 
 class ReplaySource:
@@ -171,11 +177,10 @@ class ReplaySource:
         address.check_options("fps", "loop")
         self.name = address.text
         self._path = Path(address.target)
-        self._period_s = 1 / address.number("fps", 25, 0.001, 1e5)
+        self._pace = Pace(address)
         self._n_loops = int(address.number("loop", 1, 1, 1e6))
         self._n_read = 0
         self._n_frames = 1
-        self._due_s = 0.0
         self._known: list[Frame] = []
 
     def open(self) -> None:
@@ -185,21 +190,16 @@ class ReplaySource:
         if not self._known:
             self._known = [formats.read_frame(self._path, 0)]
             self._n_frames = self._known[0].n_frames
-        self._due_s = time.monotonic()
+        self._pace.begin()
 
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next frame, when it is due."""
         if self._n_read == self._n_frames * self._n_loops:
             raise EndOfStreamError("all frames were replayed")
-        wait_s = self._due_s - time.monotonic()
-        if wait_s > timeout_s:
-            time.sleep(timeout_s)
+        if not self._pace.is_due(timeout_s):
             return None
-        if wait_s > 0:
-            time.sleep(wait_s)
         index = self._n_read
         self._n_read += 1
-        self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
         try:
             frame = self._frame(index % self._n_frames)
         except FrameError as error:

@@ -203,6 +203,7 @@ class LiveLearner:
             text=True,
             # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
             process_group=0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
         )
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)

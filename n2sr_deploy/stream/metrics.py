@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,16 +51,18 @@ def serve(runner: StreamRunner, port: int) -> Iterator[None]:
     Raises
     ------
     SettingError
-        When the port is taken.
+        When the port cannot be had.
     """
     registry = CollectorRegistry()
     registry.register(_Collector(runner))
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
         raise SettingError(
-            f"--metrics-port {port} cannot be had ({error.strerror}); end the program that has it, "
-            "or name another port"
+            f"--metrics-port {port} cannot be had ({error.strerror}); "
+            + ("end the program that has it, or " if is_taken else "")
+            + "name another port"
         ) from error
     try:
         yield

@@ -10,6 +10,7 @@ import numpy as np
 from n2sr_deploy.errors import EndOfStreamError
 from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.stream.base import LiveFrame
+from n2sr_deploy.stream.pace import Pace
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, FloatArray
@@ -31,7 +32,7 @@ class SimulatedSource:
         address.check_options("size", "fps", "frames", "dose", "drift", "seed")
         self.name = address.text
         side = int(address.number("size", 512, 32, 8192))
-        self._period_s = 1 / address.number("fps", 25, 0.001, 1e5)
+        self._pace = Pace(address)
         self._n_frames = address.number("frames", float("inf"), 1, float("inf"))
         self._drift = address.number("drift", 0.2, 0, 100)
         seed = int(address.number("seed", 0, 0, 2**31))
@@ -42,11 +43,10 @@ class SimulatedSource:
         self._noise = rng.standard_normal((_NOISE_FIELDS, side, side)).astype(np.float32)
         self._rng = rng
         self._n_read = 0
-        self._due_s = 0.0
 
     def open(self) -> None:
         """Begin now."""
-        self._due_s = time.monotonic()
+        self._pace.begin()
 
     def truth(self, index: int) -> FloatArray:
         """(H, W) float32, the clean frame of this index in counts."""
@@ -58,13 +58,8 @@ class SimulatedSource:
         """The next frame, when it is due."""
         if self._n_read >= self._n_frames:
             raise EndOfStreamError("all frames were simulated")
-        wait_s = self._due_s - time.monotonic()
-        if wait_s > timeout_s:
-            time.sleep(timeout_s)
+        if not self._pace.is_due(timeout_s):
             return None
-        if wait_s > 0:
-            time.sleep(wait_s)
-        self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
         index = self._n_read
         self._n_read += 1
         return LiveFrame(
