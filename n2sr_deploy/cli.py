@@ -22,7 +22,13 @@ from n2sr_deploy.cli_options import (
     seed_option,
     signal_option,
 )
-from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError, N2SRError
+from n2sr_deploy.errors import (
+    FileFormatError,
+    MissingExtraError,
+    ModelError,
+    N2SRError,
+    check_choice,
+)
 from n2sr_deploy.formats.metadata import plain_values, sought
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.kernels import describe_kernels
@@ -61,6 +67,13 @@ class _Group(click.Group):
             command: click.Command = entry_point.load()
             return command
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not args[0].startswith("-"):
+            check_choice("the command", args[0], self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from n2sr_deploy import doctor, formats, learning, read_frame, write_frame
+from n2sr_deploy import Frame, doctor, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.version import VERSION
@@ -167,6 +167,8 @@ def frames_that_are_wrong(folder):
     tifffile.imwrite(folder / "rgb.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     tifffile.imwrite(folder / "whole.tif", good)
     (folder / "truncated.tif").write_bytes((folder / "whole.tif").read_bytes()[:4000])
+    formats.write_frame(folder / "whole.mrc", Frame(pixels=good))
+    (folder / "cut.mrc").write_bytes((folder / "whole.mrc").read_bytes()[:-4000])
     (folder / "text.tif").write_text("no image")
     (folder / "nothing.dm3").touch()
 
@@ -184,6 +186,7 @@ BAD_FRAMES = {
     "somenan.npy": "NaN or infinite pixels of 4096; replace each",
     "inf.npy": "NaN or infinite pixels of 4096; replace each",
     "constant.npy": "nothing to learn from it, and nothing to denoise",
+    "cut.mrc": "it says it has (1, 64, 64) pixels of float32",
     "truncated.tif": "is truncated, damaged or not what it seems",
 }
 
@@ -210,6 +213,7 @@ def refused(result, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["denois", "noisy.tif"], "did you mean 'denoise'?"),
         (["denoise", "noisy.tif", "-o", "there.tif"], "exists already; choose another name or"),
         (["denoise", "noisy.tif", "-o", "noisy.tif", "--overwrite"], "is the input itself"),
         (["train", "noisy.tif", "-o", "noisy.tif", "--overwrite"], "is the input itself"),

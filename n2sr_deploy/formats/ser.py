@@ -112,7 +112,10 @@ def _header(path: Path, file: BinaryIO) -> tuple[tuple[Axis, ...], tuple[int, ..
         wanted = struct.Struct("<" + form)
         if wanted.size > path.stat().st_size:
             raise FileFormatError(f"{path} is truncated or damaged: it says it is larger")
-        return wanted.unpack(file.read(wanted.size))
+        read = file.read(wanted.size)
+        if len(read) < wanted.size:
+            raise FileFormatError(f"{path} is truncated: it ends within its header")
+        return wanted.unpack(read)
 
     if file.read(len(_MAGIC)) != _MAGIC:
         raise FileFormatError(f"{path} is no series of TIA: its first bytes are others")
