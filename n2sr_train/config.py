@@ -107,6 +107,10 @@ class TrainingConfig:
     ema_decay: float = 0.985
     """Of the exponential moving average of the weights, which is what is kept; 0: the last
     weights themselves."""
+    overhang: float = 1 / 3
+    """How far patches are drawn beyond the frame's border, to be moved back to it: as a share of
+    their side, or of the places they have along it where those are fewer; 0 to 1. With 0 a pixel at
+    the border is in hardly any."""
     turns: bool = True
     """Whether patches are mirrored and turned by right angles, where the pattern allows."""
     missed_weight: float = 5.0
@@ -142,6 +146,7 @@ class TrainingConfig:
         _within("ema_decay", self.ema_decay, 0.0, 0.99999)
         _within("learning_rate", self.learning_rate, 1e-8, 10.0)
         _within("adam_learning_rate", self.adam_learning_rate, 1e-8, 10.0)
+        _within("overhang", self.overhang, 0.0, 1.0)
         _within("missed_weight", self.missed_weight, 1.0, 1000.0)
         _within("seed", self.seed, 0, 2**63 - 1)
         if self.seconds is not None:
@@ -215,7 +220,7 @@ class TrainingConfig:
         return cls(**{**_BEFORE, **values, **nested})
 
 
-_BEFORE = {"missed_weight": 1.0}  # what trainings did before there was such a setting
+_BEFORE = {"missed_weight": 1.0, "overhang": 0.0}  # trainings before there were such settings
 DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {
@@ -238,6 +243,7 @@ PRESETS: Mapping[str, TrainingConfig] = {
         schedule="constant",
         warmup_steps=0,
         ema_decay=0.0,
+        overhang=0.0,
         turns=False,
         missed_weight=1.0,
         validation_pixels=0,

@@ -26,7 +26,8 @@ class DevicePatches:
     Parameters
     ----------
     sampler
-        Its frame, its patches' shape, its turns and the pixels it never learns from are taken.
+        Its frame, its patches' shape, places and turns and the pixels it never learns from are
+        taken.
     config
         Pattern, margin and batch are read.
     generator
@@ -38,7 +39,7 @@ class DevicePatches:
     ) -> None:
         self._pattern, self._margin = config.pattern, config.margin
         self._shape, self._n_turns, self._n = sampler.shape, sampler.n_turns, config.batch
-        self._frame_shape = sampler.frame.shape
+        self._frame_shape, self._overhang = sampler.frame.shape, sampler.overhang
         self._generator, self._device = generator, generator.device
         self._frame = torch.from_numpy(sampler.frame).to(self._device).flatten()
         self._counts = torch.from_numpy(sampler.counts.copy()).to(self._device).flatten()
@@ -75,14 +76,18 @@ class DevicePatches:
         """(N, H, W): for each pixel of a randomly placed and turned patch, its place."""
         (height, width), (frame_height, frame_width) = self._shape, self._frame_shape
         turn = self._random(self._n_turns)
-        top = self._random(frame_height - height + 1)
-        left = self._random(frame_width - width + 1)
+        top = self._first(frame_height - height, self._overhang[0])
+        left = self._first(frame_width - width, self._overhang[1])
         upside_down, mirrored = self._upside_down[turn % 4], self._mirrored[turn % 4]
         row = torch.where(upside_down, height - 1 - self._rows, self._rows)
         column = torch.where(mirrored, width - 1 - self._columns, self._columns)
         transposed = turn >= 4
         y, x = torch.where(transposed, column, row), torch.where(transposed, row, column)
         return torch.as_tensor((top + y) * frame_width + left + x)
+
+    def _first(self, last: int, overhang: int) -> torch.Tensor:
+        """(N, 1, 1): rows or columns that patches begin at."""
+        return (self._random(last + 2 * overhang + 1) - overhang).clamp(0, last)
 
     def _kept(self) -> torch.Tensor:
         """(N, h, w, 1): which pixel of each cell goes in, by its number in the cell."""

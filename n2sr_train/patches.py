@@ -101,6 +101,11 @@ class PatchSampler:
             min(config.patch, frame.shape[0]) // multiple[0] * multiple[0],
             min(config.patch, frame.shape[1]) // multiple[1] * multiple[1],
         )
+        self.overhang: Shape = (
+            round(config.overhang * min(self.shape[0], frame.shape[0] - self.shape[0])),
+            round(config.overhang * min(self.shape[1], frame.shape[1] - self.shape[1])),
+        )
+        """Rows and columns by which places are drawn beyond the border, to be moved back to it."""
         self.n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
         self.counts = (~self.is_validation).astype(np.float32)
@@ -134,11 +139,13 @@ class PatchSampler:
 
     def _random_crop(self) -> tuple[tuple[slice, slice], int]:
         """A random place, and how it is turned."""
-        height, width = self.shape
         turn = int(self._rng.integers(self.n_turns))
-        top = int(self._rng.integers(self.frame.shape[0] - height + 1))
-        left = int(self._rng.integers(self.frame.shape[1] - width + 1))
-        return (slice(top, top + height), slice(left, left + width)), turn
+        crop = []
+        for side, whole, beyond in zip(self.shape, self.frame.shape, self.overhang, strict=True):
+            first = int(self._rng.integers(-beyond, whole - side + beyond + 1))
+            first = min(max(first, 0), whole - side)
+            crop.append(slice(first, first + side))
+        return (crop[0], crop[1]), turn
 
     def _cropped(self, crop: tuple[slice, slice], turn: int) -> tuple[FloatArray, FloatArray]:
         """A patch (H, W), turned, and how much its pixels count."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -182,12 +184,14 @@ def test_a_training_looks_and_lets_them_count(weight, highest, monkeypatch):
     assert training.stepper.patches.counts.max() == highest  # once: not after the last step
 
 
-def test_preset_paper_learns_from_all_pixels_alike():
-    assert PRESETS["paper"].missed_weight == 1
+def test_preset_paper_learns_from_all_pixels_alike_and_places_alike():
+    assert (PRESETS["paper"].missed_weight, PRESETS["paper"].overhang) == (1, 0)
 
 
-def test_a_checkpoint_of_before_keeps_that_all_pixels_counted_alike():
+def test_a_checkpoint_of_before_keeps_how_it_was_trained():
     values = TrainingConfig.named("fast").to_dict()
     assert TrainingConfig.from_dict(values).missed_weight == 5
-    del values["missed_weight"]
-    assert TrainingConfig.from_dict(values).missed_weight == 1
+    del values["missed_weight"], values["overhang"]
+    assert TrainingConfig.from_dict(values) == replace(
+        TrainingConfig.named("fast"), missed_weight=1.0, overhang=0.0
+    )
