@@ -71,7 +71,7 @@ class _Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if not args[0].startswith("-"):
+        if not ctx.resilient_parsing and not args[0].startswith("-"):  # as tab completion parses
             check_choice("the command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 

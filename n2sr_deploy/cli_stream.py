@@ -185,15 +185,18 @@ def _refuse_circles(source: str, sinks: tuple[str, ...]) -> None:
 def _refuse_shared_places(sinks: tuple[str, ...]) -> None:
     from n2sr_deploy.stream.addresses import Address
 
-    places = set()
+    of_place: dict[tuple[str, str | Path], str] = {}
     for sink in map(Address.parse, sinks):
+        if sink.scheme == "null":
+            continue
         is_path = sink.scheme in ("folder", "stack")
         place = sink.scheme, Path(sink.target).resolve() if is_path else sink.target
-        if place in places and sink.scheme != "null":
+        if place in of_place:
             raise click.UsageError(
-                f"--to {sink.text} is given twice; each needs a place of its own"
+                f"--to {sink.text} goes where --to {of_place[place]} does; each needs a place of "
+                "its own"
             )
-        places.add(place)
+        of_place[place] = sink.text
 
 
 @contextmanager

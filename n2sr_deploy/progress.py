@@ -201,10 +201,13 @@ class ShownBatch:
                 if self._warnings[warning] == 1:  # not for each of thousands of files
                     self._warn(about(entry.input, warning))
             if self._n_ended == self._n_files:
-                for warning, n in self._warnings.items():
-                    if n > 1:
-                        self._warn(f"{n} files, named in the batch's record: {warning}")
+                self._count_warnings()
             self._show()
+
+    def _count_warnings(self) -> None:
+        for warning, n in self._warnings.items():
+            if n > 1:
+                self._warn(f"{n} files in all: {warning}")
 
     def _warn(self, told: str) -> None:
         self._console.print(f"Warning: {told}", soft_wrap=True, markup=False)
@@ -214,6 +217,7 @@ class ShownBatch:
         if not self._n_files:
             self._console.print("stopped before anything was begun")
             return
+        self._count_warnings()
         n_done = self._n_ended - self._n_failed
         failed = f", {self._n_failed} failed" if self._n_failed else ""
         self._console.print(

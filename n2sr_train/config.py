@@ -203,7 +203,10 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """From what JSON kept; unknown keys are refused, those of later versions may lack.
+        """From what JSON kept; unknown keys are refused.
+
+        Where one is missing the training came before there was such a setting: it looked for no
+        missed places, and its patches had no overhang.
 
         Raises
         ------
@@ -220,7 +223,7 @@ class TrainingConfig:
         return cls(**{**_BEFORE, **values, **nested})
 
 
-_BEFORE = {"missed_weight": 1.0, "overhang": 0.0}  # trainings before there were such settings
+_BEFORE = {"missed_weight": 1.0, "overhang": 0.0}
 DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {

@@ -41,14 +41,14 @@ class MissedPlaces:
         Its frame, pattern and the pixels it never learns from are taken.
     config
         Its seed gives the order of the tiles, ``missed_weight`` what pixels there count; a margin
-        says that the noise is correlated along both axes.
+        is kept where the noise is correlated along both axes.
     device
         Of the networks.
     """
 
     def __init__(self, sampler: PatchSampler, config: TrainingConfig, device: torch.device) -> None:
         self._sampler, self._weight, self._device = sampler, config.missed_weight, device
-        # Noise that both halves share must alone be as rare as noise that meets in both.
+        # Where noise is shared, both halves are high for one reason, which must be rarer by itself.
         self._limit = _MISSED * (math.sqrt(2) if config.margin else 1)
         tops, lefts = (
             np.linspace(0, whole - tile, math.ceil(whole / tile)).round().astype(int)
@@ -80,7 +80,7 @@ class MissedPlaces:
                 for part in (patch.subsampled, patch.held_out, patch.target, patch.learned)
             )
             mean, is_told = held_out_mean(network, output, subsampled, held_out)
-            told = learned * is_told  # what judges takes no other part
+            told = learned * is_told  # pixels that judge must not steer what is learned
             missed = _missed(target - mean, told, self._sampler.pattern.shared, self._limit)
             counts = self.counts[tile]
             counts[missed[0, 0].cpu().numpy() & (counts > 0)] = self._weight
@@ -89,10 +89,11 @@ class MissedPlaces:
 def _missed(
     residual: torch.Tensor, told: torch.Tensor, shared: str | None, limit: float
 ) -> torch.Tensor:
-    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure, as far as it is told.
+    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure.
 
-    It must show in each of two halves of the pixels, whose noise is independent: else hot pixels
-    and chance meetings of a few electrons would count.
+    It counts where ``told`` is 1, and must be beyond the limit, in standard deviations of noise, in
+    each of two halves of the pixels: else hot pixels and chance meetings of a few electrons would
+    count. Where the halves' noise is not independent, the limit should be higher.
     """
     height, width = residual.shape[2:]
     rows = torch.arange(height, device=residual.device)[:, None]

@@ -68,7 +68,7 @@ class PatchSampler:
     frame
         The noisy frame; standardised here by its own mean and standard deviation.
     config
-        Pattern, batch, patch, turns, validation fraction and seed are read.
+        Pattern, margin, batch, patch, overhang, turns, validation pixels and seed are read.
     multiple
         Rows and columns, in pixels, of which patch sides are multiples.
 

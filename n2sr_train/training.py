@@ -269,7 +269,7 @@ class _Training:
         return time.monotonic() - self.started
 
     def _seconds_for(self, flop: float) -> float:
-        """As the steps took so far."""
+        """How long so much arithmetic takes, at the pace of the steps so far."""
         if not self.step:
             return 0.0
         per_step = max(self._elapsed() - self.validating_s, 0.0) / self.step

@@ -203,6 +203,18 @@ def test_bad_frames(run, tmp_path, model_path, name, with_model):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_completion_goes_on_after_a_misspelt_command():
+    asked = {"_N2SR_COMPLETE": "bash_complete", "COMP_WORDS": "n2sr denois --", "COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from n2sr_deploy.cli import main; main(prog_name='n2sr')"],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+
+
 def refused(result, message):
     assert "Traceback" not in result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]

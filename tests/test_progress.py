@@ -111,4 +111,4 @@ def test_a_warning_of_many_files_is_told_once_and_counted_at_the_end(monkeypatch
             watcher.end(f"{index}.tif", replace(ended("done"), warnings=("it is dark",)))
     text = written.getvalue()
     assert text.count("it is dark") == 2
-    assert text.index("Warning: /raw/a.tif: it is dark") < text.index("Warning: 3 files, named in")
+    assert text.index("Warning: /raw/a.tif: it is dark") < text.index("Warning: 3 files in all")

@@ -668,8 +668,12 @@ def test_a_folder_that_went_away_tells_of_no_files(tmp_path, caplog):
     folder.rename(tmp_path / "away")
     with pytest.raises(ConnectionLostError):
         source.read(0.2)
-    source.close()
+    (tmp_path / "away").rename(folder)
+    source.close()  # to be opened again
     assert "not taken" not in caplog.text
+    source.open()
+    source.close()
+    assert "not taken" in caplog.text
 
 
 def test_a_name_that_is_used_again_is_a_new_file(tmp_path):

@@ -728,9 +728,9 @@ def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, 
 def test_the_same_sink_twice_is_refused(tmp_path):
     sink = f"folder:{tmp_path / 'a'}"
     done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", sink)
-    assert (done.exit_code, "is given twice" in done.output) == (2, True)
+    assert (done.exit_code, "each needs a place of its own" in done.output) == (2, True)
     done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", f"{sink}/?std=1")
-    assert (done.exit_code, "is given twice" in done.output) == (2, True)
+    assert (done.exit_code, "each needs a place of its own" in done.output) == (2, True)
     done = run("stream", "sim:?size=64&frames=2", "--to", "null:", "--to", "null:")
     assert done.exit_code == 0, done.output
 

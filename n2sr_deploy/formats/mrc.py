@@ -101,23 +101,28 @@ def _opened(path: Path, file: Any) -> FrameFile:
 
 
 def _missing(path: Path, file: Any) -> str:
-    """Why there are no pixels."""
+    """What is wrong with a file of which there are no pixels."""
     header = file.header
     try:
         dtype = mrcfile.utils.dtype_from_mode(header.mode)
     except ValueError:
-        return f"it says its pixels are of mode {int(header.mode)}, which does not exist"
+        return f"has pixels of mode {int(header.mode)}, which n2sr cannot read; convert it"
     shape = tuple(int(n) for n in (header.nz, header.ny, header.nx))
+    if min(shape) < 1:
+        return f"is damaged or no MRC file: it says it has {shape} pixels"
     n_bytes = header.nbytes + int(header.nsymbt) + math.prod(shape) * dtype.itemsize
     size = path.stat().st_size
-    return f"it says it has {shape} pixels of {dtype}, {n_bytes} bytes in all, but has {size}"
+    return (
+        f"is truncated or no MRC file: it says it has {shape} pixels of {dtype}, "
+        f"{n_bytes} bytes in all, but has {size}"
+    )
 
 
 def _stack(path: Path, file: Any) -> AnyArray:
     """All frames (N, H, W), still in the file."""
     data = file.data
     if data is None:
-        raise FileFormatError(f"{path} is truncated or no MRC file: {_missing(path, file)}")
+        raise FileFormatError(f"{path} {_missing(path, file)}")
     if data.ndim not in (2, 3):
         raise FrameError(
             f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"

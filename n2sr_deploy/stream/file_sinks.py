@@ -47,7 +47,9 @@ class FolderSink:
         self._with_std = address.choice("std", "0", "1") == "1"
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
-        self._told: set[str | None] = set()  # units that the format cannot keep
+        self._told: set[str | None] = (
+            set()
+        )  # units of what was written: what of them is lost is told once
 
     def open(self) -> None:
         """Make the folder."""

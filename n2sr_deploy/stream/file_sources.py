@@ -82,6 +82,7 @@ class WatchSource:
         if not address.target:
             raise SettingError("watch: needs a folder, like watch:incoming/")
         self._done: dict[str, _Seen] | None = None
+        self._is_lost = False  # so it will be opened again
         with contextlib.suppress(ConnectionLostError):  # told when it is opened
             self.open()  # files count from now on, not from when a model has been loaded
         if not self._folder.exists():
@@ -91,10 +92,12 @@ class WatchSource:
 
     def open(self) -> None:
         """Look at the folder."""
+        self._is_lost = True
         if not self._folder.is_dir():
             raise ConnectionLostError(f"there is no folder {self._folder}")
         if self._done is None:
             self._done = {} if self._takes_existing else self._names()
+        self._is_lost = False
 
     def _names(self) -> dict[str, _Seen]:
         found = {}
@@ -124,7 +127,9 @@ class WatchSource:
     def _look(self) -> LiveFrame | None:
         if self._done is None:
             raise ConnectionLostError("it is closed")
+        self._is_lost = True
         now, there = time.monotonic(), self._names()
+        self._is_lost = False
         self._done = {name: seen for name, seen in self._done.items() if there.get(name) == seen}
         self._pending = {name: told for name, told in self._pending.items() if name in there}
         for name, seen in there.items():
@@ -157,11 +162,14 @@ class WatchSource:
         return replace(told, metadata={**told.metadata, "file": name})
 
     def close(self) -> None:
-        """What was read stays read; tell what was not, as far as the folder can be read."""
+        """What was read stays read; tell what was not, but where the folder was lost only."""
+        self._pending = {}
+        if self._is_lost or self._done is None:
+            return
         with contextlib.suppress(ConnectionLostError):
-            done = self._done or {}
-            left = [name for name, seen in self._names().items() if done.get(name) != seen]
-            if left and self._done is not None:
+            names = self._names().items()
+            left = [name for name, seen in names if self._done.get(name) != seen]
+            if left:
                 more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
                 named = ", ".join(left[:_NAMED])
                 _log.warning("not taken from %s: %s%s", self._folder, named, more)
