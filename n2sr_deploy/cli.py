@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import sys
+import threading
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +39,7 @@ from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from n2sr_deploy.formats.base import FrameFile
@@ -77,11 +82,25 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _cleaning_up():
+                return super().invoke(ctx)
         except N2SRError as error:
             raise _InputError(" ".join(str(error).split())) from error
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}") from error
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """SIGTERM ends a command as an error does, so no temporary file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _ToStderr(logging.Handler):

@@ -6,8 +6,10 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -355,6 +357,26 @@ def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without telling it")
+def test_a_terminated_command_leaves_no_temporary_file(tmp_path, model_path):
+    """A stack's may be as large as the stack."""
+    frame = np.random.default_rng(0).integers(0, 255, (1, 96, 128), np.uint8)
+    np.save(tmp_path / "stack.npy", np.repeat(frame, 3000, axis=0))
+    script = "from n2sr_deploy.cli import main; main()"
+    options = ["-m", str(model_path), "--stack", "-o", "out.npy"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "denoise", "stack.npy", *options],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob(".n2sr-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["stack.npy"]
+
+
 def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
     import signal
 
