@@ -21,6 +21,7 @@ from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
 from n2sr_deploy.formats import read_frame, write_frame
+from n2sr_deploy.phantom import phantom_input
 from tests.fake_device import FakeDevice, FakeNetwork
 
 FAKE = "a GPU that is none"
@@ -84,7 +85,7 @@ def allowed(backend, wanted):
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (4, 1, 16, 24), (7, 1, 4, 32)])
 def test_the_network_is_run(backend, model, shape):
-    subsampled = random_input(*shape)
+    subsampled = phantom_input(shape)  # of noise a good network leaves little but rounding errors
     before = subsampled.copy()
     wanted = expected(model, subsampled)
     out = np.full_like(wanted, np.nan)
@@ -105,7 +106,7 @@ def test_the_same_input_gives_the_same_output(backend):
 def test_many_shapes_one_after_another(backend, model):
     """More than a backend keeps compiled."""
     for n in [4, 8, 12, 16, 20, 24, 4]:
-        subsampled = random_input(2, 1, n, 8)
+        subsampled = phantom_input((2, 1, n, 8))
         wanted = expected(model, subsampled)
         out = np.empty_like(wanted)
         backend.infer(subsampled, out)
