@@ -75,12 +75,15 @@ def random_input(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def allowed(backend, wanted):
-    """Largest difference; half precision rounds the output itself, too."""
-    for precision, unit_roundoff in (("bfloat16", 2**-8), ("float16", 2**-11)):
-        if precision in backend.name:
-            return 0.02 * wanted.std() + unit_roundoff * np.abs(wanted).max()
-    return 1e-4 * wanted.std()
+def assert_close(backend, out, wanted):
+    """Half precision rounds each pixel at random: all of them tell how far, the worst of many a
+    fault in one place."""
+    off, unit = np.abs(out - wanted), wanted.std()
+    if "float16" in backend.name:  # bfloat16 too
+        assert np.sqrt(np.mean(off**2)) < 0.02 * unit
+        assert off.max() < 0.1 * unit
+    else:
+        assert off.max() < 1e-4 * unit
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (4, 1, 16, 24), (7, 1, 4, 32)])
@@ -90,7 +93,7 @@ def test_the_network_is_run(backend, model, shape):
     wanted = expected(model, subsampled)
     out = np.full_like(wanted, np.nan)
     backend.infer(subsampled, out)
-    assert np.abs(out - wanted).max() < allowed(backend, wanted)
+    assert_close(backend, out, wanted)
     assert np.array_equal(subsampled, before)
 
 
@@ -110,7 +113,7 @@ def test_many_shapes_one_after_another(backend, model):
         wanted = expected(model, subsampled)
         out = np.empty_like(wanted)
         backend.infer(subsampled, out)
-        assert np.abs(out - wanted).max() < allowed(backend, wanted)
+        assert_close(backend, out, wanted)
 
 
 def test_nothing_is_written_beside_the_output(backend):
