@@ -47,9 +47,8 @@ class FolderSink:
         self._with_std = address.choice("std", "0", "1") == "1"
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
-        self._told: set[str | None] = (
-            set()
-        )  # units of what was written: what of them is lost is told once
+        # Units that were written: what the format loses of each is told once.
+        self._told: set[str | None] = set()
 
     def open(self) -> None:
         """Make the folder."""

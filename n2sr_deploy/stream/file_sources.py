@@ -162,7 +162,7 @@ class WatchSource:
         return replace(told, metadata={**told.metadata, "file": name})
 
     def close(self) -> None:
-        """What was read stays read; tell what was not, but where the folder was lost only."""
+        """What was read stays read. Tell what was not, unless the folder is lost: it may return."""
         self._pending = {}
         if self._is_lost or self._done is None:
             return
