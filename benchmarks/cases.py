@@ -23,6 +23,8 @@ REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY.parent / "shared" / "data"
 GAUSSIAN = ((0.02, 0.02), (0.05, 0.02), (0.1, 0.02))  # gain, read noise
 DOSES = (0.5, 2.0, 10.0)  # electrons a pixel
+_ROWS_TOGETHER = 8  # standard deviation, rows
+_ROWS_REACH = 6  # pixels about the whole frame's drift
 _ROW_BLURS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # standard deviations, pixels
 PAPER_PSNR = {"PtCeO2_5, gain 0.05": 31.56, "PtCeO2_4, gain 0.05": 34.13}
 
@@ -141,7 +143,7 @@ def exposures(name: str, path: Path, first: int, second: int) -> Pair:
 
 
 def drifting_series(name: str, path: Path) -> Iterator[Pair]:
-    """The middle frame of a series, the others moved onto it by whole pixels."""
+    """The middle frame of a series, the others moved onto it by whole pixels, row by row."""
     import h5py
 
     with h5py.File(path) as file:
@@ -153,9 +155,28 @@ def drifting_series(name: str, path: Path) -> Iterator[Pair]:
     for index, frame in enumerate(stack):
         if index == middle:
             continue
-        moved = ndimage.shift(frame, drift(stack[middle], frame), order=0, cval=np.nan)
-        others.append((moved - mean) / std)
+        others.append((followed(stack[middle], frame) - mean) / std)
     yield Pair(name, noisy, tuple(others))
+
+
+def followed(reference: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """A frame, each of its rows moved by whole pixels to where the reference has it, else NaN.
+
+    A scan drifts while it goes on, and its first rows are stretched, otherwise in each exposure.
+    Rows find their place together with their neighbours, by the squared difference.
+    """
+    a, b = (_without_noise(x) for x in (reference, frame))
+    whole = drift(reference, frame)
+    moved = np.full_like(frame, np.nan)
+    least = np.full(len(frame), np.inf)
+    for place in np.ndindex(2 * _ROWS_REACH + 1, 2 * _ROWS_REACH + 1):
+        move = tuple(near + n - _ROWS_REACH for near, n in zip(whole, place, strict=True))
+        difference = np.mean((a - ndimage.shift(b, move, order=0, mode="nearest")) ** 2, axis=1)
+        difference = ndimage.gaussian_filter1d(difference, _ROWS_TOGETHER)
+        is_less = difference < least
+        least[is_less] = difference[is_less]
+        moved[is_less] = ndimage.shift(frame, move, order=0, cval=np.nan)[is_less]
+    return moved
 
 
 def drift(reference: np.ndarray, frame: np.ndarray, reach: int = 16) -> tuple[int, int]:
@@ -173,8 +194,13 @@ def drift(reference: np.ndarray, frame: np.ndarray, reach: int = 16) -> tuple[in
 
 def _smooth(frame: np.ndarray) -> np.ndarray:
     """Without noise, slow changes and edges."""
-    band = ndimage.gaussian_filter(frame, 3) - ndimage.gaussian_filter(frame, 30)
-    return band * np.outer(*(np.hanning(n) for n in frame.shape))
+    return _without_noise(frame) * np.outer(*(np.hanning(n) for n in frame.shape))
+
+
+def _without_noise(frame: np.ndarray) -> np.ndarray:
+    """And without slow changes."""
+    smooth: np.ndarray = ndimage.gaussian_filter(frame, 3) - ndimage.gaussian_filter(frame, 30)
+    return smooth
 
 
 def _datasets(group: Any) -> Iterator[Any]:
