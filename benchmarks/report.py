@@ -109,8 +109,12 @@ def displaced_rows(found: list[Row]) -> str:
     """What the ABF series says once displacements of its rows no longer count; empty if unknown."""
     measure = "excess_error_rows_blurred"
     here = [row for row in found if row["frame"].startswith("ABF") and measure in row]
-    ours = {row["method"]: row[measure] for row in here if row["method"] in PRESETS}
-    theirs = {row["method"]: row[measure] for row in here if row["method"] in PEERS}
+    values = {
+        method: worst([r for r in here if r["method"] == method], measure, 4, low=False)
+        for method in {row["method"] for row in here}
+    }
+    ours = {method: value for method, value in values.items() if method in PRESETS}
+    theirs = {method: value for method, value in values.items() if method in PEERS}
     if not ours or not theirs:
         return ""
     mine, best = min(ours, key=ours.__getitem__), min(theirs, key=theirs.__getitem__)

@@ -4,7 +4,7 @@
 
 All with preset fast, each frame learned from alone.
 
-* invention: pure noise in, white and correlated along rows; what is left of it in the result.
+* invention: pure noise in, white and correlated along one axis or both; what is left of it.
 * defects: lattices with one atom column missing and one displaced, six draws of the noise; is it
   still missing, is it still displaced, by how much? With all pixels counted alike, and as the
   preset does, where those count more at which something was missed.
@@ -65,8 +65,14 @@ def psnr(image: np.ndarray, clean: np.ndarray) -> float:
 def invention() -> Rows:
     """What is left of noise of unit variance, and its strongest single wave."""
     rows = []
-    for name, along_rows in (("white noise", 0.0), ("noise correlated 0.5 along rows", 0.5)):
-        noise = unit_noise(SHAPE, np.random.default_rng(0), along_rows)
+    for name, *correlation in (
+        ("white noise", 0.0, 0.0),
+        ("noise correlated 0.5 along rows", 0.5, 0.0),
+        ("0.5 along columns", 0.0, 0.5),
+        ("0.2 along both", 0.2, 0.2),
+        ("0.5 along rows, 0.4 along columns", 0.5, 0.4),
+    ):
+        noise = unit_noise(SHAPE, np.random.default_rng(0), *correlation)
         frame = Frame(pixels=(10 + noise).astype(np.float32))
         image = denoised(learned(frame), frame) - 10
         waves = np.abs(np.fft.fft2(image - image.mean())) * 2 / image.size

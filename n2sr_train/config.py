@@ -75,8 +75,9 @@ class TrainingConfig:
     pattern: SamplingPattern = field(default_factory=lambda: SamplingPattern.named("cell"))
     """How frames are sub-sampled, in training and afterwards."""
     margin: int = 0
-    """Held-out pixels no farther than this, in rows or columns, from a kept one are not learned
-    from; for noise that is correlated along both axes. 0: all held-out pixels are."""
+    """Held-out pixels no farther than this, in rows or columns, from a kept one or one that judges
+    are not learned from; for noise that is correlated along both axes. 0: all held-out pixels
+    are."""
     start: str = "packaged"
     """Where the weights begin. ``packaged``: from those this package carries for the preset and
     pattern, at random where there are none; ``random``; or the path of a checkpoint of the same

@@ -57,7 +57,7 @@ class ValidationPatch(NamedTuple):
     learned: FloatArray
     """(1, H, W), 1 where pixels are learned from."""
     unseen: FloatArray
-    """(1, H, W), 1 where they never are."""
+    """(1, H, W), 1 where they judge; neither beside these, where a margin is kept."""
 
 
 class PatchSampler:
@@ -108,7 +108,8 @@ class PatchSampler:
         """Rows and columns by which places are drawn beyond the border, to be moved back to it."""
         self.n_turns = self._allowed_turns()
         self.is_validation = _validation_pixels(frame.shape, config, self._rng)
-        self.counts = (~self.is_validation).astype(np.float32)
+        # Correlated noise that is learned by heart would look like success beside its pixel.
+        self.counts = (~_dilated(self.is_validation, config.margin)).astype(np.float32)
         """(H, W): how much each pixel's error counts; 0 where it is never learned from."""
         self.validation = [
             self.judged_patch(*self._random_crop()) for _ in range(_VALIDATION_PATCHES)
@@ -134,7 +135,7 @@ class PatchSampler:
             np.stack(held).astype(np.float32)[:, None],
             target[None],
             (counts > 0).astype(np.float32)[None],
-            (counts == 0).astype(np.float32)[None],
+            _turned(self.is_validation[crop], turn).astype(np.float32)[None],
         )
 
     def _random_crop(self) -> tuple[tuple[slice, slice], int]:
@@ -162,7 +163,7 @@ class PatchSampler:
         held = held_out(
             self._config.pattern, self.shape, sample=sample, seed=seed, frame_index=frame_index
         )
-        return ~_dilated(~held, self._config.margin) if self._config.margin else held
+        return ~_dilated(~held, self._config.margin)
 
     def _patch(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """One patch of a batch: sub-sampled, (1, H, W), and how much its pixels count."""
@@ -182,6 +183,8 @@ class PatchSampler:
 
 def _dilated(mask: BoolArray, reach: int) -> BoolArray:
     """True wherever the mask is within `reach` rows and columns."""
+    if not reach:
+        return mask
     for axis in (0, 1):
         padded = np.pad(mask, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=axis)

@@ -410,6 +410,33 @@ def test_validation_pixels_are_never_targets(name, where):
 
 
 @both_samplers
+def test_lines_beside_those_that_judge_are_not_learned_from_where_a_margin_is_kept(where):
+    rows = np.repeat(np.arange(120.0)[:, None], 70, axis=1)
+    config = tiny_config(
+        pattern=SamplingPattern.named("row", 4), margin=1, batch=8, validation_fraction=0.1
+    )
+    frame = Frame(pixels=rows)
+    sampler = PatchSampler(frame, config, (16, 8))
+    mean, std = frame.mean_and_std()
+    judging = set(np.flatnonzero(sampler.is_validation[:, 0]))
+    beside = {row + step for row in judging for step in (-1, 1)} - judging
+    patches = batches_of(where, sampler, config)
+    used: set[int] = set()
+    for _ in range(60):
+        batch = patches.next_batch()
+        used |= set(np.rint(batch.target[batch.counted > 0].numpy() * std + mean).astype(int))
+    validated = {
+        int(value)
+        for patch in sampler.validation
+        for value in np.rint(patch.target[patch.unseen == 1] * std + mean)
+    }
+    assert judging
+    assert not used & (judging | beside)
+    assert validated <= judging
+    assert len(used) > 0.9 * (120 - len(judging | beside))
+
+
+@both_samplers
 @pytest.mark.parametrize("shape", [(96, 150), (64, 64), (64, 300)])
 def test_patches_come_to_the_border(shape, where):
     rows, columns = np.indices(shape)
