@@ -32,12 +32,18 @@ _DARKEST = 0.3  # share of the noise at the mean intensity below which none is e
 _EXTREME = (0.001, 0.999)  # quantiles; x-ray hits are fewer
 _BEYOND = 0.5  # of the span between these, past which a small group of pixels is a hit
 _LARGEST_HIT = 9  # pixels of 5 x 5; a bright particle has more of them beyond
+_FEW_COUNTS = 5  # a pixel
+_EQUALS = 0.1  # of the mean: the variance of few counts is known to 5 %
 _FEW_VALUES = 8  # different ones; with so few a frame's highest is no limit of the detector
 _DIFFERS = 0.001  # share of the pixels that another exposure has otherwise, at least
 _THE_SAME = (
     "the second frame has the very pixels of the first, so their difference tells nothing of the "
     "noise, for which another exposure of the area is needed; give one, or leave the second out "
     "and have the first measured alone"
+)
+_NEXT_TO_NONE = (
+    "there is next to no noise at the finest details (where some is to be seen, the frame was "
+    "smoothed or enlarged after it was taken: n2sr needs it as the detector gave it)"
 )
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
@@ -125,7 +131,9 @@ class Noise:
             + (f" (give or take {error:.2f})" if error > WHITE / 2 else "")
         )
         found = [
-            f"next to no noise (std {self.std:.2g})" if self.is_negligible else correlation,
+            f"next to no noise at the finest details (std {self.std:.2g})"
+            if self.is_negligible
+            else correlation,
             counted(self.hot_pixels, "hot pixel") if self.hot_pixels else "",
             f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
             f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
@@ -206,11 +214,24 @@ def _measured(
         spectrum, intensity = _pair(middle, _without_hits(middle_of(repair(second).frame.pixels)))
     if spectrum.noise_std < rounding:
         return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
-    model = variance_model(spectrum, intensity)
+    model = _poisson_of_few(given, spectrum) or variance_model(spectrum, intensity)
     of_hits = float((given - middle).mean())
     mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
     std = model.std(mean) if model else spectrum.noise_std
     return std, spectrum.correlation(1), spectrum.correlation(0), model
+
+
+def _poisson_of_few(pixels: AnyArray, spectrum: Spectrum) -> VarianceModel | None:
+    """Gain 1 where whole numbers, few on average, have a variance equal to their mean.
+
+    Noise of few counts is so skewed that a regression on the intensity tells too high a gain.
+    """
+    if pixels.min() < 0 or np.any(pixels != np.round(pixels)):
+        return None
+    weight = np.square(spectrum.window)
+    mean = float((pixels * weight).sum() / weight.sum())
+    is_poisson = abs(float(spectrum.levelled_floor().mean()) - mean) < _EQUALS * mean
+    return VarianceModel(1.0, 0.0) if mean < _FEW_COUNTS and is_poisson else None
 
 
 def middle_of(pixels: AnyArray) -> AnyArray:
@@ -292,7 +313,7 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
     white = max(WHITE, _BELIEVED * noise.correlation_error)
     if max(along_rows, along_columns) <= white:
         found = (
-            "there is next to no noise"
+            _NEXT_TO_NONE
             if noise.is_negligible
             else "the noise is white"
             if max(along_rows, along_columns) <= WHITE

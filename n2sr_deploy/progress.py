@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections import Counter
@@ -25,8 +26,28 @@ _TELLING_SHARE = 0.2  # of a file, before the time left is told
 
 @contextmanager
 def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
-    """Give what a training calls after each step; shows it on stderr."""
-    console = Console(stderr=True)
+    """Give what a training calls after each step; shows it on stderr.
+
+    SIGTERM (`kill`, a cluster's time limit) ends the training as Ctrl-C does: the best is kept.
+    """
+    with _terminated_as_by_ctrl_c(), _shown(Console(stderr=True)) as show:
+        yield show
+
+
+@contextmanager
+def _terminated_as_by_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # others are not told of signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[Callable[[TrainingStatus], None]]:
     if console.is_terminal:
         with _bar(console) as progress:
             task = progress.add_task("training", total=None, figures="", left="")

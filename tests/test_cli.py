@@ -377,9 +377,17 @@ def test_a_terminated_command_leaves_no_temporary_file(tmp_path, model_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stack.npy"]
 
 
-def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
-    import signal
-
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(
+            signal.SIGTERM,
+            marks=pytest.mark.skipif(os.name == "nt", reason="Windows ends a process untold"),
+        ),
+    ],
+)
+def test_ctrl_c_and_sigterm_end_a_training_and_keep_the_best(tmp_path, noisy_file, number):
     # What runs in the background of a shell is started with SIGINT ignored.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -399,7 +407,7 @@ def test_ctrl_c_ends_a_training_and_keeps_the_best(tmp_path, noisy_file):
     try:
         while "training, step 1" not in process.stderr.readline():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, _ = process.communicate(timeout=120)
     finally:
         process.kill()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy import ndimage
 
 from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
@@ -132,6 +134,30 @@ def test_a_frame_almost_without_noise_is_taken_as_white(kind):
     assert (pattern.name, pattern.stride, margin) == ("cell", (2, 2), 0)
     assert why.startswith("there is next to no noise")
     assert found.describe().startswith("next to no noise")
+
+
+def test_where_a_smoothed_frame_has_lost_its_noise_the_user_is_asked_for_the_raw_one():
+    rng = np.random.default_rng(0)
+    pixels = clean_phantom((256, 256), spacing=16) + rng.normal(0, 0.3, (256, 256))
+    found = measure_noise(Frame(pixels=ndimage.gaussian_filter(pixels, 2.0).astype(np.float32)))
+    assert "smoothed or enlarged" in choose_pattern(found)[2]
+
+
+@pytest.mark.parametrize("dose", [0.02, 0.05, 0.1, 0.2, 0.5, 1.5])
+@pytest.mark.parametrize("name", FRAMES)
+def test_few_counts_are_known_to_count_events(name, dose):
+    clean = FRAMES[name]()
+    counts = np.random.default_rng(1).poisson(clean * (dose / clean.mean())).astype(np.uint16)
+    found = measure_noise(Frame(pixels=counts))
+    assert (found.gain, found.read_noise) == (1.0, 0.0)
+    assert found.counts_events
+    assert found.std == pytest.approx(math.sqrt(dose), rel=0.05)
+
+
+def test_few_whole_numbers_that_vary_more_than_counts_are_not_taken_for_them():
+    clean = clean_phantom((256, 256), spacing=16)
+    counts = 2.0 * np.random.default_rng(1).poisson(clean * (1.0 / clean.mean()))
+    assert not measure_noise(Frame(pixels=counts.astype(np.float32))).counts_events
 
 
 @pytest.mark.parametrize("name", FRAMES)
