@@ -1,6 +1,6 @@
 """What others do with one noisy frame: each a function of the frame and a score to tune by.
 
-Where a method has a parameter it gets the best of a list, by the truth or the second exposure,
+Where a method has a parameter it gets the best there is, by the truth or the second exposure,
 which no user has: these are upper bounds. ZS-N2N (Mansour and Heckel, CVPR 2023) is written here
 from its paper; Noise2Void is CAREamics', run in an environment of its own.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,63 +43,73 @@ class PeerMissingError(Exception):
     """A method that is not installed here; the message tells how to install it."""
 
 
-def best(score: Score, images: Any) -> np.ndarray:
-    """The image of the highest score."""
-    return max(images, key=score)
+def best(
+    score: Score, image_of: Callable[[float], np.ndarray], least: float, factor: float
+) -> np.ndarray:
+    """The image of the best strength: from the least on, until two in a row are worse than one."""
+    image = image_of(least)
+    value, n_worse = score(image), 0
+    for power in count(1):
+        other = image_of(least * factor**power)
+        others = score(other)
+        if others > value:
+            image, value, n_worse = other, others, 0
+        else:
+            n_worse += 1
+        if n_worse == 2:
+            break
+    return image
 
 
 def gaussian(noisy: Frame, score: Score) -> np.ndarray:
     """A Gaussian of the best width."""
     pixels = noisy.pixels.astype(np.float32)
-    widths = 0.7 * 1.15 ** np.arange(16)
-    return best(score, (ndimage.gaussian_filter(pixels, width) for width in widths))
+    return best(score, lambda width: ndimage.gaussian_filter(pixels, width), 0.5, 1.15)
 
 
 def total_variation(noisy: Frame, score: Score) -> np.ndarray:
     """Total variation of the best weight."""
     scaled, back = _scaled(noisy)
-    weights = 0.5 * 1.35 ** np.arange(9)
-    return best(score, (back(denoise_tv_chambolle(scaled, weight)) for weight in weights))
+    return best(score, lambda weight: back(denoise_tv_chambolle(scaled, weight)), 0.2, 1.35)
 
 
 def wavelets(noisy: Frame, score: Score) -> np.ndarray:
     """Wavelet shrinkage (BayesShrink), of the best assumed noise."""
     scaled, back = _scaled(noisy)
-    sigmas = _sigma(noisy) * np.array([0.7, 1.0, 1.4, 2.0])
-    return best(
-        score,
-        (
-            back(denoise_wavelet(scaled, sigma=s, wavelet="sym4", rescale_sigma=True))
-            for s in sigmas
-        ),
-    )
+
+    def image_of(strength: float) -> np.ndarray:
+        sigma = strength * _sigma(noisy)
+        return back(denoise_wavelet(scaled, sigma=sigma, wavelet="sym4", rescale_sigma=True))
+
+    return best(score, image_of, 0.5, 1.4)
 
 
 def non_local_means(noisy: Frame, score: Score) -> np.ndarray:
     """Non-local means of the best strength."""
     scaled, back = _scaled(noisy)
     sigma = _sigma(noisy)
-    images = (
-        back(
-            denoise_nl_means(
-                scaled, patch_size=7, patch_distance=9, h=h * sigma, sigma=sigma, fast_mode=True
-            )
-        )
-        for h in (0.4, 0.8, 1.2)
-    )
-    return best(score, images)
+
+    def image_of(strength: float) -> np.ndarray:
+        sizes = {"patch_size": 7, "patch_distance": 9, "fast_mode": True}
+        return back(denoise_nl_means(scaled, h=strength * sigma, sigma=sigma, **sizes))
+
+    return best(score, image_of, 0.4, 1.5)
 
 
 def bm3d(noisy: Frame, score: Score) -> np.ndarray:
-    """BM3D with the noise's mean strength."""
+    """BM3D of the best assumed noise."""
     import bm3d as library
 
     scaled, back = _scaled(noisy)
-    return back(library.bm3d(scaled, _sigma(noisy)))
+    sigma = _sigma(noisy)
+    return best(score, lambda strength: back(library.bm3d(scaled, strength * sigma)), 0.8, 1.3)
 
 
 def vst_bm3d(noisy: Frame, score: Score) -> np.ndarray:
-    """BM3D between the generalised Anscombe transform of the measured noise and its inverse."""
+    """BM3D between the generalised Anscombe transform of the measured noise and its inverse.
+
+    Of the best strength, as a share of the noise that the transform should have left.
+    """
     import bm3d as library
 
     noise = measure_noise(noisy)
@@ -109,12 +119,16 @@ def vst_bm3d(noisy: Frame, score: Score) -> np.ndarray:
     pixels = noisy.pixels.astype(np.float64)
     stabilised = 2 / gain * np.sqrt(np.maximum(gain * pixels + floor, 0))
     low, span = stabilised.min(), np.ptp(stabilised)
-    denoised = library.bm3d((stabilised - low) / span, 1 / span) * span + low
-    # The closed form of the exact unbiased inverse (Makitalo and Foi 2013).
-    d = np.maximum(denoised, 1e-3)
-    inverse = d**2 / 4 + 1.5**0.5 / (4 * d) - 11 / (8 * d**2) + 5 * 1.5**0.5 / (8 * d**3) - 1 / 8
     sigma2 = ((noise.read_noise or 0.0) / gain) ** 2
-    return gain * np.maximum(inverse - sigma2, 0)
+
+    def image_of(strength: float) -> np.ndarray:
+        denoised = library.bm3d((stabilised - low) / span, strength / span) * span + low
+        # The closed form of the exact unbiased inverse (Makitalo and Foi 2013).
+        d = np.maximum(denoised, 1e-3)
+        inverse = d**2 / 4 + 1.5**0.5 / (4 * d) - 11 / (8 * d**2) + 5 * 1.5**0.5 / (8 * d**3)
+        return np.asarray(gain * np.maximum(inverse - 1 / 8 - sigma2, 0))
+
+    return best(score, image_of, 0.8, 1.3)
 
 
 def zs_n2n(noisy: Frame, score: Score, steps: int = 2000) -> np.ndarray:

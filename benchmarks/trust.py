@@ -11,7 +11,7 @@ All with preset fast, each frame learned from alone.
 * stopping: ten simulated frames; PSNR of the weights that were kept when the training stopped
   against the best of a run that does not.
 * start: frames unlike any the starting weights were trained on; full budget from them and from
-  random weights.
+  random weights, three seeds each, mean and its standard error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import repeat
+from itertools import product, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +43,13 @@ if TYPE_CHECKING:
 SHAPE = (512, 512)
 GAIN, READ_NOISE = 0.05, 0.02  # of the lattices with defects
 DEFECT_DRAWS = 6
+START_SEEDS = 3
 Rows = list[dict[str, Any]]
 
 
-def learned(frame: Frame, start: str | None = None) -> Checkpoint:
-    """With automatic settings but for where the weights begin."""
-    return learn_checkpoint(frame, LearnOptions(preset="fast", init=start))
+def learned(frame: Frame, start: str | None = None, seed: int = 0) -> Checkpoint:
+    """With automatic settings but for where the weights begin, and the seed."""
+    return learn_checkpoint(frame, LearnOptions(preset="fast", init=start, seed=seed))
 
 
 def denoised(checkpoint: Checkpoint, frame: Frame) -> np.ndarray:
@@ -258,15 +259,30 @@ def start() -> Rows:
     ).real
     film = 0.5 + 0.08 * film / film.std()
     empty = 0.5 + 0.03 * np.cos(2 * np.pi * (y / 900 + x / 1100))  # uneven illumination
+    cleans = {"fringes": fringes, "amorphous film": film, "no specimen": empty}
+    frames = {name: gaussian(name, clean, 0.05, 0.02).noisy for name, clean in cleans.items()}
+    runs = list(product(cleans, ("packaged", "random"), range(START_SEEDS)))
+    with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        args = zip(*((frames[name], begin, seed) for name, begin, seed in runs), strict=True)
+        images = dict(zip(runs, pool.map(learned_and_denoised, *args), strict=True))
     rows = []
-    for name, clean in (("fringes", fringes), ("amorphous film", film), ("no specimen", empty)):
-        frame = gaussian(name, clean, 0.05, 0.02).noisy
-        row: dict[str, Any] = {"frame": name, "noisy_rmse": float((frame.pixels - clean).std())}
+    for name, clean in cleans.items():
+        row: dict[str, Any] = {
+            "frame": name,
+            "noisy_rmse": float((frames[name].pixels - clean).std()),
+        }
         for begin in ("packaged", "random"):
-            image = denoised(learned(frame, None if begin == "packaged" else begin), frame)
-            row[f"{begin}_rmse"] = float(np.sqrt(np.mean((image - clean) ** 2)))
+            of_seeds = [images[name, begin, seed] for seed in range(START_SEEDS)]
+            errors = [float(np.sqrt(np.mean((image - clean) ** 2))) for image in of_seeds]
+            row[f"{begin}_rmse"] = float(np.mean(errors))
+            row[f"{begin}_plus_minus"] = float(np.std(errors, ddof=1)) / START_SEEDS**0.5
         rows.append(row)
     return rows
+
+
+def learned_and_denoised(frame: Frame, begin: str, seed: int) -> np.ndarray:
+    """From the packaged weights or others."""
+    return denoised(learned(frame, None if begin == "packaged" else begin, seed), frame)
 
 
 TABLES = {"invention": invention, "defects": defects, "stopping": stopping, "start": start}

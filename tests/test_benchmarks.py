@@ -154,6 +154,14 @@ def no_score(image):
     return 0.0
 
 
+@pytest.mark.parametrize("best", [0.1, 3.0, 40.0])
+def test_a_peer_gets_its_best_strength_wherever_that_lies(best):
+    found = peers.best(
+        lambda image: -abs(np.log(image[0] / best)), lambda strength: np.array([strength]), 0.1, 1.2
+    )
+    assert found[0] == pytest.approx(best, rel=0.11)
+
+
 def test_zero_shot_noise2noise_denoises_a_frame_of_odd_sides():
     clean = columns_on_a_grid()[:71, :83]
     noisy = gaussian("columns", clean, 0.05, 0.1).noisy
