@@ -101,12 +101,10 @@ def _onnxruntime() -> str:
             "uninstall both, then install the one you want"
         )
     try:
-        import onnxruntime
-    except ImportError as error:
-        return f"missing: {error}; install it with: pip install onnxruntime"
-    providers = onnxruntime.get_available_providers()
-    cuda = "" if "CUDAExecutionProvider" in providers else ", not for CUDA"
-    return f"works, on the CPU (built for {', '.join(providers)}{cuda})"
+        from n2sr_deploy.backends.ort import describe
+    except ModelError as error:
+        return str(error)
+    return describe()
 
 
 def _tensorrt(library: str) -> str:

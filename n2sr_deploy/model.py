@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy import files
-from n2sr_deploy.backends import ort
 from n2sr_deploy.errors import ModelError, N2SRError
 from n2sr_deploy.sampling import MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
 
@@ -173,7 +172,7 @@ class ExportedModel:
         InputFileError
             When there is no readable file.
         ModelError
-            When it is no exported model, or of another format version.
+            When it is no exported model, or of another format version, or ONNX Runtime is broken.
         """
         path = Path(path)
         files.check_input(path)
@@ -183,6 +182,8 @@ class ExportedModel:
                 f"{path} is a checkpoint, not an exported model; "
                 f"export it first: n2sr export {path} -o {path.with_suffix('.onnx').name}"
             )
+        from n2sr_deploy.backends import ort
+
         try:
             props = ort.metadata_props(onnx)
         except N2SRError as error:

@@ -263,21 +263,58 @@ def test_a_backend_that_is_not_installed_tells_its_extra(model, monkeypatch):
     assert "ONNX Runtime" in backend.name
 
 
-def test_a_broken_library_is_told_and_the_next_taken(model, monkeypatch, caplog):
+@pytest.fixture
+def broken(monkeypatch):
+    """Makes a library one that cannot be loaded."""
     plain = builtins.__import__
 
-    def broken(name, *args, **kwargs):
-        if name == "n2sr_deploy.backends.openvino":
-            raise OSError("libopenvino.so: file too short")
-        return plain(name, *args, **kwargs)
+    def broken(library, module):
+        def imported(name, *args, **kwargs):
+            if name == library:
+                raise OSError(f"lib{library}.so: file too short")
+            return plain(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", broken)
-    with pytest.raises(ModelError, match="OpenVINO is broken"):
-        open_backend(model.onnx, "openvino")
-    backend = open_backend(model.onnx)
-    backend.close()
-    assert "backend openvino is left out: OpenVINO is broken" in caplog.text
-    assert "broken: libopenvino.so" in dict(doctor.report())["backend OpenVINO"]
+        monkeypatch.delitem(sys.modules, f"n2sr_deploy.backends.{module}", raising=False)
+        monkeypatch.delattr(f"n2sr_deploy.backends.{module}", raising=False)
+        monkeypatch.setattr(builtins, "__import__", imported)
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "told", "topic"),
+    [
+        ("openvino", "openvino", "OpenVINO is broken", "backend OpenVINO"),
+        ("ort", "onnxruntime", "ONNX Runtime is missing or broken", "backend ONNX Runtime"),
+    ],
+)
+def test_a_broken_library_is_told_and_the_next_taken(
+    model, monkeypatch, caplog, broken, name, library, told, topic
+):
+    (other,) = {"openvino", "ort"} - {name}
+    if other == "openvino":
+        pytest.importorskip("n2sr_deploy.backends.openvino")
+    broken(library, name)
+    with pytest.raises(ModelError, match=f"{told}.*pip install --force-reinstall {library}"):
+        open_backend(model.onnx, name)
+    monkeypatch.setattr(choosing, "FASTEST_FIRST", (name, other))
+    open_backend(model.onnx).close()
+    assert f"backend {name} is left out: {told}" in caplog.text
+    assert f"lib{library}.so: file too short" in dict(doctor.report())[topic]
+
+
+def test_denoise_and_bench_tell_that_onnx_runtime_is_broken(broken, model_path, noisy, tmp_path):
+    write_frame(tmp_path / "noisy.tif", noisy)
+    broken("onnxruntime", "ort")
+    for given in (
+        ["denoise", tmp_path / "noisy.tif", "-m", model_path, "-o", tmp_path / "out.tif"],
+        ["bench", model_path],
+    ):
+        done = CliRunner().invoke(main, list(map(str, given)))
+        assert done.exit_code == 2, done.output
+        assert "Error: ONNX Runtime is missing or broken (libonnxruntime.so" in done.output
+        assert "pip install --force-reinstall onnxruntime" in done.output
+    assert not (tmp_path / "out.tif").exists()
 
 
 def test_denoise_takes_the_backend_that_is_named(name, model_path, noisy, tmp_path):

@@ -8,7 +8,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
 from n2sr_deploy.backends.base import check_arrays
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
@@ -18,9 +17,17 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.sampling import FloatArray, Shape
 
-# An application may have imported it before n2sr_deploy/__init__.py could tell it to be silent.
-if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
-    onnxruntime.disable_telemetry_events()
+try:
+    import onnxruntime
+
+    # An application may have imported it before n2sr_deploy/__init__.py told it to be silent.
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+        onnxruntime.disable_telemetry_events()
+except (ImportError, OSError, AttributeError) as error:  # of a folder without its files, the last
+    raise ModelError(
+        f"ONNX Runtime is missing or broken ({error}); install it again with: "
+        "pip install --force-reinstall onnxruntime"
+    ) from error
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
@@ -231,6 +238,13 @@ class _CudaContext:
         """Release the session."""
         self._bindings.clear()
         del self._session
+
+
+def describe() -> str:
+    """What it is here, for ``n2sr doctor``."""
+    providers = onnxruntime.get_available_providers()
+    cuda = "" if _CUDA in providers else ", not for CUDA"
+    return f"works, on the CPU (built for {', '.join(providers)}{cuda})"
 
 
 def metadata_props(onnx: bytes) -> dict[str, str]:
