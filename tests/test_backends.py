@@ -180,6 +180,8 @@ class Fake:
         self.name, self.fails, self.closed = name, fails, False
 
     def infer(self, subsampled, out):
+        if isinstance(self.fails, Exception):
+            raise self.fails
         if self.fails:
             raise ModelError(f"{self.name} failed on input of shape {subsampled.shape}")
 
@@ -189,6 +191,10 @@ class Fake:
 
 def missing():
     raise MissingExtraError("backend missing", "missing", "missing")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -219,6 +225,32 @@ def test_a_backend_that_dies_at_warm_up_is_told_and_the_next_taken(choose, caplo
     assert broken.closed
     assert "backend broken is left out: broken failed" in caplog.text
     assert "backend: sound, since broken fails" in caplog.text
+
+
+RAW = [kind("as no n2sr error") for kind in (ImportError, OSError, RuntimeError, TypeError)]
+
+
+@pytest.mark.parametrize("error", RAW, ids=repr)
+def test_whatever_a_library_raises_the_next_backend_is_taken(choose, caplog, error):
+    def unloadable():
+        def load(onnx, n_threads):
+            raise error
+
+        return load
+
+    dying, sound = Fake("dying", fails=error), Fake("sound")
+    assert choose(dying, sound, unloadable=unloadable) is sound
+    assert dying.closed
+    for name in ("dying", "unloadable"):
+        assert f"backend {name} is left out: {error!r}" in caplog.text
+
+
+def test_a_backend_is_closed_whatever_ends_its_warm_up(choose):
+    interrupted = Fake("interrupted")
+    interrupted.infer = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        choose(interrupted)
+    assert interrupted.closed
 
 
 def test_a_backend_that_is_not_installed_is_passed_over(choose, caplog):

@@ -352,17 +352,23 @@ class FakeTensorRT:
     class ExecutionContextAllocationStrategy:
         USER_MANAGED = "by the user"
 
-    loads = contexts = runs = True
+    starts = loads = contexts = runs = True
+    told = ""  # to the logger, by what fails
+    raises = None  # what that raises instead of giving nothing
+
+    def outcome(self, works, result):
+        if not works and self.told:
+            self.logger.log(1, self.told)
+        if not works and self.raises:
+            raise self.raises
+        return result if works else None
 
     def Runtime(self, logger):  # noqa: N802
         self.logger = logger
-        return self
+        return self.outcome(self.starts, self)
 
     def deserialize_cuda_engine(self, plan):
-        if not self.loads:
-            self.logger.log(1, "the plan is of another version")
-            return None
-        return FakeEngine(self)
+        return self.outcome(self.loads, FakeEngine(self))
 
 
 class FakeEngine:
@@ -380,7 +386,7 @@ class FakeEngine:
 
     def create_execution_context(self, strategy):
         assert strategy == "by the user"
-        return self if self.trt.contexts else None
+        return self.trt.outcome(self.trt.contexts, self)
 
     def set_device_memory(self, address, n_bytes):
         assert n_bytes == 1000
@@ -396,7 +402,7 @@ class FakeEngine:
 
     def execute_async_v3(self, stream):
         self.ran_on.append(stream)
-        return self.trt.runs
+        return bool(self.trt.outcome(self.trt.runs, self))
 
 
 class FakeRTX(FakeTensorRT):
@@ -498,7 +504,7 @@ def test_an_engine_of_another_version_is_refused_and_told(cache, trt):
 
 def test_a_plan_that_the_library_refuses_is_told(cache, trt):
     keep_engine()
-    trt.loads = False
+    trt.loads, trt.told = False, "the plan is of another version"
     with pytest.raises(ModelError, match=r"of another version.*--overwrite"):
         network_of().context(SHAPE, 7)
 
@@ -514,6 +520,43 @@ def test_failures_of_an_engine_are_told(cache, trt):
     trt.runs = False
     with pytest.raises(DeviceError, match="TensorRT failed"):
         network_of().context(SHAPE, 7).enqueue(1, 2)
+
+
+NO_RUNTIME = TypeError("pybind11::init(): factory function returned nullptr")
+
+
+@pytest.mark.parametrize("raises", [None, NO_RUNTIME, RuntimeError("CUDA error 700")], ids=repr)
+@pytest.mark.parametrize("fails", ["starts", "loads", "contexts", "runs"])
+def test_whatever_the_library_does_when_it_fails_is_told(cache, trt, fails, raises):
+    keep_engine()
+    setattr(trt, fails, False)
+    trt.told, trt.raises = "told to the logger", raises
+    with pytest.raises(ModelError if fails == "loads" else DeviceError) as error:
+        network_of().context(SHAPE, 7).enqueue(256, 512)
+    assert "told to the logger" in str(error.value)
+    assert str(raises or "") in str(error.value)
+
+
+@pytest.mark.parametrize("raises", [None, RuntimeError("it failed")], ids=repr)
+@pytest.mark.parametrize("fails", ["starts", "loads", "contexts", "runs"])
+def test_memory_that_only_the_logger_is_told_of_is_known_to_be_missing(cache, trt, fails, raises):
+    keep_engine()
+    setattr(trt, fails, False)
+    trt.told, trt.raises = "Error Code 1: Cuda Runtime (Out Of Memory)", raises
+    with pytest.raises(OutOfDeviceMemoryError, match=r"memory is full .*Cuda Runtime"):
+        network_of().context(SHAPE, 7).enqueue(256, 512)
+
+
+def test_a_context_whose_memory_is_refused_keeps_none(cache, trt, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("it is misaligned")
+
+    keep_engine()
+    monkeypatch.setattr(FakeEngine, "set_device_memory", refuse)
+    network = network_of()
+    with pytest.raises(RuntimeError):
+        network.context(SHAPE, 7)
+    assert not network._device.memory
 
 
 # kernels that were compiled before

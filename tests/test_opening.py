@@ -76,6 +76,15 @@ def test_the_first_that_works_on_a_gpu_is_taken(gpu, model, caplog):
     assert all(network.closed for network in gpu.networks)
 
 
+def test_whatever_a_backend_on_the_gpu_raises_the_next_is_taken(gpu, model, caplog):
+    errors = [kind("as no n2sr error") for kind in (ImportError, OSError, RuntimeError, TypeError)]
+    gpu.put(**{f"broken{n}": error for n, error in enumerate(errors)}, works={})
+    with open_denoiser(model, shape=SHAPE) as denoiser:
+        assert denoiser.name == "works"
+    for n, error in enumerate(errors):
+        assert f"backend broken{n} is left out: {error!r}" in caplog.text
+
+
 def test_where_nothing_works_on_the_gpu_the_cpu_is_taken(gpu, model):
     gpu.put(broken=ModelError("it is broken"))
     with open_denoiser(model, shape=SHAPE) as denoiser:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _SIDE = 64  # of a draw to warm up with: the least that every network's multiple divides
+# What libraries raise that are damaged, or of a version that nobody has tried.
+_FAILURES = N2SRError, ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError
 
 
 class Loader(Protocol):
@@ -166,6 +168,8 @@ def open_network(
     ------
     MissingExtraError, ModelError
         When its library is not installed, is broken, or cannot load the model.
+    DeviceError
+        When it cannot use the GPU.
     """
     return ON_GPU[name]()(onnx, device, precision, stride)
 
@@ -243,9 +247,10 @@ def first_that_works(
             found = opened(name)
         except MissingExtraError:
             left_out.append(f"{name} is not installed")
-        except N2SRError as error:
+        except _FAILURES as error:
             left_out.append(f"{name} fails")
-            _log.warning("backend %s is left out: %s", name, error)
+            told = error if isinstance(error, N2SRError) else repr(error)
+            _log.warning("backend %s is left out: %s", name, told)
         else:
             why = f"since {', '.join(left_out)}" if left_out else "the first choice"
             _log.info("backend: %s, %s", found.name, why)
@@ -271,6 +276,6 @@ def _warm_up(backend: Backend, stride: Shape) -> None:
     out = np.empty((1, 1, _SIDE * stride[0], _SIDE * stride[1]), np.float32)
     try:
         backend.infer(subsampled, out)
-    except ModelError:
+    except BaseException:
         backend.close()
         raise

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 from n2sr_deploy import engine
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, OutputError
+from n2sr_deploy.errors import (
+    DeviceError,
+    MissingExtraError,
+    ModelError,
+    OutOfDeviceMemoryError,
+    OutputError,
+)
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
@@ -120,6 +126,24 @@ def open_logger(trt: Any) -> Any:
     return logger
 
 
+def _asked(logger: Any, call: Callable[[], Any]) -> Any:
+    """What a call of the library gives; None or False where it fails, and `logger` knows why.
+
+    What fails may give nothing, or raise; that memory is missing, only the logger may be told.
+    """
+    logger.errors.clear()
+    try:
+        result = call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        logger.errors.append(str(error))
+        result = None
+    if (result is None or result is False) and any(
+        "out of memory" in told.lower() for told in logger.errors
+    ):
+        raise OutOfDeviceMemoryError(f"the GPU's memory is full ({logger.told()})")
+    return result
+
+
 class TensorRTNetwork:
     """A model's engines; see `n2sr_deploy.backends.base.DeviceNetwork`.
 
@@ -142,6 +166,8 @@ class TensorRTNetwork:
     ------
     MissingExtraError, ModelError
         When the library is missing or broken.
+    DeviceError
+        When it cannot use the GPU.
     """
 
     is_half = False  # input and output of exported models are float32
@@ -159,7 +185,12 @@ class TensorRTNetwork:
         self._onnx, self._library, self._device = onnx, library, device
         self._precision, self._stride, self._plans = precision, stride, plans or {}
         self._logger = open_logger(self._trt)
-        self._runtime = self._trt.Runtime(self._logger)
+        self._runtime = _asked(self._logger, lambda: self._trt.Runtime(self._logger))
+        if self._runtime is None:
+            raise DeviceError(
+                f"{LIBRARIES[library]} cannot use {device.name} ({self._logger.told()}); does it "
+                "fit the driver? See: n2sr doctor"
+            )
         self._engines: dict[InputShape, Any] = {}
         self._kernels: dict[InputShape, Kernels] = {}
 
@@ -174,10 +205,9 @@ class TensorRTNetwork:
         loaded = self._opened(shape)
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         kernels = self._kernels.get(shape)
-        if kernels is None:
-            running = loaded.create_execution_context(strategy)
-        else:
-            running = loaded.create_execution_context(kernels.config(strategy))
+        how = strategy if kernels is None else kernels.config(strategy)
+        running = _asked(self._logger, lambda: loaded.create_execution_context(how))
+        if kernels is not None:
             kernels.keep()
         return TensorRTContext(
             self._trt, loaded, running, shape, stream, self._device, self._logger
@@ -210,8 +240,7 @@ class TensorRTNetwork:
                 f"{counted(shape[0], 'draw')} of {rows} x {columns} pixels on this "
                 f"machine. Build it: {command}"
             )
-        self._logger.errors.clear()
-        loaded = self._runtime.deserialize_cuda_engine(plan)
+        loaded = _asked(self._logger, lambda: self._runtime.deserialize_cuda_engine(plan))
         if loaded is None:
             raise ModelError(
                 f"{LIBRARIES[self._library]} cannot load the engine {key.name} "
@@ -282,17 +311,20 @@ class TensorRTContext:
         self._context = running
         if self._context is None:
             raise DeviceError(f"TensorRT cannot run the engine here ({logger.told()})")
-        n_bytes = max(int(loaded.device_memory_size_v2), 1)
-        self._memory: int | None = device.allocate(n_bytes)
-        self._context.set_device_memory(self._memory, n_bytes)
         names = sorted(
             (loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)),
             key=lambda name: loaded.get_tensor_mode(name) != trt.TensorIOMode.INPUT,
         )
         self._input, self._output = names
         if tuple(loaded.get_tensor_shape(self._input)) != shape:
-            self.close()
             raise ModelError(f"the engine takes another input than {shape}; build it again")
+        n_bytes = max(int(loaded.device_memory_size_v2), 1)
+        self._memory: int | None = device.allocate(n_bytes)
+        try:
+            self._context.set_device_memory(self._memory, n_bytes)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_capturable(self) -> bool:
@@ -304,7 +336,8 @@ class TensorRTContext:
         """Run it on device memory."""
         accepted = self._context.set_tensor_address(self._input, subsampled)
         accepted = self._context.set_tensor_address(self._output, outputs) and accepted
-        if not accepted or not self._context.execute_async_v3(self._stream):
+        run = self._context.execute_async_v3
+        if not accepted or not _asked(self._logger, lambda: run(self._stream)):
             raise DeviceError(f"TensorRT failed ({self._logger.told()})")
 
     def close(self) -> None:
