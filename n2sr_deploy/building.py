@@ -68,13 +68,14 @@ def build_engines(
         When the library is missing or broken, cannot compile the model, or computes something
         else than ONNX Runtime.
     OutputError
-        When an engine cannot be kept.
+        When an engine cannot be kept; told before it is built, where that can be known.
     """
     paths = []
     for shape in input_shapes(model, size, n_samples or model.metadata.n_samples):
         key = engine_key(model.onnx, library, model.metadata.precision, shape, device)
         with engine.building(key):
             if rebuild or engine.find(key) is None:
+                engine.check_room(len(model.onnx))  # a plan takes as much, and minutes to build
                 plan = build_plan(model.onnx, library, model.metadata.precision, shape, progress)
                 _verify(model, library, plan, shape, device)
                 engine.keep(key, plan, model.metadata.to_props())

@@ -9,6 +9,7 @@ of the plan when it first ran; without it, it only starts more slowly.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
@@ -76,6 +77,8 @@ def path_of(key: EngineKey) -> Path:
 def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
     """Write an engine and what is known of it, whole or not at all; kernels of an older one go.
 
+    Where it cannot be written, an older engine stays as it was.
+
     Parameters
     ----------
     key
@@ -103,14 +106,17 @@ def keep(key: EngineKey, plan: bytes, props: Mapping[str, str]) -> Path:
         "plan_sha256": hashlib.sha256(plan).hexdigest(),
         "model": dict(props),
     }
-    try:
-        path.with_suffix(".kernels").unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(_unwritable(error)) from error
-    # The plan last: without it, what is told of it does no harm.
-    _write(path.with_suffix(".json"), json.dumps(told, indent=1).encode())
-    _write(path, plan)
+    described = json.dumps(told, indent=1).encode()
+    with _writing(path.with_suffix(".json"), described), _writing(path, plan), _told():
+        path.with_suffix(".kernels").unlink(missing_ok=True)  # what is left to do needs no room
     return path
+
+
+def check_room(n_bytes: int) -> None:
+    """Raise OutputError when there is less room for an engine, or hardly more."""
+    folder = _own_folder()
+    with _told():
+        files.check_room(folder, n_bytes)
 
 
 def keep_kernels(key: EngineKey, kernels: bytes) -> None:
@@ -122,7 +128,8 @@ def keep_kernels(key: EngineKey, kernels: bytes) -> None:
         As `keep` does.
     """
     path = _own_folder() / f"{key.name}.kernels"
-    _write(path, hashlib.sha256(kernels).digest() + kernels)
+    with _writing(path, hashlib.sha256(kernels).digest() + kernels):
+        pass
 
 
 def find_kernels(key: EngineKey) -> bytes | None:
@@ -153,12 +160,16 @@ def find(key: EngineKey) -> bytes | None:
         When there is one that cannot be trusted, since others may have written it.
     """
     path = path_of(key)
-    if not (path.exists() and path.with_suffix(".json").exists()):
+    try:
+        if not (path.exists() and path.with_suffix(".json").exists()):
+            return None
+        for part in (path.parent, path, path.with_suffix(".json")):
+            _check_owner(part)
+        told = _read(path.with_suffix(".json"))
+        plan = path.read_bytes()
+    except OSError as error:
+        _log.warning("engine %s cannot be read (%s): it is not used", path, error.strerror or error)
         return None
-    for part in (path.parent, path, path.with_suffix(".json")):
-        _check_owner(part)
-    told = _read(path.with_suffix(".json"))
-    plan = path.read_bytes()
     if told is None or told.get("plan_sha256") != hashlib.sha256(plan).hexdigest():
         _log.warning("engine %s is damaged, or of another version of n2sr: it is not used", path)
         return None
@@ -224,28 +235,42 @@ def option_of(library: str) -> str:
     return library.replace("_", "-")
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextmanager
+def _writing(path: Path, content: bytes) -> Iterator[None]:
+    """Write a temporary file, and rename it when the block succeeds."""
     with files.replacing(path, overwrite=True) as temporary:
-        temporary.touch(mode=0o600)
-        temporary.write_bytes(content)
+        with _told():
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(content)
+        yield
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the system refuses, as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(_unwritable(error)) from error
 
 
 def _own_folder() -> Path:
     folder = engine_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _check_owner(folder)
-    except OSError as error:
-        raise OutputError(_unwritable(error)) from error
+        with _told():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _check_owner(folder)
     except ModelError as error:
         raise OutputError(str(error)) from error
     return folder
 
 
 def _unwritable(error: OSError) -> str:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return (
-        f"engines cannot be kept in {engine_folder()} ({error.strerror or error}); make it "
-        "writable, or name another folder with N2SR_CACHE_DIR"
+        f"engines cannot be kept in {engine_folder()} ({error.strerror or error}); "
+        f"{'free some space there' if is_full else 'make it writable'}, or name another folder "
+        "with N2SR_CACHE_DIR"
     )
 
 

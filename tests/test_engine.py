@@ -7,8 +7,10 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,9 +170,44 @@ def test_a_full_disk_leaves_nothing(cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="No space left on device; nothing was kept"):
+    with pytest.raises(OutputError, match=r"No space left on device\); free some space there, or"):
         engine.keep(a_key(), b"a plan", PROPS)
     assert list(cache.iterdir()) == []
+
+
+def test_a_new_engine_that_does_not_fit_leaves_the_old_one(cache, monkeypatch):
+    from pathlib import Path
+
+    engine.keep(a_key(), b"a plan", PROPS)
+    engine.keep_kernels(a_key(), b"compiled")
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+    write = Path.write_bytes
+
+    def full(self, data):
+        if self.suffix == ".plan":
+            write(self, data[:4])
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"No space left on device\).*N2SR_CACHE_DIR"):
+        engine.keep(a_key(), b"a larger plan", PROPS)
+    assert engine.find(a_key()) == b"a plan"
+    assert engine.find_kernels(a_key()) == b"compiled"
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before
+
+
+@pytest.mark.parametrize("refused", ["read_bytes", "stat", "exists"])
+def test_an_engine_that_cannot_be_read_is_told_and_not_used(cache, monkeypatch, caplog, refused):
+    from pathlib import Path
+
+    def refuse(self, **how):
+        raise PermissionError(13, "Permission denied")
+
+    engine.keep(a_key(), b"a plan", PROPS)
+    monkeypatch.setattr(Path, refused, refuse)
+    assert engine.find(a_key()) is None
+    assert "cannot be read (Permission denied): it is not used" in caplog.text
 
 
 def _build_slowly(marks, number):
@@ -717,6 +754,13 @@ def test_an_engine_is_built_checked_and_kept_once(compiled, model):
     building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU(), rebuild=True)
     assert len(compiled.built) == 2
     assert first[0].read_bytes() == b"plan for 2"
+
+
+def test_a_full_disk_is_told_before_an_engine_is_built(compiled, model, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(model.onnx)))
+    with pytest.raises(OutputError, match=r"\(No space left on device\); free some space there"):
+        building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert not compiled.built
 
 
 @pytest.mark.parametrize("error", [0.1, np.nan])
