@@ -97,11 +97,8 @@ def denoise(
     if not isinstance(model, ExportedModel):
         model = ExportedModel.open(model)
     height, width = array.shape[-2:]
-    check_frame(
-        model,
-        Frame(pixels=np.broadcast_to(np.zeros(1, np.uint8), (height, width))),
-        model.metadata.n_samples if n_samples is None else n_samples,
-    )
+    m = model.metadata.n_samples if n_samples is None else n_samples
+    check_frame(model, (height, width), m)
     work = _Work(model, n_samples, seed, backend, repaired, array.shape[:-2])
     whole = array.rechunk({array.ndim - 2: -1, array.ndim - 1: -1})
     return whole.map_blocks(work, dtype=np.float32, meta=np.empty((0,) * array.ndim, np.float32))

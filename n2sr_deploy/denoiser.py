@@ -232,7 +232,7 @@ class Denoiser:
         meta = self.model.metadata
         if n_samples is None:
             n_samples = meta.n_samples
-        check_frame(self.model, frame, n_samples)
+        check_frame(self.model, frame.shape, n_samples)
         watch = _Stopwatch()
         offset, scale = frame.mean_and_std()
         watch.lap("standardise")
@@ -356,13 +356,13 @@ class Denoiser:
         return at_once * self.model.metadata.bytes_per_pixel + 2 * float32 * n_samples
 
 
-def check_frame(model: ExportedModel, frame: Frame, n_samples: int) -> None:
-    """Raise SettingError or FrameError unless the model can denoise it with as many draws."""
+def check_frame(model: ExportedModel, shape: Shape, n_samples: int) -> None:
+    """Raise SettingError or FrameError unless the model denoises such frames with as many draws."""
     if not 1 <= n_samples <= MAX_SAMPLES:
         raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
     rows, columns = model.metadata.pad_multiple
-    if frame.shape[0] < rows or frame.shape[1] < columns:
+    if shape[0] < rows or shape[1] < columns:
         raise FrameError(
-            f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this model needs at "
+            f"frame is {shape[0]} x {shape[1]} pixels, but this model needs at "
             f"least {rows} x {columns}"
         )

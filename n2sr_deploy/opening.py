@@ -12,7 +12,7 @@ from n2sr_deploy.backends import open_network
 from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser
+from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser, check_frame
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
@@ -63,7 +63,11 @@ def open_denoiser(
     SettingError, MissingExtraError, ModelError, DeviceError
         When there is no backend of that name, its library is not installed, it cannot load the
         model, or it needs a GPU that does not work.
+    FrameError, SettingError
+        When the model denoises no frames of this shape, or not with as many draws.
     """
+    if shape is not None:
+        check_frame(model, shape, model.metadata.n_samples if n_samples is None else n_samples)
     if backend in ON_GPU:
         return FramePipeline(_program(model, backend, CudaDevice(), n_in_flight))
     if backend == "auto" and shape is not None:

@@ -220,8 +220,11 @@ class Program:
 
     def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
         """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
+        if n_samples is None:
+            n_samples = self.model.metadata.n_samples
+        check_frame(self.model, frame.shape, n_samples)
         for _ in range(2 * len(self._slots)):  # each slot plans, then records
-            self.start(frame, n_samples or self.model.metadata.n_samples, (0, 0))
+            self.start(frame, n_samples, (0, 0))
             self.finish()
 
     def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
@@ -335,7 +338,7 @@ class FramePipeline:
         if n_samples is None:
             n_samples = model.metadata.n_samples
         frame_index = frame.index if frame_index is None else frame_index
-        check_frame(model, frame, n_samples)
+        check_frame(model, frame.shape, n_samples)
         check_key(seed, frame_index)
         self._program.start(frame, n_samples, (seed, frame_index))
         self._waiting.append(self._program)

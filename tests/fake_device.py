@@ -126,13 +126,13 @@ class FakeDevice:
     def wait(self, stream):
         self._refuse_while_recording("wait")
         self.n_waits += 1
-        for step in self.queues[stream]:
+        steps, self.queues[stream] = self.queues[stream], []  # whatever a step raises
+        for step in steps:
             self.n_done += 1
             if self.n_done == self.fails_at:
                 self.broken.add(stream)
             if stream not in self.broken:
                 step()
-        self.queues[stream] = []
         if stream in self.broken:
             raise DeviceError("the GPU failed (an illegal address)")
 

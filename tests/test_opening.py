@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from n2sr_deploy import Denoiser, FramePipeline, bench, doctor, open_denoiser
+from n2sr_deploy import Denoiser, Frame, FramePipeline, bench, doctor, open_denoiser
 from n2sr_deploy import opening as opening_module
 from n2sr_deploy.backends import choosing
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError
+from n2sr_deploy.errors import (
+    DeviceError,
+    FrameError,
+    MissingExtraError,
+    ModelError,
+    SettingError,
+)
 from n2sr_deploy.formats import read_frame, write_frame
+from n2sr_deploy.pipeline import Program
+from n2sr_deploy.stream import StreamRunner, denoising
+from n2sr_deploy.stream.denoising import LiveDenoiser
 from tests.fake_device import FakeDevice, FakeNetwork
+from tests.fake_stream import FakeSink, FakeSource, live_frame
 
 SHAPE = (96, 128)
 
@@ -124,6 +135,43 @@ def test_a_backend_on_the_gpu_that_is_named_is_taken_or_told(gpu, model, noisy):
         denoiser.submit(noisy)
     with pytest.raises(ModelError, match="it is broken"):
         open_denoiser(model, "broken")
+
+
+@pytest.mark.parametrize("backend", ["auto", "works", "ort"])
+@pytest.mark.parametrize(
+    ("shape", "n_samples", "error", "told"),
+    [
+        ((4, 4), None, FrameError, "frame is 4 x 4 pixels, but this model needs at least 8 x 8"),
+        (SHAPE, 0, SettingError, "n_samples is 0, but must be 1 to 1024"),
+        (SHAPE, 1025, SettingError, "n_samples is 1025"),
+    ],
+)
+def test_frames_that_no_model_denoises_are_refused_before_the_gpu_is_touched(
+    gpu, model, backend, shape, n_samples, error, told
+):
+    gpu.put(works={})
+    with pytest.raises(error, match=told):
+        open_denoiser(model, backend, shape=shape, n_samples=n_samples)
+    assert not gpu.networks
+    program = Program(model, FakeNetwork(model, gpu.device), gpu.device)
+    frame = Frame(pixels=np.random.default_rng(0).poisson(9, shape).astype(np.uint16))
+    with closing(program), pytest.raises(error, match=told):
+        program.prepare(frame, n_samples)
+    assert not gpu.device.n_allocations
+
+
+def test_a_live_frame_that_is_too_small_stops_nothing_on_the_gpu(gpu, model, monkeypatch, caplog):
+    gpu.put(works={})
+    monkeypatch.setattr(denoising, "find_driver", lambda: None)
+    shapes = (64, 64), (4, 4), (64, 64)
+    sink = FakeSink()
+    source = FakeSource([live_frame(n, shape) for n, shape in enumerate(shapes)])
+    summary = StreamRunner(source, [sink], LiveDenoiser(model, "a model"), policy="all").run()
+    assert sink.indices == [0, 2]
+    assert summary["counts"]["refused"] == 1
+    assert "frame 1: frame is 4 x 4 pixels, but this model needs at least 8 x 8" in caplog.text
+    assert all(result.record["backend"] == "works" for _, _, result in sink.results)
+    assert len(gpu.networks) == 1, "it was not opened again"
 
 
 def test_denoise_and_bench_use_the_gpu(gpu, model, model_path, noisy, tmp_path):

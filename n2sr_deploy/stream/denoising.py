@@ -10,7 +10,7 @@ import numpy as np
 
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.denoiser import Denoiser
-from n2sr_deploy.errors import DeviceError, FrameError, SettingError
+from n2sr_deploy.errors import DeviceError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import MAX_SAMPLES
@@ -216,19 +216,10 @@ class LiveDenoiser:
             self._loaded = new
             self._hot.begin_anew()
         elif self._loaded is None and self._model is not None:
-            self._loaded = self._opened(self._model, shape)
+            self._loaded = LoadedModel(self._model, self._name, self.options, shape)
         if self._loaded is not None:
             self._loaded = self._loaded.for_shape(shape)
         return self._loaded
-
-    def _opened(self, model: ExportedModel, shape: Shape) -> LoadedModel:
-        rows, columns = model.metadata.pad_multiple
-        if shape[0] < rows or shape[1] < columns:
-            raise FrameError(
-                f"frames are {shape[0]} x {shape[1]} pixels, but this model needs at least "
-                f"{rows} x {columns}"
-            )
-        return LoadedModel(model, self._name, self.options, shape)
 
     def close(self) -> None:
         """Release everything."""
