@@ -19,7 +19,12 @@ from n2sr_deploy.backends.choosing import ON_CPU
 from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
+from n2sr_deploy.errors import (
+    MissingExtraError,
+    ModelError,
+    OutOfDeviceMemoryError,
+    SettingError,
+)
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.phantom import phantom_input
 from tests.fake_device import FakeDevice, FakeNetwork
@@ -440,6 +445,29 @@ def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path, model):
 def test_onnx_runtimes_threads_sleep_where_they_have_no_work(model):
     options = open_backend(model.onnx, "ort")._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize(
+    ("told", "is_of_memory"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc(&p, size);", True),
+        ("CUDA error cudaErrorMemoryAllocation:out of memory", True),
+        ("BFCArena: Failed to allocate memory for requested buffer of size 1073741824", True),
+        ("Available memory of 1024 is smaller than requested bytes of 4096", True),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", True),
+        ("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0", True),
+        ("CUDNN failure 4003: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("CUDA failure 700: an illegal memory access was encountered ; GPU=0", False),
+        ("libcudnn.so.9: cannot allocate memory in static TLS block", False),
+        ("CUDA failure 999: unknown error ; expr=cudaMemGetInfo(&free_memory, &total)", False),
+        ("CUDNN failure 3008: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("Failed to find kernel of memory pattern; allocated 3 nodes", False),
+    ],
+)
+def test_only_what_tells_of_full_memory_is_taken_for_it(told, is_of_memory):
+    explained = ort._explained(ModelError(told))
+    assert isinstance(explained, OutOfDeviceMemoryError) == is_of_memory
+    assert told in str(explained)
 
 
 def test_onnx_runtime_takes_the_cores_that_it_may(model, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,12 @@ except (ImportError, OSError, AttributeError) as error:  # of a folder without i
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
+# How CUDA, ONNX Runtime's arena, cuBLAS and cuDNN say it; an illegal memory access is none.
+_NO_MEMORY = re.compile(
+    r"\bout of memory|failed to allocate memory for requested buffer|smaller than requested bytes"
+    r"|cudaErrorMemoryAllocation|(STATUS|DEVICE)_ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
 
 
 class OnnxRuntimeBackend:
@@ -189,7 +196,7 @@ def _explained(error: ModelError) -> ModelError | DeviceError:
 
 
 def _is_of_memory(told: str) -> bool:
-    return "memory" in told.lower() or "allocate" in told.lower()
+    return _NO_MEMORY.search(told) is not None
 
 
 class _CudaContext:
