@@ -18,7 +18,13 @@ from n2sr_deploy.cuda.copying import Copier
 from n2sr_deploy.cuda.device import PIXEL_TYPES
 from n2sr_deploy.cuda.pinned import PinnedPool
 from n2sr_deploy.denoiser import Denoised, check_frame
-from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError, SettingError
+from n2sr_deploy.errors import (
+    DeviceError,
+    ModelError,
+    N2SRError,
+    OutOfDeviceMemoryError,
+    SettingError,
+)
 from n2sr_deploy.frame import Frame, is_resolved
 from n2sr_deploy.layout import layouts
 from n2sr_deploy.plan import Kind, Plan
@@ -169,6 +175,26 @@ class _Slot:
         del lent  # not before the GPU writes no more: the memory of its result is used again
 
 
+class _Finished:
+    """What became of a frame whose slot another needs, until the caller asks for it."""
+
+    def __init__(self, slot: _Slot) -> None:
+        self._outcome: Denoised | N2SRError
+        try:
+            self._outcome = slot.finish()
+        except N2SRError as error:  # of this frame, not of the one that needs its slot
+            self._outcome = error.with_traceback(None)  # which keeps the frame's memory
+
+    def finish(self) -> Denoised:
+        outcome = self._outcome
+        if not isinstance(outcome, N2SRError):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del self, outcome  # the error refers to them, and to its callers and their results
+
+
 def _quietly(release: Callable[..., object], *arguments: object) -> None:
     """A GPU that has failed cannot even release what it held."""
     try:
@@ -205,18 +231,15 @@ class Program:
         # Unused at a time: of as many frames as are in flight, of one that the caller looks at,
         # and of the one before.
         self._host = _Host(Copier(), PinnedPool(device, n_kept=2 * (n_in_flight + 1)))
+        self.most_in_flight = n_in_flight
+        """How many frames can be; for which the GPU's memory does not suffice wait for others."""
         self._slots = [_Slot(model, network, device, self._host) for _ in range(n_in_flight)]
-        self._busy: deque[_Slot] = deque()
+        self._started: deque[_Slot | _Finished] = deque()
 
     @property
     def n_in_flight(self) -> int:
         """How many frames are."""
-        return len(self._busy)
-
-    @property
-    def most_in_flight(self) -> int:
-        """How many can be; fewer than was asked for once the GPU's memory did not suffice."""
-        return len(self._slots)
+        return len(self._started)
 
     def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
         """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
@@ -229,12 +252,14 @@ class Program:
 
     def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
         """Begin with a frame; see `FramePipeline.submit`."""
-        slot = self._slots[0]
-        if slot.is_busy:
-            n = len(self._slots)
+        n = self.n_in_flight
+        if n >= self.most_in_flight:
             raise SettingError(
                 f"{counted(n, 'frame')} {are(n)} in flight, no more fit; collect one first"
             )
+        slot = self._slots[0]
+        if slot.is_busy:  # there are fewer slots, for lack of memory
+            self._started[self._started.index(slot)] = _Finished(slot)
         try:
             slot.start(frame, n_samples, key)
         except OutOfDeviceMemoryError:
@@ -242,21 +267,21 @@ class Program:
             if not any(other.holds_memory for other in others):
                 raise
             self._slots = others
-            _log.warning("the GPU has memory for %s in flight only", counted(len(others), "frame"))
+            _log.warning("the GPU has memory for %s at a time only", counted(len(others), "frame"))
             self.start(frame, n_samples, key)
             return
         self._slots.append(self._slots.pop(0))
-        self._busy.append(slot)
+        self._started.append(slot)
 
     def finish(self) -> Denoised:
         """The oldest frame in flight; see `FramePipeline.collect`."""
-        if not self._busy:
+        if not self._started:
             raise SettingError("no frame is in flight; submit one first")
-        return self._busy.popleft().finish()
+        return self._started.popleft().finish()
 
     def close(self) -> None:
         """Release the GPU's memory and the network; results that were handed out stay."""
-        self._busy.clear()
+        self._started.clear()
         for slot in self._slots:
             slot.close()
         self._host.close()

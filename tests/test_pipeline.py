@@ -418,7 +418,50 @@ def test_memory_for_one_frame_in_flight_only(model, noisy, caplog):
         for index in range(4):
             found = pipeline.denoise(noisy, frame_index=index)
             assert_as_on_the_cpu(found, model, noisy, frame_index=index)
-    assert "memory for 1 frame in flight only" in caplog.text
+    assert "memory for 1 frame at a time only" in caplog.text
+
+
+@pytest.fixture
+def room_for_one(model, noisy):
+    """A GPU with memory for one frame in flight."""
+    roomy = FakeDevice()
+    with pipeline_on(roomy, model, n_in_flight=1) as pipeline:
+        pipeline.denoise(noisy)
+        needed = sum(memory.nbytes for memory in roomy.memory.values())
+    device = FakeDevice(int(1.01 * needed))
+    yield device
+    assert not device.memory | device.pins | device.streams | device.graphs
+
+
+@pytest.mark.parametrize("n_in_flight", [2, 3])
+def test_frames_that_fit_one_at_a_time_only_are_taken_as_promised(
+    room_for_one, model, noisy, n_in_flight
+):
+    frames = [Frame(pixels=noisy.pixels * (n + 1)) for n in range(7)]
+    with pipeline_on(room_for_one, model, n_in_flight=n_in_flight) as pipeline:
+        found = []
+        for index, frame in enumerate(frames):
+            if pipeline.n_in_flight == pipeline.most_in_flight:
+                with pytest.raises(SettingError, match=f"{n_in_flight} frames are in flight"):
+                    pipeline.submit(frame)
+                found.append(pipeline.collect())
+            pipeline.submit(frame, frame_index=index)
+        assert pipeline.n_in_flight == n_in_flight
+        found += [pipeline.collect() for _ in range(n_in_flight)]
+        with pytest.raises(SettingError, match="no frame is in flight"):
+            pipeline.collect()
+    for index, (frame, result) in enumerate(zip(frames, found, strict=True)):
+        assert_as_on_the_cpu(result, model, frame, frame_index=index)
+    del found, result
+
+
+def test_a_frame_that_makes_room_for_another_tells_its_own_failure(room_for_one, model, noisy):
+    with pipeline_on(room_for_one, model, n_in_flight=2) as pipeline:
+        pipeline.submit(np.full(noisy.shape, 7, np.float32))
+        pipeline.submit(noisy)
+        with pytest.raises(FrameError, match="frame is constant"):
+            pipeline.collect()
+        assert_as_on_the_cpu(pipeline.collect(), model, noisy)
 
 
 def test_a_network_for_whole_frames_only_on_a_full_gpu(model, noisy):
