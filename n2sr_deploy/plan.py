@@ -126,8 +126,8 @@ class Plan:
 
     def _record(self) -> None:
         """Where that fails, frames go on unrecorded."""
-        self.device.begin_capture(self._stream)
         try:
+            self.device.begin_capture(self._stream)
             try:
                 self.enqueue()
             finally:

@@ -63,6 +63,7 @@ class FakeDevice:
         self.n_waits = self.n_allocations = self.n_done = self.n_captures = 0
         self.fails_at = None  # the number of the operation that fails
         self.broken = set()  # streams of which an operation failed
+        self.can_capture = True
         self.is_lost = False  # as after an illegal address: even freeing fails
 
     # memory
@@ -138,6 +139,8 @@ class FakeDevice:
 
     def begin_capture(self, stream):
         assert self.streams[stream] is None, "captured twice"
+        if not self.can_capture:
+            raise DeviceError("the GPU failed (begin_capture: not permitted)")
         self.n_captures += 1
         self.recorders[stream] = threading.get_ident()
         self.streams[stream] = []

@@ -383,6 +383,15 @@ def test_a_capture_that_is_spoilt_is_told_and_frames_go_on(device, model, noisy,
     assert caplog.text.count("no CUDA graph can be recorded") == 2, "once for each slot"
 
 
+def test_on_a_gpu_that_records_nothing_no_frame_is_lost(device, model, noisy, caplog):
+    device.can_capture = False
+    with pipeline_on(device, model) as pipeline:
+        for index in range(6):
+            found = pipeline.denoise(noisy, frame_index=index)
+            assert_as_on_the_cpu(found, model, noisy, frame_index=index)
+    assert caplog.text.count("no CUDA graph can be recorded") == 2, "once for each slot"
+
+
 def test_a_recording_that_is_interrupted_is_not_used(device, model, noisy):
     class Interrupted(FakeNetwork):
         n_left = 2
