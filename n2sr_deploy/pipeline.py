@@ -206,7 +206,7 @@ def _quietly(release: Callable[..., object], *arguments: object) -> None:
 class Program:
     """A network on a GPU, with memory and graphs for the frames it has seen.
 
-    Closed, it closes the network.
+    Closed, or refused, it closes the network.
 
     Parameters
     ----------
@@ -225,6 +225,7 @@ class Program:
         self, model: ExportedModel, network: DeviceNetwork, device: Device, n_in_flight: int = 2
     ) -> None:
         if n_in_flight < 1:
+            network.close()
             raise SettingError(f"n_in_flight is {n_in_flight}, but must be at least 1")
         self.model = model
         self.network = network

@@ -20,6 +20,7 @@ from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
+    DeviceError,
     MissingExtraError,
     ModelError,
     OutOfDeviceMemoryError,
@@ -154,6 +155,31 @@ def test_arrays_whose_memory_would_be_misread_are_refused(backend, wrong):
     with pytest.raises(ModelError, match="read-only"):
         backend.infer(subsampled, out)
     assert not out.any()
+
+
+def test_a_backend_on_a_gpu_that_cannot_be_opened_closes_its_network(model, monkeypatch):
+    device = FakeDevice()
+    network = FakeNetwork(model, device)
+
+    def fail():
+        raise DeviceError("the GPU failed (stream)")
+
+    monkeypatch.setattr(device, "stream", fail)
+    with pytest.raises(DeviceError, match="stream"):
+        DeviceBackend(network, device, (2, 2))
+    assert network.closed
+
+
+def test_kernels_that_have_nothing_to_be_compared_with_leave_nothing(model, monkeypatch):
+    device = FakeDevice()
+
+    def fail(*_):
+        raise ModelError("ONNX Runtime failed")
+
+    monkeypatch.setattr(ort.OnnxRuntimeBackend, "infer", fail)
+    with pytest.raises(ModelError, match="ONNX Runtime failed"):
+        NativeNetwork(model.onnx, device, (2, 2))
+    assert not device.memory | device.pins | device.streams
 
 
 def test_a_closed_backend_says_so(opened):

@@ -544,8 +544,10 @@ def test_settings_out_of_range_are_refused(pipeline, device, model, noisy):
         pipeline.denoise(noisy, 0)
     with pytest.raises(SettingError, match="frame_index"):
         pipeline.denoise(noisy, frame_index=-1)
+    network = FakeNetwork(model, device)
     with pytest.raises(SettingError, match="n_in_flight"):
-        pipeline_on(device, model, n_in_flight=0)
+        Program(model, network, device, n_in_flight=0)
+    assert network.closed
 
 
 def test_closing_with_frames_in_flight(device, model, noisy, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -96,14 +96,10 @@ class NativeNetwork:
         given = phantom_input(_TRIED)
         n, _, height, width = _TRIED
         results = np.empty((2, n, 1, height * self._stride[0], width * self._stride[1]), np.float32)
-        for backend, result in (
-            (OnnxRuntimeBackend(onnx, n_threads=1), results[0]),
-            (DeviceBackend(_Lent(self), self._device, self._stride), results[1]),
-        ):
-            try:
-                backend.infer(given, result)
-            finally:
-                backend.close()
+        with closing(OnnxRuntimeBackend(onnx, n_threads=1)) as backend:
+            backend.infer(given, results[0])
+        with closing(DeviceBackend(_Lent(self), self._device, self._stride)) as on_device:
+            on_device.infer(given, results[1])
         error = float(np.sqrt(np.mean(np.square(results[1] - results[0]))))
         std = float(results[0].std())
         if not error <= _ALLOWED * std:

@@ -39,7 +39,7 @@ class DeviceBackend:
     Parameters
     ----------
     network
-        On `device`; the backend closes it.
+        On `device`; the backend closes it, also when it cannot be opened itself.
     device
         The GPU.
     stride
@@ -48,7 +48,11 @@ class DeviceBackend:
 
     def __init__(self, network: DeviceNetwork, device: Device, stride: Shape) -> None:
         self._network, self._device, self._stride = network, device, stride
-        self._stream: int | None = device.stream()
+        try:
+            self._stream: int | None = device.stream()
+        except BaseException:
+            network.close()
+            raise
         self._memory: _Memory | None = None
         self._opened = ExitStack()
 
