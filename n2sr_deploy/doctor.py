@@ -51,6 +51,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "backend native", _native()
     for library in LIBRARIES:
         yield f"backend {option_of(library)}", _tensorrt(library)
+    yield "backend cuda", _cuda()
     yield (
         "backend of auto",
         f"the first that works of {', '.join(ON_GPU)} on a GPU, then of {', '.join(FASTEST_FIRST)}",
@@ -107,6 +108,17 @@ def _onnxruntime() -> str:
     return describe()
 
 
+def _cuda() -> str:
+    try:
+        from n2sr_deploy.backends.ort import require_cuda
+
+        require_cuda()
+        CudaDevice()
+    except N2SRError as error:
+        return f"missing: {error}"
+    return "ONNX Runtime is built for it; it needs the CUDA and cuDNN of its version"
+
+
 def _tensorrt(library: str) -> str:
     """Without a driver nothing of it is started: it may end the process."""
     try:
@@ -137,7 +149,7 @@ def _openvino() -> str:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    cores = counted(os.cpu_count() or 1, "core")
+    cores = _cores()
     if not cpuinfo.exists():
         found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
         return f"{platform.processor() or platform.machine()}, {cores}, {' '.join(found)}"
@@ -147,6 +159,13 @@ def _processor() -> str:
     found = [name for name in _CPU_FEATURES if name in flags]
     name = facts.get("model name", platform.machine())
     return f"{name}, {cores}, {' '.join(found) or 'none of ' + ' '.join(_CPU_FEATURES)}"
+
+
+def _cores() -> str:
+    """Slurm, taskset and containers allow a process some of the machine's."""
+    n = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n
+    return counted(n, "core") if allowed == n else f"{allowed} of {counted(n, 'core')}"
 
 
 def _gpu() -> str:

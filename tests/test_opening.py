@@ -202,6 +202,25 @@ def test_doctor_tells_of_every_backend():
     assert (
         "needs a GPU" in told["backend tensorrt-rtx"] or "n2sr[rtx]" in told["backend tensorrt-rtx"]
     )
+    assert told["backend cuda"].startswith(("ONNX Runtime is built for it", "missing: "))
     assert told["backend of auto"].startswith(
         "the first that works of native, tensorrt, tensorrt-rtx, cuda"
     )
+
+
+def test_doctor_tells_why_onnx_runtime_has_no_cuda_and_what_to_do(monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    told = dict(doctor.report())["backend cuda"]
+    assert "missing: this ONNX Runtime was built without CUDA; put the other one" in told
+    assert "pip install --no-deps onnxruntime-gpu" in told
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "allowed", "told"), [(8, 3, "3 of 8 cores"), (8, 8, "8 cores"), (1, 1, "1 core")]
+)
+def test_doctor_tells_the_cores_that_n2sr_may_use(monkeypatch, n_cores, allowed, told):
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: n_cores)
+    monkeypatch.setattr(
+        doctor.os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False
+    )
+    assert f", {told}, " in doctor._processor()
