@@ -208,7 +208,7 @@ def killed_sink(kind: str) -> dict[str, Any]:
     indices = [int(index) for index, _ in rows]
     return {
         "killed": _KILLED,
-        "denoised": counts["denoised"],
+        "passed": counts["passed as they are"],
         "came_out": len(indices),
         "wrong": sum(is_whole != "1" for _, is_whole in rows),
         "twice": _twice(indices),

@@ -129,7 +129,9 @@ def test_all_that_came_with_a_frame_is_handed_on(model):
 def test_without_a_model_frames_pass_as_they_are():
     sink = FakeSink()
     frame = live_frame(0)
-    stream([frame], sink)
+    counts, summary = stream([frame], sink)
+    assert (counts["denoised"], counts["passed as they are"]) == (0, 1)
+    assert summary["fps"] > 0
     _, mean, result = sink.results[0]
     assert np.array_equal(mean, frame.pixels.astype(np.float32))
     assert result.std is None
@@ -159,7 +161,7 @@ def test_latest_shows_the_newest_and_counts_what_it_drops():
     counts = running.run()["counts"]
     assert counts["received"] == 30
     assert counts["dropped"] > 5
-    assert counts["denoised"] + counts["dropped"] == 30
+    assert counts["passed as they are"] + counts["dropped"] == 30
     assert sink.indices[-1] == 29
     assert sink.indices == sorted(sink.indices)
 
@@ -210,7 +212,7 @@ def test_a_slow_sink_holds_neither_the_stream_nor_the_others():
     assert len(quick.indices) >= 25
     assert len(slow.indices) < 6
     assert slow.indices[-1] == 29
-    assert counts["lost by slow"] + len(slow.indices) == counts["denoised"]
+    assert counts["lost by slow"] + len(slow.indices) == counts["passed as they are"]
 
 
 def test_a_sink_that_accepts_nothing_is_lost_after_some_patience(caplog):
@@ -351,7 +353,7 @@ def test_many_sinks_that_are_stuck_do_not_stop_the_others():
     assert quick.indices[-1] == 39
     hanging.set()
     time.sleep(0.2)
-    assert counts["denoised"] + counts["dropped"] == 40
+    assert counts["passed as they are"] + counts["dropped"] == 40
 
 
 def test_patience_with_stuck_sinks_does_not_add_up():
@@ -764,7 +766,9 @@ def test_the_summary_as_json():
     done = run("stream", "sim:?size=64&fps=200&frames=3", "--policy", "all", "--json")
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
-    assert summary["counts"]["denoised"] == 3
+    assert summary["counts"]["denoised"] == 0
+    assert summary["counts"]["passed as they are"] == 3
+    assert summary["fps"] > 0
     assert summary["stages_ms"]["denoise"]["p99"] > 0
 
 
@@ -787,7 +791,7 @@ def test_signals_end_it_with_a_summary(number):
     os.kill(process.pid, number)  # as `timeout` does, to the process and to its group
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
-    assert json.loads(stdout)["counts"]["denoised"] >= 1
+    assert json.loads(stdout)["counts"]["passed as they are"] >= 1
     assert "Traceback" not in stderr
 
 
@@ -807,7 +811,7 @@ def test_metrics_are_served_to_this_machine_only():
     thread = threading.Thread(target=running.run)
     with serve(running, port):
         thread.start()
-        while running.statistics["denoised"] < 2:
+        while running.statistics["passed as they are"] < 2:
             time.sleep(0.01)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             text = answer.read().decode()
@@ -815,6 +819,7 @@ def test_metrics_are_served_to_this_machine_only():
             pass
     gate.set()
     thread.join()
-    assert 'n2sr_frames_total{what="denoised"} 2.0' in text
+    assert 'n2sr_frames_total{what="denoised"} 0.0' in text
+    assert 'n2sr_frames_total{what="passed as they are"} 2.0' in text
     assert 'n2sr_frames_total{what="missing"} 1.0' in text
     assert 'n2sr_latency_seconds{quantile="0.99",stage="denoise"}' in text

@@ -345,6 +345,17 @@ PIXELS = """(id => { const c = document.getElementById(id).querySelector("canvas
   return sum; })"""
 
 
+def test_the_page_calls_denoised_only_what_is(viewer, browser):
+    """Frames that passed before there was a model stood under the title of denoised ones."""
+    title = "document.querySelector('#mean figcaption').textContent"
+    viewer.write(result_of(0, std=None, record={"n2sr_version": "1", "model": None}))
+    browser.call("Page.navigate", url=viewer.url)
+    browser.wait_for(f"window.n2sr?.data && {title} === 'not denoised: no model yet'")
+    time.sleep(0.6)
+    viewer.write(result_of(1))
+    browser.wait_for(f"{title} === 'denoised'")
+
+
 def test_the_page_in_a_browser(viewer, browser, tmp_path):
     stopping = threading.Event()
 

@@ -41,7 +41,9 @@ class _Collector:
             for name, milliseconds in times.items():
                 stages.add_metric([stage, f"0.{name.removeprefix('p')}"], milliseconds / 1e3)
         yield stages
-        yield GaugeMetricFamily("n2sr_fps", "Frames denoised a second", self._runner.statistics.fps)
+        yield GaugeMetricFamily(
+            "n2sr_fps", "Frames denoised or passed a second", self._runner.statistics.fps
+        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from n2sr_deploy.errors import (
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
 from n2sr_deploy.stream.sink_worker import FOR_A_SINK, BackOff, SinkWorker
-from n2sr_deploy.stream.statistics import StreamStatistics
+from n2sr_deploy.stream.statistics import PASSED, StreamStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +129,7 @@ class StreamRunner:
 
     def told(self) -> dict[str, Any]:
         """For the viewer: fps, the latest frame's latency and what was counted."""
-        counts = ("received", "denoised", "damaged", "refused", "missing")
+        counts = ("received", "denoised", PASSED, "damaged", "refused", "missing")
         told = {name: self.statistics[name] for name in counts}
         shown = {name: n for name, n in told.items() if n or name in ("received", "denoised")}
         latency_s = self.statistics.latest("arrival to denoised")
@@ -237,9 +237,7 @@ class StreamRunner:
         done = time.monotonic()
         self.statistics.took("denoise", done - began)
         self.statistics.took("arrival to denoised", done - frame.arrival_s)
-        self.statistics.frame_done()
-        if result.std is None:
-            self.statistics.count("passed as they are")
+        self.statistics.frame_done(is_denoised=result.std is not None)
         for worker in self._workers:
             worker.offer(slot, result)
         if self._observe is not None:

@@ -14,6 +14,8 @@ import numpy as np
 _log = logging.getLogger("n2sr")
 _KEPT = 4096  # of the latest values of a stage
 _RATE_OVER_S = 2.0
+PASSED = "passed as they are"
+"""Count of frames that were handed on before there was a model."""
 _MOST_TOLD = 10  # troubles of a kind, however many differ
 
 
@@ -22,7 +24,7 @@ class StreamStatistics:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(received=0, denoised=0)
         self._stages: dict[str, deque[float]] = {}
         self._recent: deque[float] = deque(maxlen=_KEPT)
         self._told: dict[str, set[str]] = {}
@@ -55,10 +57,10 @@ class StreamStatistics:
         with self._lock:
             self._stages.setdefault(stage, deque(maxlen=_KEPT)).append(seconds)
 
-    def frame_done(self) -> None:
-        """Another frame has been denoised."""
+    def frame_done(self, *, is_denoised: bool) -> None:
+        """Another frame has been denoised, or passed as it is."""
         with self._lock:
-            self._counts["denoised"] += 1
+            self._counts["denoised" if is_denoised else PASSED] += 1
             self._recent.append(time.monotonic())
 
     def __getitem__(self, what: str) -> int:
@@ -73,7 +75,7 @@ class StreamStatistics:
 
     @property
     def fps(self) -> float:
-        """Frames denoised a second, over the last two seconds."""
+        """Frames denoised or passed a second, over the last two seconds."""
         now = time.monotonic()
         with self._lock:
             n = sum(1 for then in self._recent if now - then < _RATE_OVER_S)
@@ -90,7 +92,7 @@ class StreamStatistics:
             seconds = time.monotonic() - self._started
         return {
             "seconds": seconds,
-            "fps": counts.get("denoised", 0) / max(seconds, 1e-9),
+            "fps": (counts["denoised"] + counts.get(PASSED, 0)) / max(seconds, 1e-9),
             "counts": counts,
             "stages_ms": {
                 stage: dict(
