@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.simulation import unit_noise
 from n2sr_deploy import Denoiser
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
@@ -31,6 +32,7 @@ from n2sr_deploy.stream import (
     StreamRunner,
     denoise_stream,
     denoising,
+    fit,
     runner,
     sink_worker,
 )
@@ -510,6 +512,36 @@ def test_what_is_prepared_is_of_a_size_that_can_be(model, monkeypatch, told, pre
     metadata = replace(model.metadata, frame_shape=told)
     LiveDenoiser(replace(model, metadata=metadata), "a model", OPTIONS).prepare()
     assert shapes == [prepared]
+
+
+def streaks(index, shape=(96, 128)):
+    """A frame whose noise is correlated along rows."""
+    noise = unit_noise(shape, np.random.default_rng(index), 0.5)
+    return replace(live_frame(index), pixels=(100 + 10 * noise).astype(np.float32))
+
+
+def test_noise_of_another_kind_than_the_models_is_told_once(model, caplog):
+    """`n2sr denoise` told it, the stream never did."""
+    told = "the model was trained with pattern cell"
+    stream([live_frame(n, (96, 128)) for n in range(3)], FakeSink(), model=model)
+    assert told not in caplog.text
+    stream([streaks(n) for n in range(3)], FakeSink(), model=model)
+    assert caplog.text.count(told) == 1
+    assert "correlated along rows" in caplog.text
+
+
+def test_noise_is_measured_beside_the_stream(model, monkeypatch):
+    may_go_on, sink = threading.Event(), FakeSink()
+    monkeypatch.setattr(fit, "noise_of", lambda *_: may_go_on.wait(60))
+
+    def last():
+        while len(sink.indices) < 3:  # they have come out, though the noise is not known
+            time.sleep(0.01)
+        may_go_on.set()
+        return live_frame(3)
+
+    stream([*(live_frame(n) for n in range(3)), last], sink, model=model)
+    assert sink.indices == list(range(4))
 
 
 def test_a_model_is_swapped_between_two_frames(model):

@@ -15,6 +15,7 @@ from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.stream.base import LiveResult
+from n2sr_deploy.stream.fit import Fit
 from n2sr_deploy.stream.hot import HotPixels
 from n2sr_deploy.version import VERSION
 
@@ -140,6 +141,7 @@ class LiveDenoiser:
         self._next: LoadedModel | None = None
         self._lock = threading.Lock()
         self._hot = HotPixels()
+        self._fit = Fit(repairs=self.options.repair)
 
     def prepare(self) -> None:
         """Load the model before the first frame comes, where its shape does not matter: on a CPU.
@@ -200,6 +202,12 @@ class LiveDenoiser:
             mean = Frame(pixels=frame.pixels).pixels.astype(np.float32)
             record = {"n2sr_version": VERSION, "model": None}
             return LiveResult(noisy=frame, mean=mean, std=None, record=record)
+        result = self._denoised(loaded, frame)
+        if loaded.model is self._model:  # what was learned from this stream fits it
+            self._fit.look_at(frame, loaded.model.metadata)
+        return result
+
+    def _denoised(self, loaded: LoadedModel, frame: LiveFrame) -> LiveResult:
         if not self.options.repair:
             return loaded.denoise(frame)
         pixels, n_hot = self._hot.mended(frame.pixels)
@@ -228,3 +236,4 @@ class LiveDenoiser:
                 loaded.close()
         self._loaded = self._next = None
         self._hot.close()
+        self._fit.close()
