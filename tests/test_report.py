@@ -57,9 +57,17 @@ def test_the_truth_passes(along_rows):
 def test_a_blurred_result_has_left_signal(along_rows):
     found, findings = levels(noisy_frame(along_rows), smoothed(lattice(), 4))
     assert found[0] == "bad"
-    assert found[2] == "good"
     assert findings.counted("lost") >= 2
     assert "Bragg peaks" in findings.verdicts[0].answer
+
+
+def test_nothing_invented_is_no_praise_where_the_signal_is_missing():
+    """What a model of another specimen made of a frame was good, though hardly anything was right."""
+    found, findings = levels(noisy_frame(), smoothed(lattice(), 4))
+    assert found == ["bad", "good", "caution"]
+    assert "the model seems to belong to another specimen" in findings.verdicts[2].answer
+    _, findings = levels(noisy_frame(), lattice())
+    assert "specimen" not in findings.verdicts[2].answer
 
 
 @pytest.mark.parametrize("along_rows", [0.0, 0.5])

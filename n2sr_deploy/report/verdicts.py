@@ -64,7 +64,9 @@ class WorstRing(NamedTuple):
 
 def verdicts(findings: ReportFindings) -> tuple[Verdict, ...]:
     """One for each question; the fourth where there is a second exposure."""
-    answers = [_signal_left(findings), _noise_left(findings), _invented(findings)]
+    signal = _signal_left(findings)
+    lacks_much = signal.level == "bad" and _residual_share(findings) >= EMPTY_RESIDUAL[1]
+    answers = [signal, _noise_left(findings), _invented(findings, lacks_much=lacks_much)]
     if findings.excess is not None:
         answers.append(_second(findings.excess))
     return tuple(answers)
@@ -100,7 +102,7 @@ def _signal_left(findings: ReportFindings) -> Verdict:
     real = [peak for peak in findings.peaks if peak.state != "unsupported"]
     damaged = sum(peak.state != "kept" for peak in real)
     lacking = [place for place in findings.places if not place.is_invented]
-    share = findings.residual_std / max(findings.noise.std, 1e-30)
+    share = _residual_share(findings)
     level = _worst(
         _level(-share, (-EMPTY_RESIDUAL[0], -EMPTY_RESIDUAL[1])),
         _level(ring.share, SIGNAL_LEFT),
@@ -145,6 +147,11 @@ def _all_kept(n_peaks: int) -> str:
     return f"all {n_peaks} Bragg peaks are kept"
 
 
+def _residual_share(findings: ReportFindings) -> float:
+    """The residual's standard deviation over the noise's; 1 of a perfect result."""
+    return findings.residual_std / max(findings.noise.std, 1e-30)
+
+
 def _share_of_noise(share: float) -> str:
     if share == 0:
         return "the residual is empty"
@@ -163,7 +170,7 @@ def _noise_left(findings: ReportFindings) -> Verdict:
     )
 
 
-def _invented(findings: ReportFindings) -> Verdict:
+def _invented(findings: ReportFindings, *, lacks_much: bool) -> Verdict:
     peaks = findings.counted("unsupported")
     invented = [place for place in findings.places if place.is_invented]
     level = _worst(_level(peaks, (0, 2)), _level(len(invented), PLACES))
@@ -173,20 +180,28 @@ def _invented(findings: ReportFindings) -> Verdict:
         level = "bad"
     if 2 * len(invented) < len(findings.places) and not peaks and level == "bad":
         level = "caution"  # what is blurred lacks more than it adds
-    if level == "good":
-        return Verdict(
-            question=INVENTED,
-            level=level,
-            answer="Nothing that this frame could contradict: no peak and no local structure of "
-            "the result is denied by the residual.",
-        )
     told = []
+    if level == "good":
+        none = "no peak and no local structure of the result is denied by the residual"
+        if not lacks_much:
+            return Verdict(
+                question=INVENTED,
+                level=level,
+                answer=f"Nothing that this frame could contradict: {none}.",
+            )
+        level = "caution"
+        told.append(none)
     if peaks:
         told.append(
             f"{counted(peaks, 'peak')} of the result's spectrum {are(peaks)} not in the data"
         )
     if invented:
         told.append(f"{_places(invented)} the result shows a structure that the data deny")
+    if lacks_much:  # what is drawn instead is too much like what is missing to be denied
+        told.append(
+            "with so much signal left in the residual, the model seems to belong to another "
+            "specimen, or the result is blurred"
+        )
     return Verdict(
         question=INVENTED,
         level=level,
