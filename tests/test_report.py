@@ -62,7 +62,7 @@ def test_a_blurred_result_has_left_signal(along_rows):
 
 
 def test_nothing_invented_is_no_praise_where_the_signal_is_missing():
-    """What a model of another specimen made of a frame was good, though hardly anything was right."""
+    """What a model of another specimen made of a frame was called good."""
     found, findings = levels(noisy_frame(), smoothed(lattice(), 4))
     assert found == ["bad", "good", "caution"]
     assert "the model seems to belong to another specimen" in findings.verdicts[2].answer
@@ -386,6 +386,7 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words
     [
         (np.ones((96, 224)), "the standard error is 96 x 224 pixels, but the noisy frame 192 x"),
         (np.full(SHAPE, np.nan), "the standard error has NaN"),
+        (lattice() - 3, "the standard error has pixels down to -0.5, but none can be below 0"),
     ],
 )
 def test_a_spread_of_another_frame_is_refused(spread, words):

@@ -73,8 +73,8 @@ def measure(
     ------
     FrameError
         When the noisy frame is constant or too small, shapes differ, the denoised frame or the
-        spread is not finite, a frame shows another area, or the second exposure has the very
-        pixels of the noisy or the denoised frame.
+        spread is not finite, the spread is negative, a frame shows another area, or the second
+        exposure has the very pixels of the noisy or the denoised frame.
     """
     _check(noisy, denoised, spread, second)
     repaired = repair(noisy)
@@ -127,6 +127,11 @@ def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Fr
             _check_exposure(noisy, denoised, pixels)
         if not np.isfinite(pixels).all():
             raise FrameError(f"the {name} has NaN or infinite pixels; denoise the frame again")
+    if spread is not None and spread.min() < 0:
+        raise FrameError(
+            f"the standard error has pixels down to {spread.min():.3g}, but none can be below 0; "
+            "give the file that n2sr denoise --std wrote"
+        )
 
 
 def _check_exposure(noisy: Frame, denoised: AnyArray, second: AnyArray) -> None:
