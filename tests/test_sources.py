@@ -827,6 +827,20 @@ def test_a_stack_that_cannot_begin_leaves_no_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_frames_of_another_size_are_no_pages_of_a_stack(tmp_path, caplog):
+    """They went into one file, which then held 2 signals."""
+    caplog.set_level("INFO", "n2sr")
+    sink = open_sink(f"stack:{tmp_path / 'out.tif'}")
+    sink.open()
+    for n in range(6):  # they may take turns
+        sink.write(result_of(live_frame(n, ((64, 64), (32, 40))[n % 2])))
+    sink.close()
+    for name, shape in (("out.tif", (64, 64)), ("out-2.tif", (32, 40))):
+        found = read_frame(tmp_path / name, 0)
+        assert (found.shape, found.n_frames) == (shape, 3)
+    assert caplog.text.count("frames of 32 x 40 pixels go into") == 1
+
+
 def test_what_a_format_cannot_keep_is_told_once(tmp_path, caplog):
     sink = open_sink(f"folder:{tmp_path}?format=npy")
     sink.open()

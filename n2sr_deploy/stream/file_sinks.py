@@ -21,8 +21,7 @@ from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    import io
-
+    from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.addresses import Address
     from n2sr_deploy.stream.base import LiveResult
 
@@ -96,7 +95,8 @@ class StackSink:
     """All frames in one file that can be read while it grows, and after a crash: ``stack:out.tif``.
 
     A TIFF file (BigTIFF) of float32 pages; what is known of a frame stands in its page's
-    description, as JSON. A file that is there already is not replaced: frames go to ``out-2.tif``.
+    description, as JSON. A file that is there already is not replaced: frames go to ``out-2.tif``,
+    and so do frames of another size, which are no pages of one stack.
     """
 
     def __init__(self, address: Address) -> None:
@@ -105,16 +105,48 @@ class StackSink:
         self._path = Path(address.target)
         if self._path.suffix.lower() not in (".tif", ".tiff"):
             raise SettingError(f"{address.text} must end in .tif")
-        self._file: io.FileIO | None = None
+        self._empty: _Stack | None = None
+        self._stacks: dict[Shape, _Stack] = {}
 
     def open(self) -> None:
         """Make the file, or go on with the one that this stream has made."""
-        if self._file is not None:
-            return
+        if self._empty is None and not self._stacks:
+            self._empty = self._begun()
+
+    def _begun(self) -> _Stack:
         number, path = 1, self._path
         while path.exists():
             number += 1
             path = self._path.with_stem(f"{self._path.stem}-{number}")
+        return _Stack(path)
+
+    def write(self, result: LiveResult) -> None:
+        """Append a page to the stack of its size."""
+        shape = result.noisy.shape
+        stack = self._stacks.get(shape)
+        if stack is None:
+            stack, self._empty = self._empty or self._begun(), None
+            self._stacks[shape] = stack
+            if stack.path != self._path:
+                _log.info("frames of %d x %d pixels go into %s", *shape, stack.path)
+        try:
+            stack.append(result)
+        except (OSError, ValueError) as error:
+            raise OutputError(f"cannot write to {self.name}: {error}") from error
+
+    def close(self) -> None:
+        """Close the files."""
+        stacks = [*self._stacks.values(), *([self._empty] if self._empty is not None else [])]
+        self._stacks, self._empty = {}, None
+        with contextlib.ExitStack() as closing:  # each, whatever becomes of the others
+            for stack in stacks:
+                closing.callback(stack.close)
+
+
+class _Stack:
+    """One of its files, new, for frames of one size."""
+
+    def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("x+b", buffering=0)  # a page is in the file once it is written
@@ -126,38 +158,30 @@ class StackSink:
             file.close()
             path.unlink()
             raise OutputError(f"{path} cannot be made: {error}") from error
-        self._file, self._made, self._is_empty = file, path, True
-        if number > 1:
-            _log.info("%s exists already: frames go into %s", self._path, path)
+        self.path, self._file, self._is_empty = path, file, True
 
-    def write(self, result: LiveResult) -> None:
-        """Append a page."""
+    def append(self, result: LiveResult) -> None:
+        """Write a page."""
         info = _info(result, "mean")
-        try:
-            self._writer.write(
-                result.mean,
-                contiguous=False,
-                photometric="minisblack",
-                metadata=None,
-                description=_description(result, info),
-                **pixels_per_centimetre(info),
-            )
-        except (OSError, ValueError) as error:
-            raise OutputError(f"cannot write to {self.name}: {error}") from error
+        self._writer.write(
+            result.mean,
+            contiguous=False,
+            photometric="minisblack",
+            metadata=None,
+            description=_description(result, info),
+            **pixels_per_centimetre(info),
+        )
         self._is_empty = False
 
     def close(self) -> None:
         """Close the file; without a frame it is no image, and goes."""
-        file, self._file = self._file, None
-        if file is None:
-            return
-        with file:
+        with self._file as file:
             made = os.fstat(file.fileno())
             self._writer.close()
         if self._is_empty:
             with contextlib.suppress(OSError):
-                if os.path.samestat(made, self._made.stat()):  # nobody has put another there
-                    self._made.unlink()
+                if os.path.samestat(made, self.path.stat()):  # nobody has put another there
+                    self.path.unlink()
 
 
 def _info(result: LiveResult, what: str) -> FrameInfo:
