@@ -542,6 +542,14 @@ def test_bad_usage(run, raw, model_path, tmp_path, arguments, message):
     assert not results(tmp_path / "out")
 
 
+def test_what_is_no_model_is_told_before_the_first_file(run, raw, tmp_path):
+    """Each file failed by it, one after another."""
+    (tmp_path / "text.onnx").write_text("text")
+    told = run("raw", "-o", "out", "-m", "text.onnx", code=2).stderr
+    assert told.count("text.onnx is not an ONNX model") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_threads_are_shared_fairly(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

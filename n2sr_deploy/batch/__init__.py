@@ -15,6 +15,7 @@ from n2sr_deploy.batch.manifest import Entry, Manifest
 from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import OutputError, SettingError
+from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.words import about, counted
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ def run_batch(
     InputFileError, OutputError
         When there is nothing to do, or results cannot be written; or another batch writes into
         this folder.
-    SettingError
-        When a setting is wrong.
+    SettingError, ModelError
+        When a setting is wrong, or the model is none.
     """
     with _made(folder), Manifest(folder) as manifest:
         n_left = manifest.remove_leftovers()
@@ -153,6 +154,8 @@ def run_batch(
         summary = Summary()
         to_do = _sorted_out(jobs, manifest, summary, overwrite=options.overwrite)
         if to_do:
+            if options.denoising.model is not None:
+                ExportedModel.open(options.denoising.model)  # else each file would fail by it
             try:
                 _Run(to_do, options, manifest, watcher, summary).run(open_runner)
             finally:
