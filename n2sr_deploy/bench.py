@@ -151,8 +151,8 @@ def _timed(
 def _in_flight_per_s(
     denoiser: Denoiser | FramePipeline, frames: list[AnyArray], workload: Workload
 ) -> float | None:
-    """Frames a second by the clock; None on a CPU, where no two can be in flight."""
-    if not isinstance(denoiser, FramePipeline):
+    """Frames a second by the clock; None where no two can be in flight."""
+    if not isinstance(denoiser, FramePipeline) or denoiser.most_in_flight < N_IN_FLIGHT:
         return None
     done: list[float] = []
     for n in range(3 * N_IN_FLIGHT + workload.n_frames):

@@ -58,8 +58,7 @@ class Program:
         # Unused at a time: of as many frames as are in flight, of one that the caller looks at,
         # and of the one before.
         self._host = Host(Copier(), PinnedPool(device, n_kept=2 * (n_in_flight + 1)))
-        self.most_in_flight = n_in_flight
-        """How many frames can be; for which the GPU's memory does not suffice wait for others."""
+        self._promised = n_in_flight
         self._slots = [Slot(model, network, device, self._host) for _ in range(n_in_flight)]
         self._started: deque[Slot | Finished] = deque()
 
@@ -67,6 +66,14 @@ class Program:
     def n_in_flight(self) -> int:
         """How many frames are."""
         return len(self._started)
+
+    @property
+    def most_in_flight(self) -> int:
+        """How many are worked on at a time: fewer than was asked for once memory did not suffice.
+
+        As many as was asked for are taken all the same.
+        """
+        return len(self._slots)
 
     def prepare(self, frame: Frame, n_samples: int | None = None) -> None:
         """Plan and record a kind of frame beforehand, in all slots; none may be in flight."""
@@ -80,7 +87,7 @@ class Program:
     def start(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> None:
         """Begin with a frame; see `FramePipeline.submit`."""
         n = self.n_in_flight
-        if n >= self.most_in_flight:
+        if n >= self._promised:
             raise SettingError(
                 f"{counted(n, 'frame')} {are(n)} in flight, no more fit; collect one first"
             )
@@ -155,7 +162,7 @@ class FramePipeline:
 
     @property
     def most_in_flight(self) -> int:
-        """How many frames can be submitted before one must be collected."""
+        """How many frames are worth submitting before one is collected; see `Program`."""
         return self._program.most_in_flight
 
     def submit(

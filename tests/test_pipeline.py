@@ -450,12 +450,12 @@ def test_frames_that_fit_one_at_a_time_only_are_taken_as_promised(
     with pipeline_on(room_for_one, model, n_in_flight=n_in_flight) as pipeline:
         found = []
         for index, frame in enumerate(frames):
-            if pipeline.n_in_flight == pipeline.most_in_flight:
+            if pipeline.n_in_flight == n_in_flight:
                 with pytest.raises(SettingError, match=f"{n_in_flight} frames are in flight"):
                     pipeline.submit(frame)
                 found.append(pipeline.collect())
             pipeline.submit(frame, frame_index=index)
-        assert pipeline.n_in_flight == n_in_flight
+        assert (pipeline.n_in_flight, pipeline.most_in_flight) == (n_in_flight, 1)
         found += [pipeline.collect() for _ in range(n_in_flight)]
         with pytest.raises(SettingError, match="no frame is in flight"):
             pipeline.collect()
