@@ -152,7 +152,8 @@ def stream_command(
         summary = runner.run()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
     if runner.gave_up:
-        raise click.ClickException(f"not everything was written: {runner.gave_up[0]}")
+        names = ", ".join(runner.gave_up)
+        raise click.ClickException(f"not everything was written; given up, see above: {names}")
     counts = summary["counts"]
     for sink in sinks:
         if counts.get(f"lost by {sink}") and not counts.get(f"written to {sink}"):

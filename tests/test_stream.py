@@ -387,12 +387,27 @@ def test_a_slow_sink_that_never_stalls_gets_every_frame_at_the_end():
     assert counts["written to slow"] == 12
 
 
-def test_without_any_sink_left_the_stream_ends():
+def test_without_any_sink_left_the_stream_ends(caplog):
     def full(result):
         raise OutputError("cannot write 3.tif: No space left on device")
 
     with pytest.raises(OutputError, match="No space left"):
         stream([live_frame(0), live_frame(1), 30.0], FakeSink(write=full))
+    assert "No space left" not in caplog.text, "what is raised was told twice"
+
+
+def test_sinks_that_are_given_up_are_told_once_each(caplog):
+    def full(name):
+        def write(result):
+            raise OutputError(f"cannot write {name}")
+
+        return write
+
+    names = "first", "second"
+    with pytest.raises(OutputError, match=r"cannot write (first|second)") as caught:
+        stream([live_frame(0), live_frame(1), 30.0], *(FakeSink(n, write=full(n)) for n in names))
+    told = caplog.text + str(caught.value)
+    assert [told.count(f"cannot write {name}") for name in names] == [1, 1]
 
 
 def test_a_source_that_counts_anew(caplog):

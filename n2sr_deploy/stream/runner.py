@@ -13,7 +13,6 @@ from n2sr_deploy.errors import (
     ConnectionLostError,
     EndOfStreamError,
     FrameError,
-    N2SRError,
     SettingError,
 )
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
@@ -69,6 +68,7 @@ class StreamRunner:
         self.denoiser = denoiser
         self._source, self._policy, self._observe = source, policy, observe
         self._workers = [SinkWorker(sink, policy, self.statistics, patience_s) for sink in sinks]
+        self._told: list[SinkWorker] = []  # of those that were given up
         # Each sink may hold its queue's frames, all of them other ones, and one in its hand.
         n_held = (FOR_A_SINK[policy] + 1) * max(len(sinks), 1)
         self._ring = FrameRing(n_held + 3, policy)
@@ -145,15 +145,18 @@ class StreamRunner:
             if worker.failure is not None and self._failure is None:
                 self._failure = worker.failure
                 self.stop()
-        gave_up = self.gave_up
-        if gave_up and len(gave_up) == len(self._workers) and self._failure is None:
-            self._failure = gave_up[-1]  # nobody is left to write to
+        new = [w for w in self._workers if w.gave_up is not None and w not in self._told]
+        self._told += new
+        if new and len(self._told) == len(self._workers) and self._failure is None:
+            self._failure = new.pop().gave_up  # nobody is left to write to; raised, so told there
             self.stop()
+        for worker in new:
+            _log.warning("%s is given up: %s", worker.sink.name, worker.gave_up)
 
     @property
-    def gave_up(self) -> list[N2SRError]:
-        """Why sinks were given up."""
-        return [worker.gave_up for worker in self._workers if worker.gave_up is not None]
+    def gave_up(self) -> list[str]:
+        """Sinks that were given up, by name."""
+        return [worker.sink.name for worker in self._workers if worker.gave_up is not None]
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:

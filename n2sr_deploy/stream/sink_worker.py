@@ -111,8 +111,7 @@ class SinkWorker:
             with contextlib.closing(self.sink):
                 self._write_all()
         except N2SRError as error:
-            self.gave_up = error
-            _log.warning("%s is given up: %s", self.sink.name, error)
+            self.gave_up = error  # told by the runner
         except BaseException as error:  # noqa: BLE001 raised by the runner
             self.failure = error
         finally:
