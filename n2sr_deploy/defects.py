@@ -36,6 +36,7 @@ _SHARED = 0.5  # of the offsets' variance that any two quarters of the lines mus
 _LEAST = 64  # rows and columns that are worth a frame of their own
 _CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
+_LEAST_FAST = 0.06  # power, of that at medium frequencies: layers 0.01, random walks 0.2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -299,13 +300,14 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
         return np.zeros(n_lines, np.float32)
     quarters, others, total_variance = _of_lines(lines)
     means = quarters @ [len(part) / n_along for part in np.array_split(range(n_along), 4)]
-    power, expected = _fast_power(means), np.median(_fast_power(others))
-    noiseless = not expected * n_along > NOISELESS**2 * total_variance
-    if noiseless or not power > _LINE_RATIO * expected:
+    floor = float(np.median(_fast_power(others)))
+    noiseless = not floor * n_along > NOISELESS**2 * total_variance
+    if noiseless or not _fast_power(means) > _LINE_RATIO * floor:
         return np.zeros(n_lines, np.float32)
     offsets = _aperiodic(means)
     variance, expected = _variance(offsets), np.median(_variance(_aperiodic(others)))
-    if not variance > _LINE_RATIO * expected or not _is_shared(quarters, variance - expected):
+    is_strong = variance > _LINE_RATIO * expected and _is_shared(quarters, variance - expected)
+    if not is_strong or not _are_independent(offsets, floor):
         return np.zeros(n_lines, np.float32)
     offsets[np.abs(offsets) > 5 * math.sqrt(variance)] = 0  # a line of the specimen's own
     offsets *= 1 - expected / variance  # the rest is noise that remains in a line's mean
@@ -341,12 +343,26 @@ def _is_shared(quarters: AnyArray, variance: float) -> bool:
     return bool(covariance[~np.eye(4, dtype=np.bool_)].min() > _SHARED * variance)
 
 
+def _are_independent(offsets: AnyArray, floor: float) -> bool:
+    """Whether offsets (n,) change from line to line; a lens does not leave layers so narrow."""
+    power, frequency = _spectrum(offsets)
+    fast = np.median(power[frequency > 0.4]) - floor
+    medium = power[(frequency > 0.08) & (frequency < 0.3)].mean() - floor
+    return bool(fast > max((_LINE_RATIO - 1) * floor, _LEAST_FAST * medium))
+
+
 def _fast_power(values: AnyArray) -> AnyArray:
     """Of sequences (n, ...): the median power at frequencies above 0.2, among lattices' peaks."""
+    power, frequency = _spectrum(values)
+    return np.asarray(np.median(power[frequency > 0.2], axis=0))
+
+
+def _spectrum(values: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Power of sequences (n, ...), windowed, and its frequencies (n,)."""
     n = len(values)
     window = np.hanning(n + 2)[1:-1].reshape(-1, *[1] * (values.ndim - 1))
     power = np.abs(np.fft.fft(values * window, axis=0)) ** 2 / np.square(window).sum()
-    return np.asarray(np.median(power[np.abs(np.fft.fftfreq(n)) > 0.2], axis=0))
+    return power, np.abs(np.fft.fftfreq(n))
 
 
 def _aperiodic(values: AnyArray) -> AnyArray:

@@ -381,6 +381,32 @@ def test_small_lattices_have_no_offsets(size, spacing):
             assert not line_offsets(draw(clean, gain, 0, seed=seed).pixels, 0).any()
 
 
+@pytest.mark.parametrize("stacking", ["random heights", "random planes", "fibonacci"])
+@pytest.mark.parametrize(("spacing", "sigma"), [(7, 1.6), (7, 0.85), (4, 0.85)])
+def test_layers_of_a_specimen_are_no_offsets(stacking, spacing, sigma):
+    """Of a row profile of std 243, 159 were subtracted as offsets; a lens leaves layers a width."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        heights = {
+            "random heights": rng.uniform(0, 1, 100),
+            "random planes": rng.integers(0, 2, 100),
+            "fibonacci": np.floor(np.arange(1, 101) * 0.618) - np.floor(np.arange(100) * 0.618),
+        }[stacking]
+        planes = (np.arange(100) + 0.5 + 0.1 * seed) * spacing
+        distances = np.subtract.outer(np.arange(SHAPE[0]), planes)
+        profile = np.exp(-(distances**2) / (2 * sigma**2)) @ (0.4 + heights)
+        along = 0.6 + 0.4 * np.cos(2 * np.pi * np.arange(SHAPE[1]) / 9.3)
+        noisy = draw(0.1 + np.outer(profile, along), 0.01, 0, seed=seed).pixels
+        assert not line_offsets(noisy, 0).any()
+        assert not line_offsets(noisy.T, 1).any()
+
+
+def test_offsets_that_walk_from_line_to_line_are_removed():
+    offsets = np.cumsum(np.random.default_rng(2).normal(size=512) * 0.05)
+    found = line_offsets(draw(np.full((512, 512), 0.5), 0.05, 0).pixels + offsets[:, None], 0)
+    assert np.std(np.diff(found - offsets)) < 0.5 * np.std(np.diff(offsets))
+
+
 def test_where_waves_leave_too_little_of_the_lines_no_offsets_are_told():
     rng = np.random.default_rng(0)
     periods = np.outer(np.arange(128) / 128, 4.3 + 6.3 * np.arange(9))
