@@ -14,10 +14,11 @@ from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import noise, spectrum
 from n2sr_deploy.cli import main
-from n2sr_deploy.defects import hot_pixels, line_offsets, repair
+from n2sr_deploy.defects import line_offsets, repair
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.hot_pixels import hot_pixels
 from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from tests.conftest import SHARED_DATA

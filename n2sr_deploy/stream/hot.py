@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.defects import hot_pixels
+from n2sr_deploy.hot_pixels import hot_pixels
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, BoolArray
