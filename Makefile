@@ -12,7 +12,7 @@ KERNELS := $(wildcard csrc/*) setup.py
 # Here a build without the compiled kernels is an error; for users it is a slower n2sr.
 export N2SR_REQUIRE_KERNELS = 1
 
-.PHONY: setup demo test lint bench bench-kernels bench-noise bench-quality bench-optimisers
+.PHONY: setup demo test lint bench bench-kernels bench-latency bench-noise bench-quality bench-optimisers
 .PHONY: bench-coverage bench-formats bench-hard bench-live bench-trust
 .PHONY: setup-careamics setup-peers starting-weights sanitize clean
 
@@ -38,10 +38,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-kernels bench-noise bench-trust bench-hard bench-quality bench-optimisers bench-live
+bench: bench-kernels bench-latency bench-noise bench-trust bench-hard bench-quality bench-optimisers bench-live
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
+
+bench-latency: .venv/.bench
+	$(BIN)/python -m benchmarks.latency --size 512 512 --size 1024 1024
 
 bench-quality: .venv/.bench setup-careamics
 	$(BIN)/python -m benchmarks.quality --seeds 0 1 2
