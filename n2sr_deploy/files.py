@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -122,11 +123,18 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; nothing was kept of it"
-        ) from error
+        raise OutputError(f"cannot write {path}: {why(error)}; nothing was kept of it") from error
     finally:
         remove(temporary)
+
+
+def why(error: OSError | ValueError) -> str:
+    """What the system says, without Python's number and quotes."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error)):
+        return os.strerror(errno.ENOSPC)  # NumPy only counts what found room
+    return error.strerror or str(error)
 
 
 def check_room(folder: Path, n_bytes: int) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _AT_ONCE = 2**16  # pixels whose sums stay in a processor's cache
+_LARGEST = float(np.finfo(np.float32).max)
 _RESOLVED = 1e-6  # of the mean; about ten steps of float32
 
 # Types the kernels do not take, and the smallest type they take that holds every value
@@ -91,7 +92,8 @@ class Frame(FrameInfo):
     Raises
     ------
     FrameError
-        When the pixels are not one real-valued, finite, two-dimensional image.
+        When the pixels are not one real-valued, finite, two-dimensional image, or larger than
+        float32 has.
     """
 
     pixels: AnyArray
@@ -211,7 +213,7 @@ def is_resolved(mean: float, std: float) -> bool:
 
 
 def _is_representable(mean: float, std: float) -> bool:
-    return abs(mean) + 100 * std < float(np.finfo(np.float32).max)
+    return abs(mean) + 100 * std < _LARGEST
 
 
 def _checked(pixels: AnyArray) -> AnyArray:
@@ -246,10 +248,21 @@ def _checked(pixels: AnyArray) -> AnyArray:
         kept = np.dtype(np.float64)
     pixels = np.ascontiguousarray(pixels, dtype=kept)
     if kept.kind == "f":
-        n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
-        if n_bad:
-            raise FrameError(
-                f"frame has {counted(n_bad, 'NaN or infinite pixel')} of {pixels.size}; "
-                "replace each (for example by the median of its neighbours) first"
-            )
+        _check_values(pixels)
     return pixels
+
+
+def _check_values(pixels: AnyArray) -> None:
+    """Refuse what is no number, and what would overflow in whatever looks at the frame."""
+    n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+    if n_bad:
+        raise FrameError(
+            f"frame has {counted(n_bad, 'NaN or infinite pixel')} of {pixels.size}; "
+            "replace each (for example by the median of its neighbours) first"
+        )
+    largest = max(-float(pixels.min()), float(pixels.max())) if pixels.itemsize > 4 else 0.0
+    if largest > _LARGEST:
+        raise FrameError(
+            f"frame has values too large for float32 results (up to {largest:g}); divide it by a "
+            "constant first"
+        )

@@ -249,6 +249,12 @@ def test_values_too_large_for_the_result_are_refused(scale):
         Frame(pixels=pixels).mean_and_std()
 
 
+def test_values_beyond_float32_are_refused_before_anything_overflows():
+    """NumPy warned nine times before the error."""
+    with pytest.raises(FrameError, match=r"too large for float32 results \(up to 1e\+202\)"):
+        Frame(pixels=np.array([[1.0, -1e202]]))
+
+
 def test_variation_that_float32_cannot_show_is_refused():
     pixels = 1e9 + np.random.default_rng(0).normal(size=(40, 40))
     with pytest.raises(FrameError, match=r"varies by .* too little for float32.* subtract 1e\+09"):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from n2sr_deploy import Frame, read_frame
+from n2sr_deploy import Frame, files, read_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
     BadFrameError,
@@ -841,6 +841,14 @@ def test_frames_of_another_size_are_no_pages_of_a_stack(tmp_path, caplog):
     assert caplog.text.count("frames of 32 x 40 pixels go into") == 1
 
 
+def test_what_numpy_counts_on_a_full_disk_is_no_space_left():
+    counted = OSError("16384 requested and 9000 written")
+    assert files.why(counted) == "No space left on device"
+    assert files.why(OSError(30, "Read-only file system", "ro/f")) == "Read-only file system"
+    assert files.why(OSError("something else")) == "something else"
+    assert files.why(ValueError("no number")) == "no number"
+
+
 def test_what_a_format_cannot_keep_is_told_once(tmp_path, caplog):
     sink = open_sink(f"folder:{tmp_path}?format=npy")
     sink.open()
@@ -893,7 +901,7 @@ def test_frames_that_passed_through_are_no_results(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match=r"cannot be made: [A-Z][a-z ]+$"):
         open_sink(f"folder:{tmp_path / 'file'}").open()
 
 

@@ -750,6 +750,7 @@ def test_the_command_streams_into_a_folder(model_path, tmp_path):
     assert done.exit_code == 0, done.output
     assert "received 5" in done.output
     assert "dropped 0" in done.output
+    assert "arrival to null: p50" in done.output
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names[:2] == ["00000000.std.tif", "00000000.tif"]
     assert len(names) == 11

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import tifffile
 
-from n2sr_deploy import formats
+from n2sr_deploy import files, formats
 from n2sr_deploy.errors import OutputError, SettingError
 from n2sr_deploy.formats.base import Output
 from n2sr_deploy.formats.record import to_json
@@ -62,7 +62,7 @@ class FolderSink:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder} cannot be made: {error}") from error
+            raise OutputError(f"{folder} cannot be made: {files.why(error)}") from error
         self._run = folder
         if number > 1:
             _log.info("there are frames already: these go into %s", folder)
@@ -85,7 +85,7 @@ class FolderSink:
             with (self._run / _LOG).open("a") as file:
                 file.write(json.dumps(told_of(result), default=str) + "\n")
         except OSError as error:
-            raise OutputError(f"cannot write {self._run / _LOG}: {error}") from error
+            raise OutputError(f"cannot write {self._run / _LOG}: {files.why(error)}") from error
 
     def close(self) -> None:
         """Every file is complete already."""
@@ -132,7 +132,7 @@ class StackSink:
         try:
             stack.append(result)
         except (OSError, ValueError) as error:
-            raise OutputError(f"cannot write to {self.name}: {error}") from error
+            raise OutputError(f"cannot write to {self.name}: {files.why(error)}") from error
 
     def close(self) -> None:
         """Close the files."""
@@ -151,13 +151,13 @@ class _Stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("x+b", buffering=0)  # a page is in the file once it is written
         except OSError as error:
-            raise OutputError(f"{path} cannot be made: {error}") from error
+            raise OutputError(f"{path} cannot be made: {files.why(error)}") from error
         try:
             self._writer = tifffile.TiffWriter(file, bigtiff=True)
         except OSError as error:
             file.close()
             path.unlink()
-            raise OutputError(f"{path} cannot be made: {error}") from error
+            raise OutputError(f"{path} cannot be made: {files.why(error)}") from error
         self.path, self._file, self._is_empty = path, file, True
 
     def append(self, result: LiveResult) -> None:

@@ -114,5 +114,5 @@ def described(summary: dict[str, Any]) -> list[str]:
     lines = [f"{summary['seconds']:.1f} s, {summary['fps']:.1f} frames/s; {told}"]
     for stage, times in summary["stages_ms"].items():
         each = ", ".join(f"{name} {value:.1f}" for name, value in times.items())
-        lines.append(f"  {stage}: {each} ms")
+        lines.append(f"  {stage.rstrip(':')}: {each} ms")  # as of null:
     return lines
