@@ -64,13 +64,13 @@ def best(
 def gaussian(noisy: Frame, score: Score) -> np.ndarray:
     """A Gaussian of the best width."""
     pixels = noisy.pixels.astype(np.float32)
-    return best(score, lambda width: ndimage.gaussian_filter(pixels, width), 0.5, 1.15)
+    return best(score, lambda width: ndimage.gaussian_filter(pixels, width), 0.529, 1.15)
 
 
 def total_variation(noisy: Frame, score: Score) -> np.ndarray:
     """Total variation of the best weight."""
     scaled, back = _scaled(noisy)
-    return best(score, lambda weight: back(denoise_tv_chambolle(scaled, weight)), 0.2, 1.35)
+    return best(score, lambda weight: back(denoise_tv_chambolle(scaled, weight)), 0.203, 1.35)
 
 
 def wavelets(noisy: Frame, score: Score) -> np.ndarray:
@@ -81,7 +81,7 @@ def wavelets(noisy: Frame, score: Score) -> np.ndarray:
         sigma = strength * _sigma(noisy)
         return back(denoise_wavelet(scaled, sigma=sigma, wavelet="sym4", rescale_sigma=True))
 
-    return best(score, image_of, 0.5, 1.4)
+    return best(score, image_of, 0.51, 1.4)
 
 
 def non_local_means(noisy: Frame, score: Score) -> np.ndarray:
@@ -93,7 +93,7 @@ def non_local_means(noisy: Frame, score: Score) -> np.ndarray:
         sizes = {"patch_size": 7, "patch_distance": 9, "fast_mode": True}
         return back(denoise_nl_means(scaled, h=strength * sigma, sigma=sigma, **sizes))
 
-    return best(score, image_of, 0.4, 1.5)
+    return best(score, image_of, 0.4, 2**0.5)
 
 
 def bm3d(noisy: Frame, score: Score) -> np.ndarray:
@@ -102,7 +102,7 @@ def bm3d(noisy: Frame, score: Score) -> np.ndarray:
 
     scaled, back = _scaled(noisy)
     sigma = _sigma(noisy)
-    return best(score, lambda strength: back(library.bm3d(scaled, strength * sigma)), 0.8, 1.3)
+    return best(score, lambda strength: back(library.bm3d(scaled, strength * sigma)), 0.77, 1.3)
 
 
 def vst_bm3d(noisy: Frame, score: Score) -> np.ndarray:
@@ -128,7 +128,7 @@ def vst_bm3d(noisy: Frame, score: Score) -> np.ndarray:
         inverse = d**2 / 4 + 1.5**0.5 / (4 * d) - 11 / (8 * d**2) + 5 * 1.5**0.5 / (8 * d**3)
         return np.asarray(gain * np.maximum(inverse - 1 / 8 - sigma2, 0))
 
-    return best(score, image_of, 0.8, 1.3)
+    return best(score, image_of, 0.77, 1.3)
 
 
 def zs_n2n(noisy: Frame, score: Score, steps: int = 2000) -> np.ndarray:
