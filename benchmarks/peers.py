@@ -46,7 +46,10 @@ class PeerMissingError(Exception):
 def best(
     score: Score, image_of: Callable[[float], np.ndarray], least: float, factor: float
 ) -> np.ndarray:
-    """The image of the best strength: from the least on, until two in a row are worse than one."""
+    """The image of the best strength: from the least on, until four in a row are worse than one.
+
+    Total variation ends before it has converged, so its score falls and rises again.
+    """
     image = image_of(least)
     value, n_worse = score(image), 0
     for power in count(1):
@@ -56,7 +59,7 @@ def best(
             image, value, n_worse = other, others, 0
         else:
             n_worse += 1
-        if n_worse == 2:
+        if n_worse == 4:
             break
     return image
 
@@ -64,13 +67,13 @@ def best(
 def gaussian(noisy: Frame, score: Score) -> np.ndarray:
     """A Gaussian of the best width."""
     pixels = noisy.pixels.astype(np.float32)
-    return best(score, lambda width: ndimage.gaussian_filter(pixels, width), 0.529, 1.15)
+    return best(score, lambda width: ndimage.gaussian_filter(pixels, width), 0.5, 1.08)
 
 
 def total_variation(noisy: Frame, score: Score) -> np.ndarray:
     """Total variation of the best weight."""
     scaled, back = _scaled(noisy)
-    return best(score, lambda weight: back(denoise_tv_chambolle(scaled, weight)), 0.203, 1.35)
+    return best(score, lambda weight: back(denoise_tv_chambolle(scaled, weight)), 0.2, 1.25)
 
 
 def wavelets(noisy: Frame, score: Score) -> np.ndarray:
@@ -81,7 +84,7 @@ def wavelets(noisy: Frame, score: Score) -> np.ndarray:
         sigma = strength * _sigma(noisy)
         return back(denoise_wavelet(scaled, sigma=sigma, wavelet="sym4", rescale_sigma=True))
 
-    return best(score, image_of, 0.51, 1.4)
+    return best(score, image_of, 0.5, 1.2)
 
 
 def non_local_means(noisy: Frame, score: Score) -> np.ndarray:
