@@ -433,6 +433,24 @@ def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
     assert "Abort" not in told
 
 
+def test_ctrl_c_amid_the_note_of_a_file_counts_it(raw, tmp_path, monkeypatch):
+    """Noted but not told, now and then: the stop came while the disk was waited for."""
+    told, fsync = [], os.fsync
+
+    def stopped_at_the_third(descriptor):
+        if n_lines(tmp_path / "out" / NAME) == 3:  # two begun, one done
+            signal.raise_signal(signal.SIGINT)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", stopped_at_the_third)
+    monkeypatch.setattr(Unwatched, "end", lambda self, name, entry: told.append(name))
+    with pytest.raises(KeyboardInterrupt):
+        answered(tmp_path, {"a.tif": [Outcome()], "b.mrc": [Outcome()]})
+    done = [entry["output"] for entry in entries(tmp_path / "out") if entry["outcome"] == "done"]
+    assert told == done == ["a.tif"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # ---- which files, and where results go ------------------------------------------------------
 
 
