@@ -45,6 +45,7 @@ bench-kernels: setup
 
 bench-latency: .venv/.bench
 	$(BIN)/python -m benchmarks.latency --size 512 512 --size 1024 1024
+	$(BIN)/python -m benchmarks.overlap
 
 bench-quality: .venv/.bench setup-careamics
 	$(BIN)/python -m benchmarks.quality --seeds 0 1 2

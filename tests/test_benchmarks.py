@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import latency, live, peers, quality, results
+from benchmarks import latency, live, overlap, peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
@@ -254,8 +254,24 @@ def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
     assert [row["size"] for row in kept["papers"]["rows"]] == [[64, 64]]
     assert "times_faster_than_the_paper" in rows[0]
     assert "times_faster_than_the_paper" not in rows[1]
+    for row in kept["bare_runs"]:
+        assert row["times_bare_run"] > 0
+        assert 0 < row["bare_run_ms"] < 1e3
     told = capsys.readouterr().out
     assert told.count("beside infer (at most 10%); balanced takes") == 2
+    assert told.count("times (at most 1.2)") == 2
+
+
+def test_frames_overlapped_are_those_one_after_another(model, monkeypatch):
+    """Else their times compare different work."""
+    done = {}
+    for way in (overlap.one_after_another, overlap.overlapped):
+        stages = overlap.Stages(model, "ort", (64, 128))
+        way(stages)
+        stages.backend.close()
+        done[way] = stages.merged
+    assert np.array_equal(*done.values())
+    assert np.ptp(stages.merged[:, 0], axis=(1, 2)).min() > 1
 
 
 def test_a_measure_of_live_streams_is_kept_beside_the_others(monkeypatch, tmp_path):
