@@ -161,6 +161,13 @@ def test_what_is_shown_can_be_frozen_and_saved(viewer, tmp_path):
     assert viewer.shown.result.noisy.index == 5
 
 
+def test_a_frame_saved_before_there_is_a_model_is_not_called_denoised(viewer):
+    viewer.write(result_of(std=None, record={"n2sr_version": "1", "model": None}))
+    _, body = get(viewer, "/save", "POST")
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert archive.namelist() == ["noisy.tif", "metadata.json"]
+
+
 def refused(viewer, path, **headers):
     with pytest.raises(urllib.error.HTTPError) as caught:
         get(viewer, path, **headers)

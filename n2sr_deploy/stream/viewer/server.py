@@ -7,42 +7,32 @@
     POST /freeze?on=1          keep what is shown; 0: go on
     POST /save                 what is shown, as a ZIP of TIFF files and all metadata
 
-A frame's answer is a JSON header, its length before it as four bytes (little endian), and then
-float32 arrays: noisy, denoised and, if the header says so, spread.
+What answers look like, `n2sr_deploy.stream.viewer.answers` says.
 """
 
 from __future__ import annotations
 
 import hmac
-import io
 import json
 import logging
 import secrets
 import socket
-import struct
 import sys
-import tempfile
 import threading
 import time
-import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-import numpy as np
-
-from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, SettingError
-from n2sr_deploy.frame import Frame
-from n2sr_deploy.stream.file_sinks import told_of
+from n2sr_deploy.stream.viewer.answers import Shown, number_of, packed, zipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
     from n2sr_deploy.stream.base import LiveResult
 
 _log = logging.getLogger("n2sr")
@@ -50,58 +40,8 @@ _PAGE = Path(__file__).with_name("page.html")
 _LOCAL = "127.0.0.1"
 _LONGEST_WAIT_S = 2.0
 _COPIES_EVERY_S = 0.5  # where nobody asks: for somebody who will
-_LARGEST_SIDE = 2048
 _JSON = "application/json"
 _POLICY = "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
-
-
-class _Shown(NamedTuple):
-    """A frame in memory of the viewer's own."""
-
-    number: int
-    result: LiveResult
-    copied_s: float
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Of a frame, in pixels, and how many of them become one along each axis."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    block: int
-
-    @classmethod
-    def asked(cls, query: Mapping[str, str], shape: Shape) -> _Part:
-        """As much of it as there is."""
-        number = {name: _number(query, name) for name in ("top", "left", "height", "width", "side")}
-        top = min(max(number["top"], 0), shape[0] - 1)
-        left = min(max(number["left"], 0), shape[1] - 1)
-        height = min(number["height"] or shape[0], shape[0] - top)
-        width = min(number["width"] or shape[1], shape[1] - left)
-        side = min(max(number["side"] or 1024, 16), _LARGEST_SIDE)
-        height, width = max(height, 1), max(width, 1)
-        return cls(top, left, height, width, max(1, -(-max(height, width) // side)))
-
-    def of(self, image: AnyArray) -> FloatArray:
-        """Means over blocks of it, float32; what is left over at the end is cut off."""
-        part = image[self.top : self.top + self.height, self.left : self.left + self.width]
-        block = min(self.block, *part.shape)
-        if block == 1:
-            return np.ascontiguousarray(part, np.float32)
-        rows, columns = (n // block for n in part.shape)
-        blocks = part[: rows * block, : columns * block].reshape(rows, block, columns, block)
-        mean: FloatArray = blocks.mean(axis=(1, 3), dtype=np.float32)
-        return mean
-
-
-def _number(query: Mapping[str, str], name: str) -> int:
-    try:
-        return int(query.get(name, "0"))
-    except ValueError:
-        return 0
 
 
 class ViewerSink:
@@ -137,7 +77,7 @@ class ViewerSink:
         self._token = token or (None if host == _LOCAL else secrets.token_urlsafe(16))
         self.told = told
         self._changed = threading.Condition()
-        self._shown: _Shown | None = None
+        self._shown: Shown | None = None
         self._n_results = 0
         self._n_waiting = 0
         self.is_frozen = False
@@ -181,7 +121,7 @@ class ViewerSink:
             now = time.monotonic()
             is_old = self._shown is None or now - self._shown.copied_s > _COPIES_EVERY_S
             if self._n_waiting or is_old:
-                self._shown = _Shown(self._n_results, _copied(result), now)
+                self._shown = Shown(self._n_results, _copied(result), now)
                 self._changed.notify_all()
 
     def close(self) -> None:
@@ -206,7 +146,7 @@ class ViewerSink:
             return hmac.compare_digest(token.encode(), self._token.encode())
         return host.partition(":")[0] in (_LOCAL, "localhost")
 
-    def shown_after(self, number: int) -> _Shown | None:
+    def shown_after(self, number: int) -> Shown | None:
         """A frame after this number, within two seconds; None when none comes."""
         with self._changed:
             self._n_waiting += 1
@@ -221,7 +161,7 @@ class ViewerSink:
             return shown if shown is not None and shown.number > number else None
 
     @property
-    def shown(self) -> _Shown | None:
+    def shown(self) -> Shown | None:
         """What was shown last."""
         with self._changed:
             return self._shown
@@ -240,63 +180,6 @@ def _copied(result: LiveResult) -> LiveResult:
     std = None if result.std is None else result.std.copy()
     noisy = replace(result.noisy, pixels=result.noisy.pixels.copy())
     return replace(result, noisy=noisy, mean=result.mean.copy(), std=std)
-
-
-def packed(shown: _Shown, query: Mapping[str, str], told: Mapping[str, Any]) -> bytes:
-    """A frame's answer."""
-    result = shown.result
-    part = _Part.asked(query, result.noisy.shape)
-    images = [part.of(result.noisy.pixels), part.of(result.mean)]
-    if result.std is not None:
-        images.append(part.of(result.std))
-    header = {
-        "number": shown.number,
-        "index": result.noisy.index,
-        "frame": result.noisy.shape,
-        "part": [part.top, part.left, part.height, part.width],
-        "block": part.block,
-        "shape": images[0].shape,
-        "has_std": result.std is not None,
-        "dtype": str(result.noisy.pixels.dtype),
-        "pixel_size": result.noisy.pixel_size,
-        "unit": result.noisy.unit,
-        "valid_rows": result.noisy.valid_rows,
-        "record": dict(result.record),
-        "told": dict(told),
-    }
-    text = json.dumps(header, default=str).encode()
-    text += b" " * (-len(text) % 4)  # the arrays begin at a multiple of four
-    return b"".join(
-        [struct.pack("<I", len(text)), text, *(image.astype("<f4").tobytes() for image in images)]
-    )
-
-
-def zipped(result: LiveResult) -> bytes:
-    """Noisy and denoised frame, spread and all metadata."""
-    memory = io.BytesIO()
-    noisy = result.noisy
-    history = (f"n2sr: {dict(result.record)}",)
-    images: dict[str, tuple[AnyArray | None, tuple[str, ...]]] = {
-        "noisy": (noisy.pixels, ()),
-        "denoised": (result.mean, history),
-        "spread": (result.std, history),
-    }
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(memory, "w") as archive:
-        for name, (pixels, done) in images.items():
-            if pixels is None:
-                continue
-            frame = Frame(
-                pixels=pixels,
-                pixel_size=noisy.pixel_size,
-                unit=noisy.unit,
-                metadata=noisy.metadata,
-                history=done,
-            )
-            path = Path(folder, f"{name}.tif")
-            formats.write_frame(path, frame)
-            archive.write(path, path.name)
-        archive.writestr("metadata.json", json.dumps(told_of(result), indent=1, default=str))
-    return memory.getvalue()
 
 
 class _Server(ThreadingHTTPServer):
@@ -344,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_frame(self) -> None:
         viewer, query = self.server.viewer, self._query()
-        shown = viewer.shown_after(_number(query, "after"))
+        shown = viewer.shown_after(number_of(query, "after"))
         if shown is None and "again" in query:
             shown = viewer.shown
         if shown is None:
