@@ -5,6 +5,9 @@ PyTorch is imported when a command runs, not before: --help must be quick.
 
 from __future__ import annotations
 
+import tempfile
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,16 +23,16 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
+from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.sampling import Shape
+    from n2sr_train.checkpoint import Checkpoint
 
 
 @click.command("train", short_help="Learn a network from one noisy frame.")
@@ -61,8 +64,26 @@ def train_command(
     noisy_frame = read_frame(noisy, frame, signal)
     with shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
-    checkpoint.save(output, overwrite=overwrite)
+    try:
+        checkpoint.save(output, overwrite=overwrite)
+    except OutputError as error:  # though it could be written when the training began
+        kept = _kept_elsewhere(checkpoint, output)
+        if kept is None:
+            raise
+        raise OutputError(f"{error}. What was learned is kept in {kept}") from error
     click.echo(f"{output}: {checkpoint.describe()}")
+
+
+def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
+    """Write it beside `output` under another name, or where temporary files go; None: nowhere."""
+    for folder in (output.parent, Path(tempfile.gettempdir())):
+        path = folder / f"{output.stem}-{uuid.uuid4().hex[:8]}.safetensors"
+        try:
+            checkpoint.save(path)
+        except OutputError:
+            continue
+        return path
+    return None
 
 
 @click.command("export", short_help="Make a checkpoint a portable model, or engines of it.")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from n2sr_deploy import Frame, doctor, formats, learning, read_frame, write_fram
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.version import VERSION
+from n2sr_train import Checkpoint
 from tests.conftest import REPOSITORY
 
 QUICK = ["--steps", "2", "--device", "cpu"]
@@ -313,6 +315,33 @@ def test_a_full_disk_leaves_nothing_behind(run, tmp_path, noisy_file, model_path
     result = run("denoise", noisy_file, "-m", model_path, "-o", "out.tif", code=2)
     refused(result, "No space left on device; nothing was kept of it")
     assert list(tmp_path.iterdir()) == [noisy_file]
+
+
+@pytest.mark.parametrize("is_folder_left", [True, False])
+def test_a_training_is_not_lost_for_a_name_that_was_taken_meanwhile(
+    run, tmp_path, noisy_file, checkpoint, monkeypatch, is_folder_left
+):
+    """By another training, say; or the folder's disk is full by now."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    output = tmp_path / "out" / "s.safetensors"
+
+    def learned(*_):
+        output.write_bytes(b"another's")
+        if not is_folder_left:
+            output.unlink()
+            output.parent.rmdir()
+        return checkpoint
+
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", learned)
+    told = " ".join(run("train", noisy_file, "-o", output, code=2).stderr.split())
+    assert ("exists already" if is_folder_left else "does not exist") in told
+    (kept,) = (path for path in tmp_path.rglob("s-*.safetensors"))
+    assert kept.parent.name == ("out" if is_folder_left else "temporary")
+    assert f"What was learned is kept in {kept}" in told
+    assert Checkpoint.open(kept).weights_sha256 == checkpoint.weights_sha256
+    assert not is_folder_left or output.read_bytes() == b"another's"
 
 
 def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypatch):
