@@ -6,7 +6,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import time
 from dataclasses import replace
@@ -18,8 +17,14 @@ from click.testing import CliRunner
 
 from n2sr_deploy import building, engine
 from n2sr_deploy.backends import tensorrt as backend
+from n2sr_deploy.backends import tensorrt_build
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
-from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine, check_network
+from n2sr_deploy.backends.tensorrt_build import (
+    build_plan,
+    check_engine,
+    check_network,
+    check_plan,
+)
 from n2sr_deploy.cli import main
 from n2sr_deploy.engine import EngineKey
 from n2sr_deploy.errors import (
@@ -270,25 +275,34 @@ def preset_models(request):
     return {precision: export_model(checkpoint, precision) for precision in ("fp32", "fp16")}
 
 
-def weights_in(plan):
-    """Types of the convolutions' weights in a plan of TensorRT for RTX, which holds them in words.
-
-    Its inspector does not tell them, and loads a plan only where there is a GPU.
-    """
-    tensor = rb"tensor=\{[^}]*const_payload_size=\d+ dims=\{ \d+ \d+ 3 3 \}.*?type=(\w+) \}"
-    return {found.decode() for found in re.findall(tensor, plan)}
-
-
-def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models):
+def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models, caplog):
     phases = []
     for precision, model in preset_models.items():
         (shape,) = input_shapes(model, (512, 512), 4)
         plan = build_plan(
             model.onnx, "tensorrt_rtx", precision, shape, lambda *done: phases.append(done)
         )
-        assert weights_in(plan) == {{"fp32": "float", "fp16": "half"}[precision]}
+        check_plan(plan, precision)
+        other, weights = {"fp32": ("fp16", "float"), "fp16": ("fp32", "half")}[precision]
+        with pytest.raises(ModelError, match=f"weights of type {weights}, but {other} was asked"):
+            check_plan(plan, other)
     assert phases
     assert all(0 <= share <= 1 for _, share in phases)
+    assert "does not tell" not in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["fp32", "fp16"])
+def test_a_library_that_computes_in_another_type_than_the_network_is_refused(
+    rtx, checkpoint, asked, monkeypatch
+):
+    """As one that casts weights would: the network is taken for one of the other type."""
+    from n2sr_train import export_model
+
+    monkeypatch.setattr(tensorrt_build, "check_network", lambda *_: None)
+    model = export_model(checkpoint, "fp16" if asked == "fp32" else "fp32")
+    (shape,) = input_shapes(model, (128, 128), 4)
+    with pytest.raises(ModelError, match=f"the engine computes with weights.*{asked} was asked"):
+        build_plan(model.onnx, "tensorrt_rtx", asked, shape)
 
 
 def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
@@ -778,15 +792,46 @@ def test_an_engine_that_computes_in_another_type_is_not_kept(compiled, model, ca
     assert not list(cache.glob("*.plan"))
 
 
-def test_what_an_engine_tells_of_its_weights_is_compared():
+def test_what_an_engine_tells_of_its_weights_is_compared(caplog):
     told = '{"Layers": ["a name", {"Weights": {"Type": "%s"}}, {"Weights": {}}, {"Bias": {}}]}'
     check_engine(told % "Float", "fp32")
     check_engine(told % "Half", "fp16")
-    check_engine('{"Layers": [{"LayerType": "Myelin"}, "a name"]}', "fp16")
-    for no_layers in ("", "no JSON", "{}", "[]", '{"Layers": null}'):
-        check_engine(no_layers, "fp16")
+    assert not caplog.records
     with pytest.raises(ModelError, match="type Float, but fp16"):
         check_engine(told % "Float", "fp16")
+
+
+CONSTANT = b"tensor={ name=w const_payload_size=%d dims={ %s } strides={ 1 } type=%s }"
+
+
+def constants(*of_type):
+    """As a plan of TensorRT for RTX tells of two convolutions' weights and of a bias."""
+    dims = b"16 2 3 3", b"24 16 3 3", b"1 16 1 1"
+    told = (CONSTANT % (64, d, t) for d, t in zip(dims, of_type, strict=True))
+    return b"\0\xff".join(told)
+
+
+def test_what_a_plan_tells_of_its_weights_is_compared(caplog):
+    check_plan(constants(b"half", b"half", b"half"), "fp16")
+    check_plan(constants(b"half", b"half", b"float"), "fp16")  # sums may be float
+    check_plan(constants(b"float", b"float", b"float"), "fp32")
+    assert not caplog.records
+    with pytest.raises(ModelError, match="type float, half, but fp16 was asked for"):
+        check_plan(constants(b"half", b"float", b"half"), "fp16")
+    with pytest.raises(ModelError, match="type half, but fp32 was asked for"):
+        check_plan(constants(b"half", b"half", b"float"), "fp32")
+
+
+ONE_LAYER = '{"Layers": [{"LayerType": "Myelin"}, "a name"]}'
+
+
+@pytest.mark.parametrize("information", [ONE_LAYER, "", "no JSON", "{}", "[]", '{"Layers": null}'])
+def test_an_engine_that_does_not_tell_its_precision_is_told(information, caplog):
+    check_engine(information, "fp16")
+    assert "does not tell the type of its weights" in caplog.text
+    caplog.clear()
+    check_plan(information.encode(), "fp16")
+    assert "does not tell the type of its weights" in caplog.text
 
 
 def run(*arguments):

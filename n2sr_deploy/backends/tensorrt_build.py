@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.backends.tensorrt import LIBRARIES, SETTINGS, import_library, open_logger
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
 
 _log = logging.getLogger("n2sr")
-_TYPES = {"fp32": {"Float", "FP32"}, "fp16": {"Half", "FP16"}}  # as engines tell of weights
+_TYPES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}}  # as engines tell of weights
+# How a plan of TensorRT for RTX tells of the constants in it: of 3 x 3 convolutions' weights, which
+# every network has. Its inspector does not tell them, and loads a plan only where there is a GPU.
+_WEIGHTS = re.compile(
+    rb"tensor=\{[^}]*const_payload_size=\d+ dims=\{ \d+ \d+ 3 3 \}.*?type=(\w+) \}"
+)
 
 
 def build_plan(
@@ -72,7 +78,10 @@ def build_plan(
         raise KeyboardInterrupt
     if plan is None:
         raise ModelError(f"{LIBRARIES[library]} cannot compile the model: {logger.told()}")
-    return bytes(plan)
+    compiled = bytes(plan)
+    if library == "tensorrt_rtx":  # an engine of TensorRT tells it when it is loaded
+        check_plan(compiled, precision)
+    return compiled
 
 
 def _configured(trt: Any, builder: Any) -> Any:
@@ -105,14 +114,32 @@ def check_network(trt: Any, network: Any, precision: str) -> None:
         )
 
 
+def check_plan(plan: bytes, precision: str) -> None:
+    """Compare what a plan of TensorRT for RTX computes with against what it was asked for.
+
+    Parameters
+    ----------
+    plan
+        As it was built. Where it does not tell the type of its weights, that is logged.
+    precision
+        ``fp32`` or ``fp16``.
+
+    Raises
+    ------
+    ModelError
+        When there are weights of another type.
+    """
+    _check_types({found.decode() for found in _WEIGHTS.findall(plan)}, precision)
+
+
 def check_engine(information: str, precision: str) -> None:
-    """Compare the weights that an engine computes with against the precision it was asked for.
+    """Compare what an engine of TensorRT computes with against what it was asked for.
 
     Parameters
     ----------
     information
         What the engine's inspector tells, JSON. Where it tells of no weights, as when the whole
-        network became one layer, or is no JSON, nothing is checked.
+        network became one layer, or is no JSON, that is logged.
     precision
         ``fp32`` or ``fp16``.
 
@@ -126,10 +153,18 @@ def check_engine(information: str, precision: str) -> None:
     except (ValueError, KeyError, TypeError):
         layers = []
     weights = [layer["Weights"] for layer in layers if isinstance(layer.get("Weights"), dict)]
-    found = {str(told["Type"]) for told in weights if "Type" in told}
+    _check_types({str(told["Type"]) for told in weights if "Type" in told}, precision)
+
+
+def _check_types(found: set[str], precision: str) -> None:
+    """Of an engine's weights."""
     if not found:
-        _log.debug("the engine does not tell the type of its weights")
-    elif not found <= _TYPES[precision]:
+        _log.warning(
+            "the engine does not tell the type of its weights: that it computes in %s is known of "
+            "the network it was built of only",
+            precision,
+        )
+    elif not {told.lower() for told in found} <= _TYPES[precision]:
         raise ModelError(
             f"the engine computes with weights of type {', '.join(sorted(found))}, but {precision} "
             "was asked for; nothing was kept. Another version of the library may do better"
