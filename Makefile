@@ -29,8 +29,11 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/python examples/demo.py demo-out
 
+# Whose absence fails tests instead of skipping them: the libraries that `make setup` installs, among
+# them TensorRT for RTX. With a CUDA compiler: make test REQUIRE="extras nvcc"; on a GPU's machine gpu too.
+REQUIRE ?= extras
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(addprefix --require=,$(REQUIRE))
 
 lint: setup
 	$(BIN)/ruff check .

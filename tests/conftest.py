@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
+import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,30 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--require-gpu", action="store_true", help="fail where no GPU is found")
+    parser.addoption(
+        "--require",
+        action="append",
+        choices=("extras", "gpu", "nvcc"),
+        default=[],
+        help="fail, instead of skipping tests, where this is missing: a library of the extra dev, "
+        "a CUDA GPU, the CUDA compiler; may be given several times",
+    )
+    parser.addoption(
+        "--require-gpu", dest="require", action="append_const", const="gpu", help="--require gpu"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "extras" in config.getoption("--require"):
+        skipping, patch = pytest.importorskip, pytest.MonkeyPatch()
+
+        def required(name: str, **how: Any) -> Any:
+            """Only what the system is without is skipped for, like `resource` on Windows."""
+            is_of_python = name in sys.stdlib_module_names
+            return skipping(name, **how) if is_of_python else importlib.import_module(name)
+
+        patch.setattr(pytest, "importorskip", required)
+        config.add_cleanup(patch.undo)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,10 +58,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     if torch.cuda.is_available():
         return
-    if config.getoption("--require-gpu"):
-        raise pytest.UsageError("--require-gpu, but PyTorch sees no CUDA GPU")
+    if "gpu" in config.getoption("--require"):
+        raise pytest.UsageError("--require gpu, but PyTorch sees no CUDA GPU")
     for item in gpu_tests:
         item.add_marker(pytest.mark.skip(reason="PyTorch sees no CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def nvcc(pytestconfig) -> str:
+    """The CUDA compiler."""
+    found = shutil.which("nvcc")
+    if found is None and "nvcc" in pytestconfig.getoption("--require"):
+        pytest.fail("--require nvcc, but there is no nvcc on the PATH")
+    return found or pytest.skip("no nvcc here")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 
 import numpy as np
@@ -163,10 +162,7 @@ class OnGPU:
 
 
 @pytest.fixture(scope="session")
-def host_library(tmp_path_factory):
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc here")
+def host_library(nvcc, tmp_path_factory):
     path = tmp_path_factory.mktemp("cuda") / "kernels.so"
     source = REPOSITORY / "tests" / "kernels_on_host.cu"
     options = ["-O1", "-std=c++17", "-fmad=false", "-shared"]
@@ -433,7 +429,7 @@ def test_kernels_that_were_not_built_or_are_broken_are_told(tmp_path):
         runtime.load_library(broken)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+@pytest.mark.usefixtures("nvcc")
 def test_the_library_is_built_and_loads_without_a_driver():
     library = runtime.load_library()
     assert library.n2sr_cuda_scratch_bytes() > 0
