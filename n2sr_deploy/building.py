@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
+    from n2sr_deploy.engine import EngineKey
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import Shape
 
@@ -73,14 +74,29 @@ def build_engines(
     paths = []
     for shape in input_shapes(model, size, n_samples or model.metadata.n_samples):
         key = engine_key(model.onnx, library, model.metadata.precision, shape, device)
-        with engine.building(key):
-            if rebuild or engine.find(key) is None:
-                engine.check_room(len(model.onnx))  # a plan takes as much, and minutes to build
-                plan = build_plan(model.onnx, library, model.metadata.precision, shape, progress)
-                _verify(model, library, plan, shape, device)
-                engine.keep(key, plan, model.metadata.to_props())
+        if rebuild or engine.find(key) is None:  # one that is there may lie where nobody can write
+            _build(model, library, shape, device, key, rebuild=rebuild, progress=progress)
         paths.append(engine.path_of(key))
     return paths
+
+
+def _build(
+    model: ExportedModel,
+    library: str,
+    shape: InputShape,
+    device: CudaDevice,
+    key: EngineKey,
+    *,
+    rebuild: bool,
+    progress: Callable[[str, float], object] | None,
+) -> None:
+    """One engine, unless another process builds it meanwhile."""
+    with engine.building(key):
+        if rebuild or engine.find(key) is None:
+            engine.check_room(len(model.onnx))  # a plan takes as much, and minutes to build
+            plan = build_plan(model.onnx, library, model.metadata.precision, shape, progress)
+            _verify(model, library, plan, shape, device)
+            engine.keep(key, plan, model.metadata.to_props())
 
 
 def _verify(

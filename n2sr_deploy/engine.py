@@ -260,6 +260,8 @@ def _own_folder() -> Path:
         with _told():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _check_owner(folder)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except ModelError as error:
         raise OutputError(str(error)) from error
     return folder

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -202,6 +204,76 @@ def test_a_new_engine_that_does_not_fit_leaves_the_old_one(cache, monkeypatch):
     assert {path: path.read_bytes() for path in cache.iterdir()} == before
 
 
+@pytest.mark.parametrize("part", ["plan", "json"])
+def test_ctrl_c_while_an_engine_is_written_leaves_the_old_one(cache, monkeypatch, part):
+    from pathlib import Path
+
+    engine.keep(a_key(), b"a plan", PROPS)
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+    write = Path.write_bytes
+
+    def interrupted(self, data):
+        if self.suffix == f".{part}":
+            write(self, data[:4])
+            raise KeyboardInterrupt
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.keep(a_key(), b"a larger plan", PROPS)
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before
+
+
+@pytest.fixture
+def read_only(cache, monkeypatch):
+    """Makes the system refuse what changes the cache's folder; root may write anywhere."""
+
+    def refuse(number):
+        opened, make, may = os.open, os.mkdir, os.access
+        error = OSError(number, os.strerror(number))
+
+        def is_there(path):
+            return str(path).startswith(str(cache.parent))
+
+        def refusing_open(path, flags, *others, **named):
+            if is_there(path) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                raise error
+            return opened(path, flags, *others, **named)
+
+        def refusing_mkdir(path, *others, **named):
+            if is_there(path) and not os.path.isdir(path):  # noqa: PTH112
+                raise error
+            return make(path, *others, **named)
+
+        def access(path, mode, **named):
+            return may(path, mode, **named) and not (is_there(path) and mode & os.W_OK)
+
+        monkeypatch.setattr(os, "open", refusing_open)
+        monkeypatch.setattr(os, "mkdir", refusing_mkdir)
+        monkeypatch.setattr(os, "access", access)
+
+    return refuse
+
+
+REFUSALS = pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+
+
+@REFUSALS
+@pytest.mark.parametrize("is_there", [True, False])
+def test_where_nothing_can_be_written_each_step_tells_the_fix(cache, read_only, number, is_there):
+    if is_there:
+        cache.mkdir(parents=True)
+    read_only(number)
+    fix = r"engines cannot be kept in .*make it writable, or name another folder with N2SR_CACHE"
+    with pytest.raises(OutputError, match=fix), engine.building(a_key()):
+        pytest.fail("the lock was taken")
+    with pytest.raises(OutputError, match=fix):
+        engine.keep(a_key(), b"a plan", PROPS)
+    with pytest.raises(OutputError, match=fix):
+        engine.keep_kernels(a_key(), b"compiled")
+    assert engine.find(a_key()) is None
+
+
 @pytest.mark.parametrize("refused", ["read_bytes", "stat", "exists"])
 def test_an_engine_that_cannot_be_read_is_told_and_not_used(cache, monkeypatch, caplog, refused):
     from pathlib import Path
@@ -235,6 +307,19 @@ def test_processes_at_once_build_an_engine_once(cache, tmp_path):
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert len(list(tmp_path.glob("built by *"))) == 1
     assert engine.find(a_key()) == b"a plan"
+
+
+def test_a_build_that_ctrl_c_ends_lets_another_process_build(cache, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as kept, engine.building(a_key()):
+        raise KeyboardInterrupt
+    assert kept.tb is not None  # whose frames hold what they held
+    other = multiprocessing.get_context("spawn").Process(
+        target=_build_slowly, args=(tmp_path, 0), daemon=True
+    )
+    other.start()
+    other.join(60)
+    assert other.exitcode == 0
+    assert (tmp_path / "built by 0").exists()
 
 
 def test_a_lock_that_is_never_released_is_told(cache, monkeypatch):
@@ -303,6 +388,33 @@ def test_a_library_that_computes_in_another_type_than_the_network_is_refused(
     (shape,) = input_shapes(model, (128, 128), 4)
     with pytest.raises(ModelError, match=f"the engine computes with weights.*{asked} was asked"):
         build_plan(model.onnx, "tensorrt_rtx", asked, shape)
+
+
+@pytest.mark.parametrize("when", ["it logs", "it tells of its progress"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_ctrl_c_while_the_library_builds_is_not_lost(rtx, model, monkeypatch, when, number):
+    """The library swallowed it and went on, or called it a model that cannot be compiled."""
+    before = signal.signal(number, signal.default_int_handler)
+    came = []
+
+    def interrupt(*_):
+        came.append(1)
+        if len(came) == 3:
+            signal.raise_signal(number)
+
+    if when == "it logs":
+        monkeypatch.setattr(backend, "_log", SimpleNamespace(debug=interrupt))
+        progress = None
+    else:
+        progress = interrupt
+    (shape,) = input_shapes(model, (64, 64), 4)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(model.onnx, "tensorrt_rtx", "fp32", shape, progress)
+        assert len(came) >= 3
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
@@ -481,6 +593,7 @@ class FakeRTXEngine(FakeEngine):
 
     def set_runtime_cache(self, cache):
         self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy
@@ -695,6 +808,66 @@ def test_a_rebuilt_engine_is_not_run_with_the_kernels_of_the_old_one(cache, trt)
     assert trt.given == []
 
 
+CACHE_FAULTS = pytest.mark.parametrize("raises", [None, RuntimeError("CUDA error 700")], ids=repr)
+
+
+def failing(trt, raises):
+    """What a call of the library does that fails."""
+
+    def call(*_):
+        trt.logger.log(1, "told to the logger")
+        if raises:
+            raise raises
+
+    return call
+
+
+@on_rtx
+@CACHE_FAULTS
+@pytest.mark.parametrize(
+    "call", ["create_runtime_config", "create_runtime_cache", "set_runtime_cache"]
+)
+def test_without_a_working_cache_an_engine_runs_all_the_same(
+    cache, trt, monkeypatch, caplog, call, raises
+):
+    keep_engine()
+    monkeypatch.setattr(FakeRTXEngine, call, failing(trt, raises))
+    path = run_once()
+    assert "compiled kernels are not kept, each start is slow" in caplog.text
+    assert f"told to the logger{'; CUDA error 700' if raises else ''})" in caplog.text
+    assert not path.exists()
+
+
+@on_rtx
+def test_a_cache_that_fails_to_read_what_was_kept_is_filled_again(cache, trt, monkeypatch, caplog):
+    keep_engine()
+    run_once()
+    monkeypatch.setattr(FakeRTXEngine, "deserialize", failing(trt, RuntimeError("broken")))
+    run_once()
+    assert "do not fit here: they are compiled again" in caplog.text
+
+
+@on_rtx
+@CACHE_FAULTS
+def test_a_cache_that_does_not_give_its_kernels_stops_nothing(
+    cache, trt, monkeypatch, caplog, raises
+):
+    keep_engine()
+    monkeypatch.setattr(FakeRTXEngine, "serialize", failing(trt, raises))
+    path = run_once()
+    assert "compiled kernels are not kept, the next start is as slow: TensorRT for" in caplog.text
+    assert not path.exists()
+
+
+@on_rtx
+def test_a_context_that_cannot_be_set_up_is_told(cache, trt, monkeypatch):
+    keep_engine()
+    set_up = "set_execution_context_allocation_strategy"
+    monkeypatch.setattr(FakeRTXEngine, set_up, failing(trt, RuntimeError("CUDA error 700")))
+    with pytest.raises(DeviceError, match=r"cannot run the engine here \(told to the logger"):
+        network_of().context(SHAPE, 7)
+
+
 def test_without_a_cache_of_kernels_none_is_kept(cache, trt):
     keep_engine()
     assert not run_once().exists()
@@ -775,6 +948,40 @@ def test_a_full_disk_is_told_before_an_engine_is_built(compiled, model, cache, m
     with pytest.raises(OutputError, match=r"\(No space left on device\); free some space there"):
         building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
     assert not compiled.built
+
+
+@REFUSALS
+def test_a_read_only_folder_is_told_before_an_engine_is_built(compiled, model, read_only, number):
+    read_only(number)
+    with pytest.raises(OutputError, match=r"make it writable, or name another folder with N2SR_C"):
+        building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert not compiled.built
+
+
+@REFUSALS
+def test_an_engine_in_a_read_only_folder_is_taken_as_it_is(compiled, model, read_only, number):
+    """It was refused, since a lock was taken to look for it."""
+    built = building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    read_only(number)
+    assert building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU()) == built
+    assert len(compiled.built) == 1
+
+
+def test_ctrl_c_leaves_no_part_of_an_engine_and_no_lock(compiled, model, cache, monkeypatch):
+    build = building.build_plan
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "build_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert {path.suffix for path in cache.iterdir()} <= {".lock"}
+    monkeypatch.setattr(building, "build_plan", build)
+    monkeypatch.setattr(engine, "LOCK_TIMEOUT_S", 0.05)
+    (path,) = building.build_engines(model, "tensorrt", (64, 96), 4, FakeGPU())
+    assert path.read_bytes() == b"plan for 1"
+    assert kept.tb is not None  # whose frames hold what they held
 
 
 @pytest.mark.parametrize("error", [0.1, np.nan])

@@ -205,9 +205,13 @@ class TensorRTNetwork:
         loaded = self._opened(shape)
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         kernels = self._kernels.get(shape)
-        how = strategy if kernels is None else kernels.config(strategy)
-        running = _asked(self._logger, lambda: loaded.create_execution_context(how))
-        if kernels is not None:
+        running = _asked(
+            self._logger,
+            lambda: loaded.create_execution_context(
+                strategy if kernels is None else kernels.config(strategy)
+            ),
+        )
+        if kernels is not None and running is not None:
             kernels.keep()
         return TensorRTContext(
             self._trt, loaded, running, shape, stream, self._device, self._logger
@@ -224,8 +228,15 @@ class TensorRTNetwork:
             self._engines[shape] = self._loaded(key, shape)
             # Of a plan that is not kept nothing is: it may be refused yet.
             if hasattr(self._trt, "IRuntimeCache") and shape not in self._plans:
-                self._kernels[shape] = Kernels(self._engines[shape], key)
+                self._keep_kernels(shape, key)
         return self._engines[shape]
+
+    def _keep_kernels(self, shape: InputShape, key: EngineKey) -> None:
+        """Where that fails, they are compiled at each start."""
+        try:
+            self._kernels[shape] = Kernels(self._engines[shape], key, self._logger)
+        except DeviceError as error:
+            _log.warning("compiled kernels are not kept, each start is slow: %s", str(error))
 
     def _loaded(self, key: EngineKey, shape: InputShape) -> Any:
         plan = self._plans.get(shape) or engine.find(key)
@@ -265,16 +276,31 @@ class Kernels:
         The engine.
     key
         The engine's.
+    logger
+        The library's.
+
+    Raises
+    ------
+    DeviceError
+        When the library cannot keep any.
     """
 
-    def __init__(self, loaded: Any, key: EngineKey) -> None:
-        self._key = key
-        self._config = loaded.create_runtime_config()
-        self._cache = self._config.create_runtime_cache()
+    def __init__(self, loaded: Any, key: EngineKey, logger: Any) -> None:
+        self._key, self._logger = key, logger
+        self._config = self._made(loaded.create_runtime_config)
+        self._cache = self._made(self._config.create_runtime_cache)
         self._kept = engine.find_kernels(key)
-        if self._kept is not None and not self._cache.deserialize(self._kept):
+        if self._kept is not None and not _asked(
+            logger, lambda: self._cache.deserialize(self._kept)
+        ):
             _log.warning("kernels of %s do not fit here: they are compiled again", key.name)
-        self._config.set_runtime_cache(self._cache)
+        self._made(lambda: self._config.set_runtime_cache(self._cache))
+
+    def _made(self, call: Callable[[], Any]) -> Any:
+        made = _asked(self._logger, call)
+        if made is None or made is False:
+            raise DeviceError(f"TensorRT for RTX has no cache for them ({self._logger.told()})")
+        return made
 
     def config(self, strategy: Any) -> Any:
         """What a context is made by."""
@@ -283,15 +309,26 @@ class Kernels:
 
     def keep(self) -> None:
         """Write what is new; that it cannot be kept is no reason to fail."""
-        serialized = self._cache.serialize()
-        kernels = bytes(serialized) if serialized is not None else self._kept
-        if kernels is None or kernels == self._kept:
-            return
         try:
+            kernels = self._serialized()
+            if kernels is None or kernels == self._kept:
+                return
+            self._kept = kernels  # or as good as: what could not be written is told once
             engine.keep_kernels(self._key, kernels)
-        except OutputError as error:
-            _log.warning("compiled kernels are not kept, the next start is as slow: %s", error)
-        self._kept = kernels
+        except (DeviceError, OutputError) as error:
+            _log.warning("compiled kernels are not kept, the next start is as slow: %s", str(error))
+
+    def _serialized(self) -> bytes | None:
+        """None where nothing was compiled."""
+
+        def serialized() -> bytes | None:
+            memory = self._cache.serialize()
+            return None if memory is None else bytes(memory)
+
+        kernels: bytes | None = _asked(self._logger, serialized)
+        if kernels is None and self._logger.errors:
+            raise DeviceError(f"TensorRT for RTX does not give them ({self._logger.told()})")
+        return kernels
 
 
 class TensorRTContext:

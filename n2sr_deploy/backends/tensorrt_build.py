@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.backends.tensorrt import LIBRARIES, SETTINGS, import_library, open_logger
 from n2sr_deploy.errors import ModelError
+from n2sr_deploy.signals import held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from n2sr_deploy.backends.base import InputShape
 
@@ -57,6 +59,17 @@ def build_plan(
         compute in the precision.
     """
     trt = import_library(library)
+    # The library swallows what its calls of Python raise: Ctrl-C while it logs would go unheard.
+    with held_back(signal.SIGINT, signal.SIGTERM) as signals:
+        plan = _compiled(trt, onnx, precision, shape, _monitor(trt, progress, signals))
+    if signals:  # of a handler that raises nothing
+        raise KeyboardInterrupt
+    if library == "tensorrt_rtx":  # an engine of TensorRT tells it when it is loaded
+        check_plan(plan, precision)
+    return plan
+
+
+def _compiled(trt: Any, onnx: bytes, precision: str, shape: InputShape, monitor: Any) -> bytes:
     logger = open_logger(trt)
     builder = trt.Builder(logger)
     flags = [
@@ -65,23 +78,20 @@ def build_plan(
     ]
     network = builder.create_network(sum(flags))
     parser = trt.OnnxParser(network, logger)
+    name = LIBRARIES[trt.__name__]
     if not parser.parse(onnx):
         told = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-        raise ModelError(f"{LIBRARIES[library]} cannot read the model: {told or logger.told()}")
+        raise ModelError(f"{name} cannot read the model: {told or logger.told()}")
     check_network(trt, network, precision)
     network.get_input(0).shape = shape
     config = _configured(trt, builder)
-    monitor = _monitor(trt, progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    if monitor.was_interrupted:
+    if monitor.is_interrupted:
         raise KeyboardInterrupt
     if plan is None:
-        raise ModelError(f"{LIBRARIES[library]} cannot compile the model: {logger.told()}")
-    compiled = bytes(plan)
-    if library == "tensorrt_rtx":  # an engine of TensorRT tells it when it is loaded
-        check_plan(compiled, precision)
-    return compiled
+        raise ModelError(f"{name} cannot compile the model: {logger.told()}")
+    return bytes(plan)
 
 
 def _configured(trt: Any, builder: Any) -> Any:
@@ -171,21 +181,27 @@ def _check_types(found: set[str], precision: str) -> None:
         )
 
 
-def _monitor(trt: Any, progress: Callable[[str, float], object] | None) -> Any:
-    """Tells of the progress; an exception, like Ctrl-C, must not pass through the library."""
+def _monitor(
+    trt: Any, progress: Callable[[str, float], object] | None, signals: Sequence[int]
+) -> Any:
+    """Tells of the progress, and ends the build when a signal has come, or Ctrl-C out of there."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self._n_steps: dict[str, int] = {}
-            self.was_interrupted = False
+            self._has_raised = False
+
+        @property
+        def is_interrupted(self) -> bool:
+            return self._has_raised or bool(signals)
 
         def _tell(self, phase: str, share: float) -> None:
             try:
                 if progress is not None:
                     progress(phase, share)
             except KeyboardInterrupt:
-                self.was_interrupted = True
+                self._has_raised = True
 
         def phase_start(self, phase: str, parent: str | None, n_steps: int) -> None:
             self._n_steps[phase] = max(n_steps, 1)
@@ -193,7 +209,7 @@ def _monitor(trt: Any, progress: Callable[[str, float], object] | None) -> Any:
 
         def step_complete(self, phase: str, step: int) -> bool:
             self._tell(phase, min((step + 1) / self._n_steps.get(phase, 1), 1.0))
-            return not self.was_interrupted
+            return not self.is_interrupted
 
         def phase_finish(self, phase: str) -> None:
             self._tell(phase, 1.0)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -18,6 +17,7 @@ from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import OutputError, SettingError
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.signals import held_back
 from n2sr_deploy.words import about, counted
 
 if TYPE_CHECKING:
@@ -180,24 +180,6 @@ def _made(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Let Ctrl-C through afterwards only."""
-    before = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before is None:  # None: what is not Python's cannot be set back
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
-
-
 def _standing(job: Job, manifest: Manifest) -> Standing:
     """Where a file stands before this run."""
     if not any(output.exists() for output in job.outputs):
@@ -307,7 +289,7 @@ class _Run:
         return again
 
     def _end(self, job: Job, outcome: Outcome) -> None:
-        with _ctrl_c_waits():  # what is noted as done is told as done
+        with held_back(signal.SIGINT):  # what is noted as done is told as done
             self._note_end(job, outcome)
 
     def _note_end(self, job: Job, outcome: Outcome) -> None:

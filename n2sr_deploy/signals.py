@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM where the exception they raise would be lost, or leave something half done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def held_back(*numbers: int) -> Iterator[list[int]]:
+    """Let signals through after the block only, and give those that have come so far.
+
+    Threads other than the main one are not told of signals, so nothing is held back there.
+
+    Parameters
+    ----------
+    numbers
+        Of the signals; those that the process ignores stay ignored.
+    """
+    came: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if is_main}
+    for number, handler in list(before.items()):
+        if handler in (None, signal.SIG_IGN):  # None: what is not Python's cannot be set back
+            del before[number]
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _: came.append(number))
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
