@@ -6,7 +6,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import AnyArray, Shape
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: a frame's time in all was the sum of its stages
 PERCENTILES = 50, 90, 99
 N_IN_FLIGHT = 2  # on a GPU: one is copied while another is computed
 _DIFFERENT_FRAMES = 4  # taken in turn, or the processor's caches are measured
 _SAME = "backend", "size", "n_samples", "dtype"  # what two rows must agree in to be compared
+
+
+class _Spent(NamedTuple):
+    """Seconds that a frame took."""
+
+    stages: Mapping[str, float]
+    total: float  # by the clock: more than the stages tell of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +84,8 @@ def measure(
     Returns
     -------
     What JSON keeps: ``environment``, ``model``, and ``rows``, one for each size and backend, with
-    the percentiles of every stage in milliseconds. Frames of all backends alternate, so that a
+    the percentiles of every stage in milliseconds, and those of the time in all, by the clock
+    around each frame. Frames of all backends alternate, so that a
     busy machine slows them alike. On a GPU, ``frames_per_s_in_flight`` tells what as many frames
     again take with `N_IN_FLIGHT` in flight; on a CPU frames come one after another, and it is None.
 
@@ -103,9 +111,9 @@ def measure(
                 opened.callback(denoisers[-1].close)
             frames = _random_frames(size, workload.dtype)
             taken = _timed(denoisers, frames, workload, progress)
-            for denoiser, timings in zip(denoisers, taken, strict=True):
+            for denoiser, spent in zip(denoisers, taken, strict=True):
                 in_flight = _in_flight_per_s(denoiser, frames, workload)
-                row = _row(denoiser, size, workload, timings)
+                row = _row(denoiser, size, workload, spent)
                 rows.append({**row, "frames_per_s_in_flight": in_flight})
     meta = model.metadata
     return {
@@ -135,15 +143,17 @@ def _timed(
     frames: list[AnyArray],
     workload: Workload,
     progress: Callable[[], object],
-) -> list[list[Mapping[str, float]]]:
+) -> list[list[_Spent]]:
     """For each denoiser, what each frame took."""
-    taken: list[list[Mapping[str, float]]] = [[] for _ in denoisers]
+    taken: list[list[_Spent]] = [[] for _ in denoisers]
     for n in range(workload.n_warm_up + workload.n_frames):
-        for denoiser, timings in zip(denoisers, taken, strict=True):
+        for denoiser, spent in zip(denoisers, taken, strict=True):
             frame = frames[n % len(frames)]
+            began = time.perf_counter()
             done = denoiser.denoise(frame, workload.n_samples, frame_index=n)
+            ended = time.perf_counter()
             if n >= workload.n_warm_up:
-                timings.append(done.timings)
+                spent.append(_Spent(done.timings, ended - began))
         progress()
     return taken
 
@@ -170,20 +180,26 @@ def _row(
     denoiser: Denoiser | FramePipeline,
     size: Shape,
     workload: Workload,
-    timings: list[Mapping[str, float]],
+    spent: list[_Spent],
 ) -> dict[str, Any]:
-    spent = {stage: 1e3 * np.array([timing[stage] for timing in timings]) for stage in timings[0]}
-    total = np.sum(list(spent.values()), axis=0)
+    stages = {name: 1e3 * np.array([one.stages[name] for one in spent]) for name in spent[0].stages}
+    total = 1e3 * np.array([one.total for one in spent])
+    meta = denoiser.model.metadata
+    n_samples = workload.n_samples or meta.n_samples
+    n_pixels = size[0] * size[1]
     return {
         "backend": denoiser.name,
         "size": list(size),
-        "n_samples": workload.n_samples or denoiser.model.metadata.n_samples,
+        "n_samples": n_samples,
         "dtype": workload.dtype,
-        "frames": len(timings),
-        "stages_ms": {stage: _percentiles(values) for stage, values in spent.items()},
+        "frames": len(spent),
+        "stages_ms": {name: _percentiles(values) for name, values in stages.items()},
         "total_ms": _percentiles(total),
         "frames_per_s": float(1e3 / np.median(total)),
-        "own_share": _own_share(spent, total),
+        "own_share": _own_share(stages, total),
+        "mac_per_pixel": meta.mac_per_pixel and n_samples * meta.mac_per_pixel,
+        "bytes_in": n_pixels * np.dtype(workload.dtype).itemsize,
+        "bytes_out": n_pixels * 2 * 4,  # mean and standard deviation, float32
     }
 
 
@@ -208,26 +224,45 @@ def _peak_memory() -> int | None:
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """The rows as lines of text."""
-    rows = result["rows"]
-    width = max(len(row["backend"]) for row in rows)
-    stages = list(dict.fromkeys(stage for row in rows for stage in row["stages_ms"]))
-    head = [f"{'backend':{width}}  {'frame':>11}  {'M':>3}  {'p50':>8}  {'p90':>8}  {'p99':>8}  "]
-    head += [f"{stage:>11}  " for stage in stages]
-    lines = ["".join([*head, "beside infer  frames/s  in flight/s"])]
-    for row in rows:
-        size = " x ".join(map(str, row["size"]))
-        total = "  ".join(f"{row['total_ms'][f'p{p}']:8.2f}" for p in PERCENTILES)
-        spent = [row["stages_ms"].get(stage) for stage in stages]
-        each = "  ".join(f"{stage['p50']:11.2f}" if stage else f"{'':11}" for stage in spent)
-        own = f"{row['own_share']:12.1%}" if row["own_share"] is not None else f"{'':12}"
-        overlapped = row["frames_per_s_in_flight"]
-        in_flight = f"{overlapped:11.1f}" if overlapped is not None else f"{'':11}"
-        lines.append(
-            f"{row['backend']:{width}}  {size:>11}  {row['n_samples']:3}  {total}  {each}  "
-            f"{own}  {row['frames_per_s']:8.1f}  {in_flight}"
-        )
+    """What was measured as lines of text, 100 columns at most but for long names."""
+    model, told = result["model"], result["environment"]
+    mac = model["mac_per_pixel"]
+    lines = [
+        f"processor: {told['processor']}",
+        f"n2sr {told['n2sr']}, kernels {told['kernels']}",
+        f"Python {told['Python']}",
+        f"model: {_described(result)}; {model['bytes'] / 1e6:.2f} MB"
+        + ("" if mac is None else f", {mac:.0f} MAC a pixel and draw"),
+    ]
+    for row in result["rows"]:
+        lines += ["", *_lines(row)]
+    if result["peak_memory_bytes"] is not None:
+        lines += ["", f"peak memory of all: {result['peak_memory_bytes'] / 1e6:.0f} MB"]
     return lines
+
+
+def _lines(row: Mapping[str, Any]) -> list[str]:
+    columns = {**row["stages_ms"], "in all": row["total_ms"]}
+    speed = f"{row['frames_per_s']:.1f} frames/s"
+    if row["frames_per_s_in_flight"] is not None:
+        speed += f", {row['frames_per_s_in_flight']:.1f} with {N_IN_FLIGHT} in flight"
+    if row["own_share"] is not None:
+        speed += f"; {row['own_share']:.1%} of the time beside infer"
+    mac = "" if row["mac_per_pixel"] is None else f"{row['mac_per_pixel']:.0f} MAC a pixel, "
+    return [
+        f"{row['backend']}: {_what(row)}",
+        "    ms " + "".join(f"{name:>13}" for name in columns),
+        *(
+            f"    p{p}" + "".join(f"{times[f'p{p}']:13.2f}" for times in columns.values())
+            for p in PERCENTILES
+        ),
+        f"    {speed}",
+        f"    {mac}{row['bytes_in']} bytes in, {row['bytes_out']} out",
+    ]
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    return f"{' x '.join(map(str, row['size']))} {row['dtype']}, M = {row['n_samples']}"
 
 
 def _described(result: Mapping[str, Any]) -> str:
@@ -266,8 +301,7 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
             f"p{p} {row['total_ms'][f'p{p}'] / earlier['total_ms'][f'p{p}']:.2f} times"
             for p in PERCENTILES
         )
-        size = " x ".join(map(str, row["size"]))
-        lines.append(f"{row['backend']}, {size}, M = {row['n_samples']}, {row['dtype']}: {ratios}")
+        lines.append(f"{row['backend']}, {_what(row)}: {ratios}")
     if len(lines) == 2:
         raise SettingError("no row of the second has its like in the first: nothing to compare")
     return lines

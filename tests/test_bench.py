@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy import bench
 from n2sr_deploy.cli_bench import bench_command
+from n2sr_deploy.denoiser import Denoised
 from n2sr_deploy.errors import N2SRError, SettingError
 from n2sr_deploy.pipeline import FramePipeline, Program
 from tests.conftest import random_pixels
@@ -29,6 +31,9 @@ def test_every_size_is_measured_on_every_backend(result):
         total = row["total_ms"]
         assert 0 < total["p50"] <= total["p90"] <= total["p99"]
         assert max(stage["p50"] for stage in row["stages_ms"].values()) <= total["p50"]
+        assert row["mac_per_pixel"] == 4 * result["model"]["mac_per_pixel"]
+        n_pixels = row["size"][0] * row["size"][1]
+        assert (row["bytes_in"], row["bytes_out"]) == (2 * n_pixels, 8 * n_pixels)
         assert row["frames_per_s"] == pytest.approx(1e3 / total["p50"])
         assert 0 < row["own_share"] < 1
         assert row["frames_per_s_in_flight"] is None, "on a CPU"
@@ -67,7 +72,7 @@ def test_on_a_gpu_frames_in_flight_are_measured_too(model, on_a_gpu):
     assert device.n_captures == 2, "both are recorded before anything is timed"
     (row,) = result["rows"]
     assert row["frames_per_s_in_flight"] > 0
-    assert bench.table(result)[1].endswith(f"{row['frames_per_s_in_flight']:11.1f}")
+    assert f", {row['frames_per_s_in_flight']:.1f} with 2 in flight" in bench.table(result)[-4]
 
 
 def test_where_only_one_frame_fits_nothing_is_told_of_more(model, on_a_gpu):
@@ -100,6 +105,63 @@ def test_arithmetic_is_told_for_each_pixel(result):
     to_pixels = 9 * channels * 4
     by_hand = (down + up + narrow + to_pixels) * cells
     assert result["model"]["mac_per_pixel"] == pytest.approx(by_hand)
+
+
+class Slow:
+    """Denoises in a millisecond, of which its stages tell a tenth; every tenth frame takes ten."""
+
+    name, n = "slow", 0
+
+    def __init__(self, model):
+        self.model = model
+
+    def denoise(self, frame, n_samples, *, frame_index):
+        self.n += 1
+        now[0] += 1e-2 if self.n % 10 == 0 else 1e-3
+        return Denoised(mean=frame, std=frame, timings={"infer": 1e-4})
+
+    def close(self):
+        pass
+
+
+now = [0.0]
+
+
+def test_the_time_in_all_is_the_clocks(model, monkeypatch):
+    """It was the sum of the stages, which tell of less."""
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bench, "open_denoiser", lambda model, *_, **__: Slow(model))
+    workload = bench.Workload(sizes=[(32, 32)], backends=["slow"], n_frames=100)
+    (row,) = bench.measure(model, workload)["rows"]
+    assert row["stages_ms"]["infer"]["p99"] == pytest.approx(0.1)
+    assert row["total_ms"]["p50"] == pytest.approx(1)
+    assert row["total_ms"]["p99"] == pytest.approx(10)
+    assert row["own_share"] == pytest.approx(0.9)
+
+
+def test_the_table_tells_all_that_was_measured(result):
+    lines = bench.table(result)
+    assert max(map(len, lines[1:])) <= 100
+    assert lines[0] == f"processor: {result['environment']['processor']}"
+    assert "MAC a pixel and draw" in lines[3]
+    row = result["rows"][0]
+    block = lines[5:11]
+    assert block[1].split() == ["ms", "standardise", "draw", "infer", "merge", "in", "all"]
+    for p, line in zip((50, 90, 99), block[2:5], strict=True):
+        times = [*row["stages_ms"].values(), row["total_ms"]]
+        assert line.split() == [f"p{p}", *(f"{time[f'p{p}']:.2f}" for time in times)]
+    assert "% of the time beside infer" in block[5]
+    assert block[5].strip().startswith(f"{row['frames_per_s']:.1f} frames/s")
+    mac = f"{row['mac_per_pixel']:.0f} MAC a pixel"
+    assert lines[11] == f"    {mac}, 3072 bytes in, 12288 out"
+
+
+def test_a_model_that_does_not_tell_its_arithmetic_is_measured_too(model):
+    untold = replace(model, metadata=replace(model.metadata, mac_per_pixel=None))
+    workload = bench.Workload(sizes=[(32, 32)], backends=["ort"], n_frames=1)
+    result = bench.measure(untold, workload)
+    assert result["rows"][0]["mac_per_pixel"] is None
+    assert "MAC" not in "".join(bench.table(result))
 
 
 def test_all_of_it_is_json(result):
@@ -143,7 +205,7 @@ def test_the_command_prints_a_table_and_keeps_json(model_path, tmp_path):
     given = ["--size", 32, 32, "--frames", 2, "--backend", "ort", "--json", kept]
     done = run(model_path, *given)
     assert done.exit_code == 0, done.output
-    assert "ONNX Runtime (CPU)      32 x 32    4" in done.output
+    assert "ONNX Runtime (CPU): 32 x 32 uint16, M = 4" in done.output
     assert json.loads(kept.read_text())["rows"][0]["size"] == [32, 32]
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
     again = run(model_path, *given)
