@@ -718,9 +718,20 @@ def test_a_context_whose_memory_is_refused_keeps_none(cache, trt, monkeypatch):
     keep_engine()
     monkeypatch.setattr(FakeEngine, "set_device_memory", refuse)
     network = network_of()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DeviceError, match=r"cannot use the memory it is given \(it is misaligned"):
         network.context(SHAPE, 7)
     assert not network._device.memory
+
+
+@pytest.mark.parametrize("inspector", [None, RuntimeError("no inspector")], ids=repr)
+def test_an_engine_that_cannot_be_inspected_tells_nothing(cache, trt, monkeypatch, inspector):
+    def create(self):
+        if inspector:
+            raise inspector
+
+    keep_engine()
+    monkeypatch.setattr(FakeEngine, "create_engine_inspector", create, raising=False)
+    assert network_of().engine_information(SHAPE) == ""
 
 
 # kernels that were compiled before

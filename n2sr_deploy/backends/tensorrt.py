@@ -218,9 +218,16 @@ class TensorRTNetwork:
         )
 
     def engine_information(self, shape: InputShape) -> str:
-        """What the engine for input of this shape tells of itself, in JSON."""
-        inspector = self._opened(shape).create_engine_inspector()
-        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+        """What the engine for input of this shape tells of itself, in JSON; "" where it fails."""
+        loaded = self._opened(shape)
+
+        def told() -> str | None:
+            inspector = loaded.create_engine_inspector()
+            if inspector is None:
+                return None
+            return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+        return _asked(self._logger, told) or ""
 
     def _opened(self, shape: InputShape) -> Any:
         if shape not in self._engines:
@@ -359,8 +366,11 @@ class TensorRTContext:
         self._memory: int | None = device.allocate(n_bytes)
         try:
             self._context.set_device_memory(self._memory, n_bytes)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RuntimeError | TypeError | ValueError):
+                told = f"TensorRT cannot use the memory it is given ({error})"
+                raise DeviceError(told) from error
             raise
 
     @property
