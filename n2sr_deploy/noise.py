@@ -11,6 +11,7 @@ import numpy as np
 
 from n2sr_deploy.defects import NOISELESS, Repaired, repair, without
 from n2sr_deploy.errors import FrameError
+from n2sr_deploy.limits import at_limits, left_out
 from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, box_mean, variance_model
 from n2sr_deploy.words import counted
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.limits import LeftOut
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
@@ -34,7 +36,6 @@ _BEYOND = 0.5  # of the span between these, past which a small group of pixels i
 _LARGEST_HIT = 9  # pixels of 5 x 5; a bright particle has more of them beyond
 _FEW_COUNTS = 5  # a pixel
 _EQUALS = 0.1  # of the mean: the variance of few counts is known to 5 %
-_FEW_VALUES = 8  # different ones; with so few a frame's highest is no limit of the detector
 _DIFFERS = 0.001  # share of the pixels that another exposure has otherwise, at least
 _THE_SAME = (
     "the second frame has the very pixels of the first, so their difference tells nothing of the "
@@ -45,6 +46,7 @@ _NEXT_TO_NONE = (
     "there is next to no noise at the finest details (where some is to be seen, the frame was "
     "smoothed or enlarged after it was taken: n2sr needs it as the detector gave it)"
 )
+_OFFSET = "the detector's offset is too low: their noise is lost, and their mean is too high"
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 
@@ -77,6 +79,8 @@ class Noise:
     """Whether all values are whole numbers."""
     counts_events: bool
     """Whether they count single events: whole numbers, their variance equal to their mean."""
+    cut_off: float = 0.0
+    """Share of the pixels that pile up at the lower limit, and are no counts; 0: none found."""
 
     @property
     def is_negligible(self) -> bool:
@@ -138,6 +142,9 @@ class Noise:
             f"row offsets of std {self.row_offsets:.3g}" if self.row_offsets else "",
             f"column offsets of std {self.column_offsets:.3g}" if self.column_offsets else "",
             f"{self.saturated:.2%} of the pixels saturated" if self.saturated else "",
+            f"{self.cut_off:.2%} of the pixels cut off at the lowest value ({_OFFSET})"
+            if self.cut_off
+            else "",
             "values count single events" if self.counts_events else "",
         ]
         return ", ".join(filter(None, found))
@@ -178,40 +185,52 @@ def measure_noise(
     if second is not None:
         _check_second(frame, second)
     repaired = repaired or repair(frame)
-    std, along_rows, along_columns, model = _measured(repaired.frame, second, NOISELESS * spread)
+    other = None if second is None else repair(second)
+    limits = at_limits(frame.pixels, repaired.hot)
+    clipped = middle_of(limits.either) > 0
+    if second is not None and other is not None:
+        clipped |= middle_of(at_limits(second.pixels, other.hot).either) > 0
+    passed_over = left_out(clipped)
+    std, along_rows, along_columns, model = _measured(
+        repaired.frame, other.frame if other else None, NOISELESS * spread, passed_over
+    )
+    n_measured = clipped.size if passed_over is None else float(passed_over.weight.sum())
     is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
     is_poisson = model is not None and abs(model.gain - 1) < 0.15
     return Noise(
         std=std,
         along_rows=along_rows,
         along_columns=along_columns,
-        correlation_error=_CORRELATION_ERROR / math.sqrt(middle_of(frame.pixels).size),
+        correlation_error=_CORRELATION_ERROR / math.sqrt(n_measured),
         gain=model.gain if model else None,
         read_noise=model.read_noise if model else None,
         hot_pixels=int(repaired.hot.sum()),
         row_offsets=float(repaired.row_offsets.std()),
         column_offsets=float(repaired.column_offsets.std()),
-        saturated=_saturated(frame.pixels),
+        saturated=float(limits.highest.mean()),
+        cut_off=float(limits.lowest.mean()),
         is_integer=is_integer,
         counts_events=is_integer and is_poisson and bool(frame.pixels.min() >= 0),
     )
 
 
 def _measured(
-    frame: Frame, second: Frame | None, rounding: float
+    frame: Frame, second: Frame | None, rounding: float, passed_over: LeftOut | None
 ) -> tuple[float, Correlation, Correlation, VarianceModel | None]:
     """Standard deviation, correlation along rows and columns, model of the variance.
 
-    Noise below `rounding` is that: its correlation would ask for a pattern that wastes pixels.
+    Of mended frames. Noise below `rounding` is that: its correlation would ask for a pattern that
+    wastes pixels.
     """
     given = middle_of(frame.pixels)
     middle = _without_hits(given)
     if middle.std() < rounding:
         return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
     if second is None:
-        spectrum, intensity = Spectrum(middle), None
+        spectrum, intensity = Spectrum(middle, passed_over), None
     else:
-        spectrum, intensity = _pair(middle, _without_hits(middle_of(repair(second).frame.pixels)))
+        other = _without_hits(middle_of(second.pixels))
+        spectrum, intensity = _pair(middle, other, passed_over)
     if spectrum.noise_std < rounding:
         return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
     model = _poisson_of_few(given, spectrum) or variance_model(spectrum, intensity)
@@ -270,12 +289,12 @@ def _check_second(first: Frame, second: Frame) -> None:
         raise FrameError(_THE_SAME)
 
 
-def _pair(a: AnyArray, b: AnyArray) -> tuple[Spectrum, Spectrum]:
+def _pair(a: AnyArray, b: AnyArray, passed_over: LeftOut | None) -> tuple[Spectrum, Spectrum]:
     """Of the difference of two exposures, over sqrt(2), and of their mean."""
     b = b + (a.mean() - b.mean())
     if np.count_nonzero(np.abs(a - b) > NOISELESS * a.std()) < _DIFFERS * a.size:
         raise FrameError(_THE_SAME)
-    spectrum = Spectrum((a - b) / math.sqrt(2))
+    spectrum = Spectrum((a - b) / math.sqrt(2), passed_over)
     not_noise = spectrum.power[spectrum.signal].sum() / spectrum.power.sum()
     if not_noise > _CHANGED:
         _log.warning(
@@ -283,20 +302,7 @@ def _pair(a: AnyArray, b: AnyArray) -> tuple[Spectrum, Spectrum]:
             "or the specimen changed",
             100 * not_noise,
         )
-    return spectrum, Spectrum((a + b) / 2)
-
-
-def _saturated(pixels: AnyArray) -> float:
-    """The share of pixels at the maximum, where they pile up; else 0."""
-    top = float(pixels.max())
-    width = (top - float(np.median(pixels))) / 50
-    if pixels.dtype.kind in "iu":
-        width = max(width, 1.0)
-    at_top = int(np.count_nonzero(pixels == pixels.max()))
-    just_below = int(np.count_nonzero(pixels >= top - width)) - at_top
-    piled_up = at_top >= 16 and at_top > 4 * just_below
-    is_limit = piled_up and np.unique(pixels).size > _FEW_VALUES
-    return at_top / pixels.size if is_limit else 0.0
+    return spectrum, Spectrum((a + b) / 2, passed_over)
 
 
 def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:

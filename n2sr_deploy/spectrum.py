@@ -16,6 +16,7 @@ import numpy as np
 from n2sr_deploy.defects import running_median
 
 if TYPE_CHECKING:
+    from n2sr_deploy.limits import LeftOut
     from n2sr_deploy.sampling import AnyArray, BoolArray, Shape
 
 LAGS = 3  # pixels, to which correlations are told
@@ -27,6 +28,7 @@ _REACH = 10  # pixels; noise correlates no farther
 # Side of a mean over frequencies, and how many times the floor it must be to show signal; noise
 # alone gets there about once in ten thousand.
 _SIGNAL = ((3, 5.0), (9, 1.9), (25, 1.25))
+_FEWEST = 0.25  # share of the pixels with a weight that a gain is told from; clipped ones have none
 _ENOUGH = 0.1  # share of the frequencies that show nothing but noise, to take its level from
 # A Hann window correlates neighbouring frequencies: of this many, one is independent.
 SHARED = (35 / 18) ** 2
@@ -61,13 +63,19 @@ class Spectrum:
     ----------
     values
         (H, W) float64.
+    left_out
+        What of them is not to be measured; None: nothing.
     """
 
-    def __init__(self, values: AnyArray) -> None:
+    def __init__(self, values: AnyArray, left_out: LeftOut | None = None) -> None:
         self.shape: Shape = values.shape[0], values.shape[1]
-        self.mean = float(values.mean())
+        self.left_out = left_out
         rows, columns = (np.hanning(n + 2)[1:-1] for n in self.shape)
         self.window = np.outer(rows, columns)
+        self.mean = float(values.mean())
+        if left_out is not None:
+            self.window *= left_out.weight
+            self.mean = float(np.average(values, weights=left_out.weight))
         self.windowed = (values - self.mean) * self.window
         self.transform = np.fft.fft2(self.windowed)
         self.power = self.density(self.transform)
@@ -197,6 +205,8 @@ def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> Var
     if noise.share_passed < 0.02:
         return None
     regression = _Regression(noise, intensity or spectrum, 1.0 if intensity is None else 0.5)
+    if np.count_nonzero(regression.weight) < _FEWEST * np.count_nonzero(spectrum.window > 0.1):
+        return None
     model, error = np.array([0.0, float(spectrum.floor.mean())]), math.inf
     for n_splits in _SPLITS:
         fit = regression.fitted(model, n_splits)
@@ -248,6 +258,8 @@ class _Regression:
         self.constant = noise.reaching(window**2)
         # Weights that depend on the intensity would favour its noise.
         self.weight = np.where(window > 0.1, 1 / np.maximum(self.constant, 1e-12) ** 2, 0.0)
+        if intensity.left_out is not None:
+            self.weight[intensity.left_out.near] = 0.0
         signal = np.fft.ifft2(intensity.transform * intensity.signal).real
         self.rough = signal / np.maximum(window, 0.05) + intensity.mean
         self.floor = 2 * share_of_noise * _half(noise.spectrum.floor)  # of a half's noise

@@ -19,6 +19,7 @@ from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.hot_pixels import hot_pixels
+from n2sr_deploy.limits import at_limits
 from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from tests.conftest import SHARED_DATA
@@ -271,6 +272,81 @@ def test_saturation_is_found_and_only_where_there_is_some():
     assert measure_noise(noisy).saturated == 0
     checkerboard = np.indices((64, 64)).sum(axis=0) % 2
     assert measure_noise(Frame(pixels=checkerboard)).saturated == 0
+
+
+def bright_particles(seed):
+    """With soft edges, 20 times as high as what lies between them."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    clean = 1 + 0.3 * perfect_lattice(spacing=9.3 + seed)
+    for _ in range(10):
+        (row, column), radius = rng.uniform(0, 1, 2) * SHAPE, rng.uniform(10, 40)
+        distance = np.hypot(y - row, x - column) - radius
+        clean += 20 / (1 + np.exp(np.clip(distance / rng.uniform(1.5, 3), -50, 50)))
+    return clean
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1e-3])
+@pytest.mark.parametrize("correlations", PATTERNS)
+def test_saturated_particles_are_no_correlated_noise(correlations, gain):
+    """Each was said to have noise correlated along both axes, of up to 3.7 times its strength."""
+    for seed in range(3):
+        clean = bright_particles(seed)
+        noisy = np.minimum(draw(clean, gain, 0.01, *correlations, seed=seed).pixels, 6)
+        for pixels in (noisy, np.rint(noisy * 10_000).astype(np.uint16)):
+            found = measure_noise(Frame(pixels=pixels))
+            pattern, margin, _ = choose_pattern(found)
+            assert ("both" if margin else pattern.name) == PATTERNS[correlations]
+            expected = np.sqrt(np.mean((gain * clean + 0.01**2)[noisy < 6]))
+            assert found.std / pixels.max() == pytest.approx(expected / 6, rel=0.07)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1])
+@pytest.mark.parametrize("end", ["highest", "lowest"])
+def test_a_gain_is_right_or_not_told_where_the_noise_is_clipped(end, share):
+    """At the top it was told 40 % too low, as clipped pixels vary less."""
+    for seed, spacing in enumerate((12.0, 16.0, 24.0)):
+        noisy = draw(perfect_lattice(spacing=spacing), 0.02, 0.03, seed=seed).pixels
+        low, high = np.quantile(noisy, (share, 1 - share))
+        clipped = np.minimum(noisy, high) if end == "highest" else np.maximum(noisy - low, 0)
+        found = measure_noise(Frame(pixels=clipped))
+        told = found.saturated, found.cut_off
+        assert told == pytest.approx((share, 0) if end == "highest" else (0, share), rel=0.01)
+        assert found.gain is None or found.gain == pytest.approx(0.02, rel=0.15)
+        assert choose_pattern(found)[0].name == "cell"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "uint8"])
+def test_an_offset_set_too_low_is_told(dtype):
+    for seed in range(3):
+        noisy = draw(vacuum_beside_an_edge() - 0.15, 0.02, 0.05, seed=seed).pixels
+        if dtype != "float32":
+            noisy = np.rint(noisy * (150 if dtype == "uint8" else 4000))
+        clipped = np.clip(noisy, 0, None).astype(dtype)
+        found = measure_noise(Frame(pixels=clipped))
+        assert found.cut_off == np.mean(clipped == 0)
+        assert "offset is too low" in found.describe()
+        assert found.std == pytest.approx(noisy[:, 200:].std(), rel=0.05)
+        assert measure_noise(Frame(pixels=noisy.astype(np.float32))).cut_off == 0
+
+
+@pytest.mark.parametrize("dose", [0.002, 0.02, 0.1, 0.5, 2, 4.5])
+@pytest.mark.parametrize("name", [*FRAMES, "half empty"])
+def test_zeros_of_single_counts_are_not_cut_off(name, dose):
+    for seed in range(3):
+        clean = FRAMES[name]() if name in FRAMES else perfect_lattice(spacing=9 + 3 * seed)
+        if name == "half empty":
+            clean[:, :150] = 0
+        counts = np.random.default_rng(seed).poisson(clean * (dose / clean.mean()))
+        for pixels in (counts.astype(np.uint16), (37 * counts).astype(np.float32)):
+            limits = at_limits(pixels, np.zeros(pixels.shape, np.bool_))
+            assert not limits.either.any()
+
+
+def test_what_is_known_of_the_noise_of_earlier_checkpoints_is_read():
+    values = measure_noise(draw(perfect_lattice(), 0.1, 0.05)).to_dict()
+    del values["cut_off"]
+    assert Noise.from_dict(values).cut_off == 0
 
 
 def test_small_or_constant_frames_are_refused_in_a_sentence():
