@@ -4,12 +4,14 @@
 
 Frames of benchmarks/simulation.py, a quarter each with white noise and with noise correlated along
 rows, along columns and along both. White noise on small frames, too: how far its correlation is
-told from none there decides from where on `choose_pattern` believes one.
+told from none there decides from where on `choose_pattern` believes one. And every fifth frame
+spoiled: clipped at either end, or with x-ray hits of several pixels.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,32 @@ PER_SIZE = 40  # frames
 KINDS = ("white", "rows", "columns", "both")
 
 
-def measured(index: int) -> dict[str, object]:
+def saturated(pixels: Any, _: np.random.Generator) -> Any:
+    """The brightest twentieth at the upper limit."""
+    return np.minimum(pixels, np.quantile(pixels, 0.95))
+
+
+def cut_off(pixels: Any, _: np.random.Generator) -> Any:
+    """The darkest twentieth at zero."""
+    return np.maximum(pixels - np.quantile(pixels, 0.05), 0)
+
+
+def with_hits(pixels: Any, rng: np.random.Generator) -> Any:
+    """One pixel of 200 in hits of 2 x 2 or 3 x 3 pixels, 3 to 30 times the frame's span."""
+    spoiled = pixels.copy()
+    span = np.ptp(np.quantile(pixels, (0.001, 0.999)))
+    size = int(rng.integers(2, 4))
+    for _ in range(pixels.size // 200 // size**2):
+        y, x = rng.integers(0, np.array(SHAPE) - size)
+        heights = rng.uniform(3, 30) * span * rng.uniform(0.5, 1, (size, size))
+        spoiled[y : y + size, x : x + size] += heights
+    return spoiled
+
+
+SPOILED = {"saturated": saturated, "cut off": cut_off, "hits": with_hits}
+
+
+def measured(index: int, spoiled: str | None = None) -> dict[str, Any]:
     """Simulate a frame, measure it, compare."""
     rng = np.random.default_rng([SEED, index])
     clean = simulated_frame(SHAPE, rng) * rng.uniform(0.3, 0.7)
@@ -38,12 +65,15 @@ def measured(index: int) -> dict[str, object]:
         along_columns = 0.0
     noise = unit_noise(SHAPE, rng, along_rows, along_columns)
     pixels = clean + noise * np.sqrt(gain * clean + read_noise**2)
+    if spoiled:
+        pixels = SPOILED[spoiled](pixels, rng)
     found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
     pattern, margin, _ = choose_pattern(found)
     expected = {"white": "cell", "rows": "row", "columns": "column", "both": "both"}[kind]
     errors = found.along_rows[0] - along_rows, found.along_columns[0] - along_columns
     return {
         "kind": kind,
+        "spoiled": spoiled,
         "contrast": float(clean.std() / clean.mean()),
         "gain": gain,
         "read_noise": read_noise,
@@ -75,7 +105,8 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=100)
-    rows = [measured(index) for index in range(parser.parse_args().frames)]
+    n_frames = parser.parse_args().frames
+    rows = [measured(index) for index in range(n_frames)]
     small = [measured_small(size, index) for size in SMALL for index in range(PER_SIZE)]
     told = [row for row in rows if row["gain_error"] is not None]
     summary: dict[str, float] = {
@@ -89,6 +120,17 @@ def main() -> None:
         "of_those_right_pattern": sum(bool(row["right_pattern"]) for row in small),
         "false_offsets": sum(row["offsets_found"] for row in rows),
     }
+    spoiled = [
+        measured(5 * index, kind) for kind in SPOILED for index in range((n_frames + 4) // 5)
+    ]
+    for kind in SPOILED:
+        of_kind = [row for row in spoiled if row["spoiled"] == kind]
+        gains = [row["gain_error"] for row in of_kind if row["gain_error"] is not None]
+        name = kind.replace(" ", "_")
+        summary[f"{name}_frames"] = len(of_kind)
+        summary[f"{name}_right_pattern"] = sum(row["right_pattern"] for row in of_kind)
+        summary[f"{name}_gain_told"] = len(gains)
+        summary[f"{name}_gain_within_10_percent"] = sum(abs(error) < 0.1 for error in gains)
     for size in SMALL:
         of_size = [(r["along_rows"], r["along_columns"]) for r in small if r["size"] == size]
         error = float(np.sqrt(np.mean(np.square(of_size))))
@@ -96,7 +138,7 @@ def main() -> None:
         print(f"{size} x {size}: standard error {error:.3f} = {error * size:.1f} / {size}")
     for name, value in summary.items():
         print(f"{name}: {value}")
-    print(f"kept in {keep('noise', {'summary': summary, 'rows': rows, 'small': small})}")
+    print(f"kept in {keep('noise', {'summary': summary, 'rows': rows + spoiled, 'small': small})}")
 
 
 if __name__ == "__main__":

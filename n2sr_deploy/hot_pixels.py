@@ -66,8 +66,8 @@ def _spikes(pixels: AnyArray, sign: int) -> BoolArray:
         beyond = excess[y, x] / np.maximum(limit, visible)
         is_near = beyond > _NEARLY
         y, x, limit, beyond = y[is_near], x[is_near], limit[is_near], beyond[is_near]
-        around = np.asarray(_around(pixels, top + y, x, 3), np.float32) * sign
-        height = values[y, x] - np.partition(around, 12)[:, 12]  # a quarter: dark between atoms
+        near = np.asarray(around(pixels, top + y, x, 3), np.float32) * sign
+        height = values[y, x] - np.partition(near, 12)[:, 12]  # a quarter: dark between atoms
         narrow = excess[y, x] - _ISOLATED * height
         unsure = _UNSURE * limit + 0.5 * np.sqrt(limits.step * height.clip(0))
         is_spike = (beyond > 1) & (narrow > unsure)
@@ -101,14 +101,14 @@ def _may_be_signal(n_spikes: int, n_nearly: int, n_pixels: int, specimen: float)
 def _without_slopes(spikes: BoolArray, pixels: AnyArray, sign: int) -> BoolArray:
     """Spikes but for those beside higher pixels that are none: on a slope, as between atoms."""
     y, x = np.nonzero(spikes)
-    around = np.asarray(_around(pixels, y, x, 1), np.float32) * sign
-    higher = np.where(_around(spikes, y, x, 1), -np.inf, around) > around[:, 4:5]
+    near = np.asarray(around(pixels, y, x, 1), np.float32) * sign
+    higher = np.where(around(spikes, y, x, 1), -np.inf, near) > near[:, 4:5]
     found = spikes.copy()
     found[y, x] = ~higher.any(axis=1)
     return found
 
 
-def _around(values: AnyArray, y: AnyArray, x: AnyArray, reach: int) -> AnyArray:
+def around(values: AnyArray, y: AnyArray, x: AnyArray, reach: int) -> AnyArray:
     """What lies within `reach` of places (n,), row by row: (n, (2 reach + 1)^2)."""
     steps = np.arange(-reach, reach + 1)
     rows = (y[:, None] + steps).clip(0, values.shape[0] - 1)
@@ -125,14 +125,14 @@ def _against_neighbours(
     signed: FloatArray = np.asarray(pixels[rows], np.float32) * np.float32(sign)
     padded = np.pad(signed, ((0, 0), (1, 1)), mode="edge")
     values = padded[1:-1, 1:-1]
-    around = [
+    beside = [
         padded[dy : dy + len(values), dx : dx + width]
         for dy, dx in np.ndindex(3, 3)
         if (dy, dx) != (1, 1)
     ]
     highest = [np.full_like(values, -np.inf) for _ in range(_COMPANIONS + 1)]
     total = np.zeros_like(values)
-    for neighbour in around:
+    for neighbour in beside:
         total += neighbour
         rest = neighbour
         for place in highest:  # each keeps the higher of the two and hands on the lower
@@ -174,7 +174,7 @@ def _limits(pixels: AnyArray, sign: int, sample: FloatArray) -> _Limits:
         for top, n_rows in _some_strips(pixels.shape)
     ]
     excess, level = (np.concatenate(found) for found in zip(*parts, strict=True))
-    edges, step = np.quantile(level, _BINS), _smallest_step(sample)
+    edges, step = np.quantile(level, _BINS), smallest_step(sample)
     bins, found = (np.searchsorted(edges, level, side="right") - 1).clip(0, len(_BINS) - 2), {}
     for index in range(len(_BINS) - 1):
         above = excess[(bins == index) & (excess > 0)]
@@ -215,7 +215,7 @@ def _spread(values: FloatArray) -> float:
     return float(high - low) / 4
 
 
-def _smallest_step(values: FloatArray) -> float:
+def smallest_step(values: FloatArray) -> float:
     """Between neighbouring values where these are few, as of counts at a low dose; else 0."""
     distinct = np.unique(values[:: max(values.size // 20_000, 1)])
     return float(np.diff(distinct).min()) if 1 < distinct.size < 200 else 0.0

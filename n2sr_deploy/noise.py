@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.defects import NOISELESS, Repaired, repair, without
+from n2sr_deploy.defects import NOISELESS, Repaired, repair
 from n2sr_deploy.errors import FrameError
+from n2sr_deploy.hits import without_hits
 from n2sr_deploy.limits import at_limits, left_out
 from n2sr_deploy.sampling import SamplingPattern
-from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, box_mean, variance_model
+from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, variance_model
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
 _DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
-_EXTREME = (0.001, 0.999)  # quantiles; x-ray hits are fewer
-_BEYOND = 0.5  # of the span between these, past which a small group of pixels is a hit
-_LARGEST_HIT = 9  # pixels of 5 x 5; a bright particle has more of them beyond
 _FEW_COUNTS = 5  # a pixel
 _EQUALS = 0.1  # of the mean: the variance of few counts is known to 5 %
 _DIFFERS = 0.001  # share of the pixels that another exposure has otherwise, at least
@@ -223,13 +221,13 @@ def _measured(
     wastes pixels.
     """
     given = middle_of(frame.pixels)
-    middle = _without_hits(given)
+    middle = without_hits(given)
     if middle.std() < rounding:
         return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
     if second is None:
         spectrum, intensity = Spectrum(middle, passed_over), None
     else:
-        other = _without_hits(middle_of(second.pixels))
+        other = without_hits(middle_of(second.pixels))
         spectrum, intensity = _pair(middle, other, passed_over)
     if spectrum.noise_std < rounding:
         return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
@@ -259,23 +257,6 @@ def middle_of(pixels: AnyArray) -> AnyArray:
         slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in pixels.shape
     )
     return np.asarray(pixels[rows, columns], np.float64)
-
-
-def _without_hits(pixels: AnyArray) -> AnyArray:
-    """(H, W) float64 with the surroundings' median for small groups of pixels beyond all others.
-
-    X-ray hits of 2 x 2 pixels are no hot pixels, but hold more power than all the noise, and their
-    own correlation. For the measurement only: what is learned from keeps them.
-    """
-    low, high = np.quantile(pixels, _EXTREME)
-    if low == high:  # so few counts that a single one is extreme
-        return pixels
-    reach = _BEYOND * (high - low)
-    hits = np.zeros(pixels.shape, np.bool_)
-    for beyond in (pixels > high + reach, pixels < low - reach):
-        if beyond.any():
-            hits |= beyond & (25 * box_mean(beyond.astype(np.float64), 5) < _LARGEST_HIT + 0.5)
-    return np.where(hits, without(pixels, hits), pixels) if hits.any() else pixels
 
 
 def _check_second(first: Frame, second: Frame) -> None:

@@ -12,12 +12,13 @@ from scipy import ndimage
 
 from benchmarks import noise as benchmark
 from benchmarks.simulation import simulated_frame, unit_noise
-from n2sr_deploy import noise, spectrum
+from n2sr_deploy import hits, spectrum
 from n2sr_deploy.cli import main
 from n2sr_deploy.defects import line_offsets, repair
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.hits import without_hits
 from n2sr_deploy.hot_pixels import hot_pixels
 from n2sr_deploy.limits import at_limits
 from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
@@ -100,6 +101,57 @@ def test_x_ray_hits_of_several_pixels_are_no_noise(n, size, height):
     assert choose_pattern(found)[0].name == "cell"
 
 
+def with_many_hits(pixels, shape, height, seed, share=0.005):
+    """Groups of pixels, each of another height, and their pixels too."""
+    rng, spoiled = np.random.default_rng([9, seed]), pixels.copy()
+    for _ in range(int(share * pixels.size / np.prod(shape))):
+        y, x = rng.integers(2, np.array(pixels.shape) - 4)
+        group = rng.uniform(0.5, 1.5) * rng.uniform(0.6, 1, shape)
+        spoiled[y : y + shape[0], x : x + shape[1]] += height * group
+    return spoiled
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("name", [*FRAMES, "vacuum"])
+def test_x_ray_hits_on_many_pixels_are_no_correlated_noise(name, shape):
+    """From 0.1 % of the pixels on each frame had noise correlated along both axes."""
+    clean = FRAMES[name]() if name in FRAMES else np.full(SHAPE, 0.5)
+    for seed in range(2):
+        along_rows = 0.4 * seed
+        pixels = draw(clean, 0.01, 0.03, along_rows, seed=seed).pixels
+        expected = measure_noise(Frame(pixels=pixels)).std
+        found = measure_noise(Frame(pixels=with_many_hits(pixels, shape, 30, seed)))
+        pattern, margin, _ = choose_pattern(found)
+        assert (pattern.name, margin) == (("cell", "row")[seed], 0)
+        assert found.std == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.85, 1.0, 1.4])
+@pytest.mark.parametrize("n", [30, 200, 1000])
+def test_sharp_atoms_and_single_electrons_are_no_x_ray_hits(sigma, n):
+    y, x = np.mgrid[-7:8, -7:8]
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        atoms = np.zeros(SHAPE)
+        for place in rng.uniform(10, 370, (n, 2)):
+            row, column = place.astype(int)
+            at = (y - place[0] + row) ** 2 + (x - place[1] + column) ** 2
+            atoms[row - 7 : row + 8, column - 7 : column + 8] += np.exp(-at / (2 * sigma**2))
+        electrons = rng.poisson(n / 10_000, SHAPE)
+        pulses = np.where(electrons > 0, rng.gamma(np.maximum(electrons, 1), 50.0), 0.0)
+        frames = [100 + h * atoms + rng.normal(size=SHAPE) for h in (5, 10, 50, 200)]
+        frames += [rng.poisson(1 + 40 * atoms).astype(float)]
+        frames += [spread + 3 * rng.normal(size=SHAPE) for spread in (pulses, blurred(pulses))]
+        for pixels in frames:
+            for share in hits._MANY:
+                assert not hits._many_hits(pixels, share).any()
+                assert not hits._many_hits(-pixels, share).any()
+
+
+def blurred(pixels):
+    return ndimage.gaussian_filter(pixels, 0.6)
+
+
 def test_hits_beyond_the_part_that_is_measured_are_no_noise_either():
     rng = np.random.default_rng(0)
     pixels = rng.poisson(100, (1400, 1400)).astype(np.float32)
@@ -115,10 +167,10 @@ def test_few_counts_bright_particles_and_clean_frames_are_measured_as_they_are()
     particle = 400 / (1 + np.exp(2 * (np.hypot(y - 130, x - 120) - 5)))  # a thousandth of the frame
     for clean in (0.01, 0.5, 0.5 * perfect_lattice((256, 256)), 20 + particle):
         pixels = np.random.default_rng(3).poisson(clean, (256, 256)).astype(np.float64)
-        assert np.count_nonzero(noise._without_hits(pixels) != pixels) <= 6
+        assert np.count_nonzero(without_hits(pixels) != pixels) <= 6
     for name, clean in FRAMES.items():
         pixels = draw(clean(), 0.1, 0.05).pixels.astype(np.float64)
-        assert noise._without_hits(pixels) is pixels, name
+        assert without_hits(pixels) is pixels, name
 
 
 @pytest.mark.parametrize("kind", ["phantom", "ramp", "border"])
