@@ -22,8 +22,6 @@ _RUNS_ON = 3  # times its 5 % quantile is the median of what noise leaves above 
 _AREA = 0.1  # of these at a limit, from which on they are more than tails of the noise
 _MARGIN = 6  # pixels; where an area begins, the frame has a bend sharper than a lens makes
 _ENOUGH = 0.25  # of the frame, which must be left to measure
-_WIDER = 9  # rows and columns, so that the share of tails is that of the level, not of chance
-_TAIL = 0.03  # of these at a limit; what is cut off more has a variance a few percent too low
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +43,8 @@ class LeftOut:
 
     weight: AnyArray
     """(H, W), 0 in areas of clipped pixels and around, 1 farther off, and smooth."""
-    near: BoolArray
-    """(H, W), true where so many pixels are clipped that the noise's variance is too low."""
+    clipped: BoolArray
+    """(H, W), true where a pixel is at a limit."""
 
 
 def at_limits(pixels: AnyArray, hot: BoolArray) -> AtLimits:
@@ -109,7 +107,7 @@ def left_out(clipped: BoolArray) -> LeftOut | None:
     weight = 1 - _blurred(around.astype(np.float64), _MARGIN / 3)
     if np.square(weight).mean() < _ENOUGH:
         weight = np.ones(clipped.shape)
-    return LeftOut(weight=weight, near=box_mean(ones, _WIDER) > _TAIL)
+    return LeftOut(weight=weight, clipped=clipped)
 
 
 def _blurred(values: AnyArray, sigma: float) -> AnyArray:

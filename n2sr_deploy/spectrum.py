@@ -28,6 +28,8 @@ _REACH = 10  # pixels; noise correlates no farther
 # Side of a mean over frequencies, and how many times the floor it must be to show signal; noise
 # alone gets there about once in ten thousand.
 _SIGNAL = ((3, 5.0), (9, 1.9), (25, 1.25))
+_LEVELS = 50
+_CLIPPED = 0.03  # of a level's pixels; with more, its variance is too low by some percent
 _FEWEST = 0.25  # share of the pixels with a weight that a gain is told from; clipped ones have none
 _ENOUGH = 0.1  # share of the frequencies that show nothing but noise, to take its level from
 # A Hann window correlates neighbouring frequencies: of this many, one is independent.
@@ -258,10 +260,10 @@ class _Regression:
         self.constant = noise.reaching(window**2)
         # Weights that depend on the intensity would favour its noise.
         self.weight = np.where(window > 0.1, 1 / np.maximum(self.constant, 1e-12) ** 2, 0.0)
-        if intensity.left_out is not None:
-            self.weight[intensity.left_out.near] = 0.0
         signal = np.fft.ifft2(intensity.transform * intensity.signal).real
         self.rough = signal / np.maximum(window, 0.05) + intensity.mean
+        if intensity.left_out is not None:
+            self.weight[_often(intensity.left_out.clipped, self.rough)] = 0.0
         self.floor = 2 * share_of_noise * _half(noise.spectrum.floor)  # of a half's noise
         self.whole = self._terms(intensity.windowed)
 
@@ -304,3 +306,14 @@ class _Regression:
         transform = np.fft.rfft2(half)
         shows = shows_signal(self.intensity.density(transform) / self.floor, half.shape)
         return np.asarray(np.fft.irfft2(transform * shows, s=half.shape))
+
+
+def _often(clipped: BoolArray, level: AnyArray) -> BoolArray:
+    """Where the level (H, W) is one at which more than a few pixels are clipped.
+
+    Not where these are: what noise happened to spare there varies less than noise does.
+    """
+    edges = np.quantile(level, np.linspace(0, 1, _LEVELS + 1)[1:-1])
+    at = np.searchsorted(edges, level)
+    n_clipped = np.bincount(at[clipped], minlength=_LEVELS)
+    return np.asarray((n_clipped > _CLIPPED * np.bincount(at.ravel(), minlength=_LEVELS))[at])
