@@ -57,6 +57,7 @@ bench-quality: .venv/.bench setup-careamics
 bench-noise: .venv/.bench
 	$(BIN)/python -m benchmarks.noise
 	$(BIN)/python -m benchmarks.patterns
+	$(BIN)/python -m benchmarks.patterns --weak --steps 600
 
 .venv/.bench: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[bench]'
