@@ -32,7 +32,8 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
 }
 CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
 CUDA_SOURCES = [
-    Path("csrc", f"{name}.cu") for name in ("subsample", "statistics", "convolve", "runtime")
+    Path("csrc", f"{name}.cu")
+    for name in ("subsample", "pool", "statistics", "convolve", "runtime")
 ]
 CUDA_HEADERS = [
     Path("csrc", f"{name}.h") for name in ("cell", "export", "frames", "philox", "subsample")

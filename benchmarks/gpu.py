@@ -96,7 +96,7 @@ def kernel_rows() -> list[dict[str, Any]]:
 
         rng = np.random.default_rng(0)
         frame = rng.poisson(100, (SIDE, SIDE)).astype(np.uint16)
-        pixels = Pixels(put(frame), frame.dtype, frame.shape)
+        pixels = Pixels(put(frame), frame.dtype, frame.shape, frame.shape[1])
         key, scratch = put(np.array([1, 2], np.uint64)), room(device.scratch_bytes())
         statistics = put(np.array([100.0, 10.0, 0.1]))
         mean, std = room(4 * n), room(4 * n)

@@ -66,7 +66,7 @@ static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left
 
 template <typename Pixel> struct draw_job {
     const Pixel *pixels;
-    ptrdiff_t height, width;
+    ptrdiff_t height, width, row; /* elements that rows lie apart */
     n2sr_pattern pattern;
     n2sr_window window;
     n2sr_draws draws;
@@ -90,7 +90,7 @@ N2SR_BOTH void draw_cell(const draw_job<Pixel> &job, n2sr_key key, const n2sr_st
         const int place = n2sr_place(places, sample % n);
         const ptrdiff_t y = n2sr_mirror(cell_y * stride_y + place / stride_x, job.height);
         const ptrdiff_t x = n2sr_mirror(cell_x * stride_x + place % stride_x, job.width);
-        const float pixel = (float)job.pixels[y * job.width + x];
+        const float pixel = (float)job.pixels[y * job.row + x];
         const size_t at =
             place_of(job.draws, m, row, column, job.window.height, job.window.width);
         store(subsampled + at, (pixel - shift) * factor);
@@ -118,11 +118,11 @@ N2SR_BOTH void load_cells(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x,
     typedef vector<Pixel, 2 * WIDTH> row_vector;
     for (int i = 0; i < 2; ++i)
         if (IN_VECTORS) {
-            const row_vector row = *(const row_vector *)(job.pixels + (y + i) * job.width + x);
+            const row_vector row = *(const row_vector *)(job.pixels + (y + i) * job.row + x);
             for (int j = 0; j < 2 * WIDTH; ++j)
                 pixels[i][j] = row.element[j];
         } else {
-            const Pixel *row = job.pixels + n2sr_mirror(y + i, job.height) * job.width;
+            const Pixel *row = job.pixels + n2sr_mirror(y + i, job.height) * job.row;
             for (int j = 0; j < 2 * WIDTH; ++j)
                 pixels[i][j] = row[n2sr_mirror(x + j, job.width)];
         }
@@ -133,9 +133,9 @@ template <typename Pixel>
 N2SR_BOTH bool has_vectors(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x)
 {
     typedef vector<Pixel, 2 * WIDTH> row_vector;
-    const Pixel *from = job.pixels + y * job.width + x;
+    const Pixel *from = job.pixels + y * job.row + x;
     return y + 2 <= job.height && x + 2 * WIDTH <= job.width && is_aligned<row_vector>(from) &&
-           is_aligned<row_vector>(from + job.width);
+           is_aligned<row_vector>(from + job.row);
 }
 
 /* As n2sr_permutation, of the pixels themselves: draw k keeps values[k]. */
@@ -339,11 +339,12 @@ static dim3 tiled_vectors(ptrdiff_t height, ptrdiff_t width)
 }
 
 template <typename Pixel, typename Number>
-static int draw_as(const void *pixels, ptrdiff_t height, ptrdiff_t width, n2sr_pattern pattern,
-                   n2sr_window window, n2sr_draws draws, const n2sr_key *key,
+static int draw_as(const void *pixels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t pitch,
+                   n2sr_pattern pattern, n2sr_window window, n2sr_draws draws, const n2sr_key *key,
                    const n2sr_statistics *statistics, void *subsampled, cudaStream_t stream)
 {
-    const draw_job<Pixel> job = {(const Pixel *)pixels, height, width, pattern, window, draws};
+    const draw_job<Pixel> job = {(const Pixel *)pixels, height, width, pitch,
+                                 pattern, window, draws};
     const dim3 grid = tiled(window.height, window.width, BLOCK);
     if (draws_vectors<Number>(pattern, window, draws, subsampled))
         draw_all_vectors<<<tiled_vectors(window.height, window.width), VECTORS_BLOCK, 0, stream>>>(
@@ -358,27 +359,27 @@ static int draw_as(const void *pixels, ptrdiff_t height, ptrdiff_t width, n2sr_p
 }
 
 template <typename Pixel>
-static int draw_from(const void *pixels, ptrdiff_t height, ptrdiff_t width, n2sr_pattern pattern,
-                     n2sr_window window, n2sr_draws draws, const n2sr_key *key,
-                     const n2sr_statistics *statistics, void *subsampled, int half,
-                     cudaStream_t stream)
+static int draw_from(const void *pixels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t pitch,
+                     n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
+                     const n2sr_key *key, const n2sr_statistics *statistics, void *subsampled,
+                     int half, cudaStream_t stream)
 {
-    return half ? draw_as<Pixel, __half>(pixels, height, width, pattern, window, draws, key,
+    return half ? draw_as<Pixel, __half>(pixels, height, width, pitch, pattern, window, draws, key,
                                          statistics, subsampled, stream)
-                : draw_as<Pixel, float>(pixels, height, width, pattern, window, draws, key,
+                : draw_as<Pixel, float>(pixels, height, width, pitch, pattern, window, draws, key,
                                         statistics, subsampled, stream);
 }
 
-/* subsampled (n_samples, height, width) of the window <- draws of a frame (height, width), float32
- * or, where `half`, float16. */
+/* subsampled (n_samples, height, width) of the window <- draws of a frame (height, width), whose
+ * rows lie `pitch` elements apart; float32 or, where `half`, float16. */
 N2SR_API int n2sr_cuda_draw(const void *pixels, int dtype, ptrdiff_t height, ptrdiff_t width,
-                            n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
+                            ptrdiff_t pitch, n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
                             const n2sr_key *key, const n2sr_statistics *statistics,
                             void *subsampled, int half, cudaStream_t stream)
 {
 #define N2SR_DRAW(pixel_t)                                                                        \
-    draw_from<pixel_t>(pixels, height, width, pattern, window, draws, key, statistics, subsampled, \
-                       half, stream)
+    draw_from<pixel_t>(pixels, height, width, pitch, pattern, window, draws, key, statistics,      \
+                       subsampled, half, stream)
     switch (dtype) {
     case N2SR_UINT8: return N2SR_DRAW(uint8_t);
     case N2SR_UINT16: return N2SR_DRAW(uint16_t);

@@ -13,13 +13,14 @@ from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge
+from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge, n_moved, pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
+    from n2sr_deploy.model import ModelMetadata
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
@@ -72,6 +73,43 @@ class _Tile(NamedTuple):
             (self.seen_rows.stop - self.seen_rows.start) // stride[0],
             (self.seen_columns.stop - self.seen_columns.start) // stride[1],
         )
+
+
+class _Half(NamedTuple):
+    """Draws whose cells lie alike, of the frame or of what is left of it from their `step` on."""
+
+    pixels: AnyArray
+    first_sample: int
+    n_samples: int
+
+    @property
+    def draws(self) -> slice:
+        """Which of all."""
+        return slice(self.first_sample, self.first_sample + self.n_samples)
+
+
+def _halves(pixels: AnyArray, meta: ModelMetadata, n_samples: int) -> list[_Half]:
+    """One or two of them, which together are all draws."""
+    shape = pixels.shape[0], pixels.shape[1]
+    others = n_moved(meta.pattern, n_samples, shape, meta.padded(shape))
+    still = _Half(pixels, 0, n_samples - others)
+    if not others or meta.pattern.step is None:
+        return [still]
+    return [still, _Half(pixels[_from(meta.pattern.step)], still.n_samples, others)]
+
+
+def _from(step: Shape) -> tuple[slice, slice]:
+    """What is left of a frame."""
+    return slice(step[0], None), slice(step[1], None)
+
+
+def _pool(mean: FloatArray, std: FloatArray, halves: list[_Half], others: FloatArray) -> None:
+    """Put what the second half gives, (2, H, W), where it belongs; the first line has none."""
+    still, moved = halves
+    rows, columns = moved.pixels.shape
+    inside = _from((mean.shape[0] - rows, mean.shape[1] - columns))
+    mean_of_others, std_of_others = others[:, :rows, :columns]
+    pool(mean[inside], std[inside], still.n_samples, mean_of_others, std_of_others, moved.n_samples)
 
 
 class _Buffer:
@@ -144,6 +182,7 @@ class Denoiser:
             )
         self.backend = backend
         self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
+        self._of_moved = _Buffer()
         self._memory_budget = memory_budget
         self._batch_size = batch_size
         self._n_threads = n_threads
@@ -234,37 +273,49 @@ class Denoiser:
             n_samples = meta.n_samples
         check_frame(self.model, frame.shape, n_samples)
         watch = _Stopwatch()
+        key = seed, frame.index if frame_index is None else frame_index
         offset, scale = frame.mean_and_std()
         watch.lap("standardise")
-        mean, std = np.empty((2, *frame.shape), np.float32)
+        halves = _halves(frame.pixels, meta, n_samples)
+        results: list[FloatArray] = [np.empty((2, *frame.shape), np.float32)]
+        if len(halves) == 2:
+            results.append(self._of_moved.shaped(2, *frame.shape))
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
             window = tile.window(meta.pattern.stride)
-            subsampled = draw(
-                frame.pixels,
-                meta.pattern,
-                n_samples,
-                seed=seed,
-                frame_index=frame.index if frame_index is None else frame_index,
-                mean=offset,
-                scale=scale,
-                window=window,
-                out=self._draws.shaped(n_samples, window.height, window.width),
-                n_threads=self._n_threads,
-            )
+            subsampled = self._draws.shaped(n_samples, window.height, window.width)
+            for half in halves:
+                draw(
+                    half.pixels,
+                    meta.pattern,
+                    half.n_samples,
+                    seed=key[0],
+                    frame_index=key[1],
+                    first_sample=half.first_sample,
+                    mean=offset,
+                    scale=scale,
+                    window=window,
+                    out=subsampled[half.draws],
+                    n_threads=self._n_threads,
+                )
             watch.lap("draw")
             outputs = self._infer(subsampled, at_once, watch)
-            merge(
-                outputs,
-                top=tile.rows.start - tile.seen_rows.start,
-                left=tile.columns.start - tile.seen_columns.start,
-                offset=offset,
-                scale=scale,
-                mean=mean[tile.rows, tile.columns],
-                std=std[tile.rows, tile.columns],
-                n_threads=self._n_threads,
-            )
+            for half, result in zip(halves, results, strict=True):
+                merge(
+                    outputs[half.draws],
+                    first_sample=half.first_sample,
+                    top=tile.rows.start - tile.seen_rows.start,
+                    left=tile.columns.start - tile.seen_columns.start,
+                    offset=offset,
+                    scale=scale,
+                    mean=result[0, tile.rows, tile.columns],
+                    std=result[1, tile.rows, tile.columns],
+                    n_threads=self._n_threads,
+                )
             watch.lap("merge")
+        mean, std = results[0]
+        if len(halves) == 2:
+            _pool(mean, std, halves, results[1])
         # The frame tells its mean far better than any network: to noise / sqrt(H * W).
         mean += np.float32(offset - mean.mean(dtype=np.float64))
         watch.lap("merge")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Draws, Key, Pixels, Statistics, Values
+from n2sr_deploy.cuda.device import Draws, Key, Pixels, Pooled, Statistics, Values
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.layout import batches, tiles
+from n2sr_deploy.sampling import n_moved
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork
@@ -52,7 +53,10 @@ class Plan:
         self.has_run = False
         self._graph: int | None = None
         meta = model.metadata
-        self._draws_of = Draws(0, kind.n_samples, meta.pattern.group_size, meta.n_orientations == 8)
+        lie = meta.pattern.group_size, meta.n_orientations == 8
+        others = n_moved(meta.pattern, kind.n_samples, kind.shape, meta.padded(kind.shape))
+        self._still = Draws(0, kind.n_samples - others, *lie)
+        self._moved = Draws(self._still.n_samples, others, *lie) if others else None
         self._batches = list(batches(model, kind.n_samples, layout))
         self._cells = layout.cells(meta.pattern.stride)
         with ExitStack() as opened:
@@ -79,6 +83,8 @@ class Plan:
             "mean": n_pixels * 4,
             "std": n_pixels * 4,
         }
+        if self._moved:
+            sizes |= {"mean_of_moved": n_pixels * 4, "std_of_moved": n_pixels * 4}
         self._at: dict[str, int] = {}
         for name, n_bytes in sizes.items():
             self._at[name] = self.device.allocate(n_bytes)
@@ -142,12 +148,14 @@ class Plan:
     def enqueue(self) -> None:
         """All the work of a frame whose pixels and key are in pinned memory, but `download`."""
         device, at, stream = self.device, self._at, self._stream
-        pixels = Pixels(at["pixels"], self.kind.dtype, self.kind.shape)
+        pixels = Pixels(at["pixels"], self.kind.dtype, self.kind.shape, self.kind.shape[1])
         device.upload(at["key"], self._host["key"], stream)
         device.upload(at["pixels"], self._host["pixels"], stream)
         device.statistics(pixels, at["scratch"], at["statistics"], stream)
         for window, part in tiles(self.model, pixels.shape, self.layout):
             self._enqueue_tile(pixels, window, part)
+        if self._moved:
+            device.pool(self._pooled(pixels, self._moved), stream)
         device.shift_mean(
             at["mean"], pixels.size, at["scratch"], at["statistics"], at["of_result"], stream
         )
@@ -158,35 +166,65 @@ class Plan:
         self.device.download(mean, self._at["mean"], self._stream)
         self.device.download(std, self._at["std"], self._stream)
 
+    def _without_first(self, pixels: Pixels) -> Pixels:
+        """What is left of a frame whose cells are laid elsewhere."""
+        step = self.model.metadata.pattern.step or (0, 0)
+        first = step[0] * pixels.row + step[1]
+        rows, columns = (n - left for n, left in zip(pixels.shape, step, strict=True))
+        return pixels._replace(
+            address=pixels.address + first * pixels.dtype.itemsize, shape=(rows, columns)
+        )
+
+    def _pooled(self, pixels: Pixels, moved: Draws) -> Pooled:
+        """Where results of both halves lie; the first line has one only."""
+        left = self._without_first(pixels)
+        first = 4 * ((left.address - pixels.address) // pixels.dtype.itemsize)
+        return Pooled(
+            self._at["mean"] + first,
+            self._at["std"] + first,
+            self._at["mean_of_moved"],
+            self._at["std_of_moved"],
+            *left.shape,
+            pixels.row,
+            self._still.n_samples,
+            moved.n_samples,
+        )
+
     def _enqueue_tile(self, pixels: Pixels, window: Window, part: Part) -> None:
         device, at, stream = self.device, self._at, self._stream
         is_half = self.network.is_half
-        device.draw(
-            pixels,
-            self.model.metadata.pattern,
-            window,
-            self._draws_of,
-            at["key"],
-            at["statistics"],
-            Values(at["draws"], is_half),
-            stream,
-        )
         number = 2 if is_half else 4
         input_bytes = window.height * window.width * number
         output_bytes = part.of_height * part.of_width * number
+        halves = [(self._still, pixels, "mean", "std")]
+        if self._moved:
+            left = self._without_first(pixels)
+            halves.append((self._moved, left, "mean_of_moved", "std_of_moved"))
+        for draws, of, _, _ in halves:
+            device.draw(
+                of,
+                self.model.metadata.pattern,
+                window,
+                draws,
+                at["key"],
+                at["statistics"],
+                Values(at["draws"] + draws.first_sample * input_bytes, is_half),
+                stream,
+            )
         for first, count, is_transposed in self._batches:
             self._contexts[count, is_transposed].enqueue(
                 at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes
             )
         stride_y, stride_x = self.model.metadata.pattern.stride
-        top, left = part.top + window.top * stride_y, part.left + window.left * stride_x
-        offset = 4 * (top * part.row + left)
-        device.merge(
-            Values(at["outputs"], is_half),
-            self._draws_of,
-            part,
-            at["statistics"],
-            at["mean"] + offset,
-            at["std"] + offset,
-            stream,
-        )
+        top, left_column = part.top + window.top * stride_y, part.left + window.left * stride_x
+        offset = 4 * (top * part.row + left_column)
+        for draws, _, mean, std in halves:
+            device.merge(
+                Values(at["outputs"] + draws.first_sample * output_bytes, is_half),
+                draws,
+                part,
+                at["statistics"],
+                at[mean] + offset,
+                at[std] + offset,
+                stream,
+            )

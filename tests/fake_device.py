@@ -104,6 +104,12 @@ class FakeDevice:
                 return part.view(dtype).reshape(shape)
         raise AssertionError(f"{n_bytes} bytes at {address} are no device memory")
 
+    def strided(self, address, shape, dtype, row):
+        """Likewise, of rows that lie `row` elements apart."""
+        whole = self.at(address, ((shape[0] - 1) * row + shape[1],), dtype)
+        strides = row * whole.itemsize, whole.itemsize
+        return np.lib.stride_tricks.as_strided(whole, shape, strides)
+
     def _pinned(self, address, n_bytes):
         """Pinned memory (n_bytes,) by its address; an error if it is not, or no more."""
         for start, memory in list(self.pins.items()):
@@ -202,7 +208,7 @@ class FakeDevice:
 
     def draw(self, pixels, pattern, window, draws, key, statistics, subsampled, stream):
         def work():
-            frame = self.at(pixels.address, pixels.shape, pixels.dtype)
+            frame = self.strided(pixels.address, pixels.shape, pixels.dtype, pixels.row)
             seed, frame_index = (int(word) for word in self.at(key, (2,), np.uint64))
             mean, std, _ = (float(value) for value in self.at(statistics, (3,), np.float64))
             drawn = sampling.draw(
@@ -240,6 +246,18 @@ class FakeDevice:
             for address, result in ((mean, results[0]), (std, results[1])):
                 for y, row in enumerate(result):
                     self.at(address + 4 * y * part.row, row.shape, np.float32)[:] = row
+
+        self.enqueue(stream, work)
+
+    def pool(self, pooled, stream):
+        given = type(pooled).from_buffer_copy(pooled)  # as a launch copies its arguments
+
+        def work():
+            mean, std, *others = (
+                self.strided(address, (given.height, given.width), np.float32, given.row)
+                for address in (given.mean, given.std, given.mean_of_others, given.std_of_others)
+            )
+            sampling.pool(mean, std, given.n, *others, given.n_others)
 
         self.enqueue(stream, work)
 

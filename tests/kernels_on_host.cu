@@ -1,13 +1,15 @@
 /* What each thread of the CUDA kernels does, done by loops on the CPU: for machines without a GPU. */
+#include "pool.cu"
 #include "statistics.cu"
 #include "subsample.cu"
 
 template <typename Pixel, typename Number>
-static void draw_on_host(const void *pixels, ptrdiff_t height, ptrdiff_t width, n2sr_pattern pattern,
-                         n2sr_window window, n2sr_draws draws, const n2sr_key *key,
+static void draw_on_host(const void *pixels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t pitch,
+                         n2sr_pattern pattern, n2sr_window window, n2sr_draws draws, const n2sr_key *key,
                          const n2sr_statistics *statistics, void *subsampled)
 {
-    const draw_job<Pixel> job = {(const Pixel *)pixels, height, width, pattern, window, draws};
+    const draw_job<Pixel> job = {(const Pixel *)pixels, height, width, pitch,
+                                 pattern, window, draws};
     const bool in_vectors = draws_vectors<Number>(pattern, window, draws, subsampled);
     const bool is_2x2 = pattern.stride_y == 2 && pattern.stride_x == 2;
     Number *out = (Number *)subsampled;
@@ -22,13 +24,13 @@ static void draw_on_host(const void *pixels, ptrdiff_t height, ptrdiff_t width, 
 }
 
 N2SR_API int host_draw(const void *pixels, int dtype, ptrdiff_t height, ptrdiff_t width,
-                       n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
+                       ptrdiff_t pitch, n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
                        const n2sr_key *key, const n2sr_statistics *statistics, void *subsampled,
                        int half)
 {
 #define HOST_DRAW_FROM(pixel_t)                                                                    \
     (half ? draw_on_host<pixel_t, __half> : draw_on_host<pixel_t, float>)(                         \
-        pixels, height, width, pattern, window, draws, key, statistics, subsampled);               \
+        pixels, height, width, pitch, pattern, window, draws, key, statistics, subsampled);        \
     return 0
     switch (dtype) {
     case N2SR_UINT8: HOST_DRAW_FROM(uint8_t);
@@ -90,4 +92,12 @@ N2SR_API int host_statistics(const void *pixels, int dtype, size_t n, n2sr_stati
     case N2SR_FLOAT32: return statistics_on_host<float>(pixels, n, result);
     default: return 1;
     }
+}
+
+N2SR_API int host_pool(n2sr_pooled pooled)
+{
+    for (ptrdiff_t y = 0; y < pooled.height; ++y)
+        for (ptrdiff_t x = 0; x < pooled.width; ++x)
+            pool_pixel(pooled, y, x);
+    return 0;
 }

@@ -10,7 +10,16 @@ import pytest
 
 from n2sr_deploy import sampling
 from n2sr_deploy.cuda import driver, runtime
-from n2sr_deploy.cuda.device import PIXEL_TYPES, Draws, Key, Part, Pixels, Statistics, Values
+from n2sr_deploy.cuda.device import (
+    PIXEL_TYPES,
+    Draws,
+    Key,
+    Part,
+    Pixels,
+    Pooled,
+    Statistics,
+    Values,
+)
 from n2sr_deploy.cuda.runtime import CDraws, CPart, CudaDevice, CWindow, c_pattern
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 from n2sr_deploy.sampling import SamplingPattern, Window
@@ -64,12 +73,14 @@ class OnHost:
 
     def draw(self, frame, pattern, window, draws, mean, std, half):
         out = empty_draws(window, draws, half)
-        frame = aligned(frame)
+        whole = frame if frame.base is None else frame.base
+        first = frame.ctypes.data - whole.ctypes.data
+        whole = aligned(whole)
         self.in_vectors = draws_vectors(self.library, pattern, window, draws, out.ctypes.data, half)
         failed = self.library.host_draw(
-            ctypes.c_void_p(frame.ctypes.data),
+            ctypes.c_void_p(whole.ctypes.data + first),
             runtime.DTYPES[frame.dtype.name],
-            *map(ctypes.c_ssize_t, frame.shape),
+            *map(ctypes.c_ssize_t, (*frame.shape, whole.shape[1])),
             c_pattern(pattern),
             CWindow(*window),
             CDraws(*draws),
@@ -95,6 +106,13 @@ class OnHost:
         )
         assert not failed
         return np.stack(results)
+
+    def pool(self, results, n, n_others):
+        pooled, others = results[:2].copy(), results[2:].copy()
+        addresses = [result.ctypes.data for result in (*pooled, *others)]
+        shape = pooled.shape[1], pooled.shape[2] - 1
+        assert not self.library.host_pool(Pooled(*addresses, *shape, pooled.shape[2], n, n_others))
+        return pooled
 
     def statistics(self, pixels):
         pixels, found = aligned(pixels), np.empty(3, np.float64)
@@ -135,9 +153,11 @@ class OnGPU:
         address = self.device.allocate(out.nbytes)
         library = runtime.load_library()
         self.in_vectors = draws_vectors(library, pattern, window, draws, address, half)
+        whole = frame if frame.base is None else frame.base
+        first = frame.ctypes.data - whole.ctypes.data
+        pixels = Pixels(self.put(whole) + first, frame.dtype, frame.shape, whole.shape[1])
         self.device.draw(
-            Pixels(self.put(frame), frame.dtype, frame.shape), pattern, window, draws, key,
-            statistics, Values(address, half), self.stream,
+            pixels, pattern, window, draws, key, statistics, Values(address, half), self.stream,
         )  # fmt: skip
         return self.get(address, out)
 
@@ -153,10 +173,17 @@ class OnGPU:
             self.get(address, result)
         return results
 
+    def pool(self, results, n, n_others):
+        addresses = [self.put(result) for result in results]
+        shape = results.shape[1], results.shape[2] - 1
+        pooled = Pooled(*addresses, *shape, results.shape[2], n, n_others)
+        self.device.pool(pooled, self.stream)
+        return np.stack([self.get(addresses[i], results[i].copy()) for i in range(2)])
+
     def statistics(self, pixels):
         scratch = self.device.allocate(self.device.scratch_bytes())
         address = self.device.allocate(24)
-        on_device = Pixels(self.put(pixels), pixels.dtype, pixels.shape)
+        on_device = Pixels(self.put(pixels), pixels.dtype, pixels.shape, pixels.shape[-1])
         self.device.statistics(on_device, scratch, address, self.stream)
         return self.get(address, np.empty(3, np.float64))
 
@@ -305,6 +332,28 @@ def test_merging_turns_transposed_outputs_back(kernels):
     assert np.array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("shape", [(33, 41), (64, 64)])
+@pytest.mark.parametrize("first", [(1, 0), (0, 1)])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_draws_of_a_frame_without_its_first_line(kernels, pattern, first, shape):
+    """As cells are laid elsewhere; its rows lie as far apart as the whole frame's."""
+    frame = random_pixels(shape, "uint16")[first[0] :, first[1] :]
+    window, draws = Window(0, 0, *pattern.cells(shape)), Draws(2, 4, pattern.group_size, False)
+    found = kernels.draw(frame, pattern, window, draws, 2000.0, 500.0, False)
+    assert np.array_equal(found, expected_draws(frame, pattern, window, draws, 2000.0, 500.0))
+
+
+@pytest.mark.parametrize(("n", "n_others"), [(1, 1), (2, 2), (3, 2), (16, 16)])
+def test_results_are_pooled_as_on_the_cpu_bit_for_bit(kernels, n, n_others):
+    """The last column is another's: rows lie further apart than results are wide."""
+    results = np.random.default_rng(1).gamma(2, 300, (4, 21, 40)).astype(np.float32)
+    wanted = results.copy()
+    mean, std, *others = wanted[:, :, :-1]
+    sampling.pool(mean, std, n, *others, n_others)
+    assert np.array_equal(kernels.pool(results, n, n_others), wanted[:2])
+    assert not np.array_equal(wanted[:2], results[:2])
+
+
 def test_kernels_are_given_what_they_take():
     """By the signatures that ctypes converts by, in their order; no GPU is needed for that."""
     called = {}
@@ -318,14 +367,15 @@ def test_kernels_are_given_what_they_take():
 
     device = CudaDevice.__new__(CudaDevice)
     device._call = noted
-    pixels = Pixels(1, np.dtype(np.int16), (20, 30))
+    pixels = Pixels(1, np.dtype(np.int16), (20, 30), 31)
     pattern, draws, part = SamplingPattern.named("cell", 3), Draws(0, 4, 9, True), Part(*range(7))
     device.statistics(pixels, 2, 3, 4)
     device.draw(pixels, pattern, Window(0, 1, 2, 3), draws, 5, 6, Values(7, True), 8)
     device.merge(Values(9, False), draws, part, 10, 11, 12, 13)
     device.shift_mean(14, 600, 2, 3, 4, 8)
+    device.pool(Pooled(*range(9)), 8)
     assert called["statistics"] == (1, 2, 600, 2, 3, 4)
-    assert (called["draw"][:4], called["draw"][7:]) == ((1, 2, 20, 30), (5, 6, 7, True, 8))
+    assert (called["draw"][:5], called["draw"][8:]) == ((1, 2, 20, 30, 31), (5, 6, 7, True, 8))
     assert (called["merge"][:2], called["merge"][3:]) == ((9, False), (10, 11, 12, 13))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern
 from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
-from n2sr_deploy.sampling import draw
+from n2sr_deploy.sampling import draw, n_moved
 from tests.conftest import random_pixels, tiny_config
 
 
@@ -35,7 +35,11 @@ class NearestNeighbour:
 
 
 def with_fake(model, pattern=None, **settings):
-    metadata = replace(model.metadata, pattern=pattern or model.metadata.pattern)
+    metadata = model.metadata
+    if pattern is not None:
+        metadata = replace(
+            metadata, pattern=pattern, n_orientations=8 if pattern.shared is None else 4
+        )
     fake = NearestNeighbour(metadata.pattern.stride)
     return Denoiser(replace(model, metadata=metadata), backend=fake, **settings), fake
 
@@ -98,6 +102,34 @@ def test_tiles_leave_no_seam(model, budget, shape):
         assert len(list(tiled._tiles(shape, 4))) > 1
         difference = relative_difference(whole.denoise(frame), tiled.denoise(frame), frame.std())
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+@pytest.mark.parametrize("budget", [150_000, 2**30])
+@pytest.mark.parametrize("n_samples", [4, 8])
+def test_whole_lines_leave_no_stripes(model, name, budget, n_samples):
+    """A backend that shows kept lines in both places of their cell: a slope became stairs."""
+    lines = np.arange(136, dtype=np.float32)
+    frame = np.tile(lines, (136, 1))
+    frame = frame if name == "column" else np.ascontiguousarray(frame.T)
+    denoiser, _ = with_fake(model, SamplingPattern.named(name), memory_budget=budget)
+    done = denoiser.denoise(frame, n_samples)
+    along = (slice(1, -1), 5) if name == "row" else (5, slice(1, -1))
+    steps = np.diff(done.mean[along])
+    assert np.allclose(steps, 1, atol=1e-3)
+    # Of its four draws a line is shown as itself in two, and as each neighbour in one.
+    assert np.allclose(done.std[along], np.sqrt(n_samples / 2 / (n_samples - 1)), atol=1e-3)
+
+
+def test_the_smallest_frames_are_drawn_as_they_are(model):
+    """Without a line, one of 9 could not be mirrored up to 16."""
+    pattern = SamplingPattern.named("row")
+    for rows in (9, 10):
+        denoiser, _ = with_fake(model, pattern)
+        padded = denoiser.model.metadata.padded((rows, 40))
+        moved = n_moved(pattern, 4, (rows, 40), padded)
+        assert moved == (2 if padded[0] <= 2 * (rows - 1) - 1 else 0)
+        assert np.isfinite(denoiser.denoise(random_pixels((rows, 40), "uint8"), 4).mean).all()
 
 
 class BoxSum(NearestNeighbour):

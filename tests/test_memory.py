@@ -54,7 +54,7 @@ class IdleDevice(FakeDevice):
     def draw(self, *arguments):
         self.enqueue(arguments[-1], nothing)
 
-    upload = download = statistics = merge = shift_mean = draw
+    upload = download = statistics = merge = pool = shift_mean = draw
 
 
 class IdleContext(FakeContext):

@@ -64,6 +64,8 @@ class Pixels(NamedTuple):
     dtype: np.dtype
     """One of `PIXEL_TYPES`."""
     shape: Shape
+    row: int
+    """How many elements its rows lie apart."""
 
     @property
     def size(self) -> int:
@@ -102,6 +104,22 @@ class Part(NamedTuple):
     of_width: int
     row: int
     """How many elements the rows of the results lie apart."""
+
+
+class Pooled(ctypes.Structure):
+    """n2sr_pooled of csrc/pool.cu: two results, whose rows lie `row` elements apart."""
+
+    _fields_ = (
+        ("mean", ctypes.c_void_p),
+        ("std", ctypes.c_void_p),
+        ("mean_of_others", ctypes.c_void_p),
+        ("std_of_others", ctypes.c_void_p),
+        ("height", ctypes.c_ssize_t),
+        ("width", ctypes.c_ssize_t),
+        ("row", ctypes.c_ssize_t),
+        ("n", ctypes.c_int),
+        ("n_others", ctypes.c_int),
+    )
 
 
 class Device(Protocol):
@@ -184,6 +202,9 @@ class Device(Protocol):
         stream: int,
     ) -> None:
         """As `n2sr_deploy.sampling.merge`, bit for bit."""
+
+    def pool(self, pooled: Pooled, stream: int) -> None:
+        """As `n2sr_deploy.sampling.pool`, bit for bit."""
 
     def shift_mean(
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int

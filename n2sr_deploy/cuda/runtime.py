@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Convolution, Draws, Part, Pixels, Values
+from n2sr_deploy.cuda.device import Convolution, Draws, Part, Pixels, Pooled, Values
 from n2sr_deploy.cuda.driver import NEEDED, find_driver
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 
@@ -79,10 +79,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "end_graph": [_pointer],
     "statistics": [_pointer, _int, ctypes.c_size_t, _pointer, _pointer, _pointer],
     "draw": [
-        *(_pointer, _int, _size, _size, CPattern, CWindow, CDraws),
+        *(_pointer, _int, _size, _size, _size, CPattern, CWindow, CDraws),
         *(_pointer, _pointer, _pointer, _int, _pointer),
     ],
     "merge": [_pointer, _int, CPart, _pointer, _pointer, _pointer, _pointer],
+    "pool": [Pooled, _pointer],
     "shift_mean": [_pointer, ctypes.c_size_t, _pointer, _pointer, _pointer, _pointer],
     "convolve": [ctypes.POINTER(Convolution), _pointer],
 }
@@ -252,7 +253,7 @@ class CudaDevice:
         stream: int,
     ) -> None:
         """Draw sub-sampled frames."""
-        frame = pixels.address, DTYPES[pixels.dtype.name], *pixels.shape
+        frame = pixels.address, DTYPES[pixels.dtype.name], *pixels.shape, pixels.row
         what = c_pattern(pattern), CWindow(*window), CDraws(*draws), key, statistics
         self._call("draw", *frame, *what, *subsampled, stream)
 
@@ -269,6 +270,10 @@ class CudaDevice:
         """Merge outputs into their mean and standard deviation."""
         where = CPart(*part, CDraws(*draws))
         self._call("merge", *outputs, where, statistics, mean, std, stream)
+
+    def pool(self, pooled: Pooled, stream: int) -> None:
+        """Make one result of two."""
+        self._call("pool", pooled, stream)
 
     def shift_mean(
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int

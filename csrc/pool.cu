@@ -1,0 +1,48 @@
+/* One result of two on an NVIDIA GPU: mean and spread of some draws, and of others. */
+#include <cuda_runtime.h>
+
+#include "export.h"
+#include "frames.h"
+
+/* Two results (height, width) whose rows lie `row` elements apart, of n and of n_others draws. */
+typedef struct {
+    float *mean, *std;
+    const float *mean_of_others, *std_of_others;
+    ptrdiff_t height, width, row;
+    int n, n_others;
+} n2sr_pooled;
+
+/* One pixel; as n2sr_deploy.sampling.pool, bit for bit. */
+N2SR_BOTH void pool_pixel(const n2sr_pooled &pooled, ptrdiff_t y, ptrdiff_t x)
+{
+    const double n = pooled.n, n_others = pooled.n_others, total = n + n_others;
+    const float own = (float)((n - 1) / (total - 1)), theirs = (float)((n_others - 1) / (total - 1));
+    const float between = (float)(n * n_others / (total * (total - 1)));
+    const float share = (float)(n_others / total);
+    const ptrdiff_t i = y * pooled.row + x;
+    const float apart = pooled.mean_of_others[i] - pooled.mean[i];
+    const float std = pooled.std[i], std_of_others = pooled.std_of_others[i];
+    float squares = own * (std * std);
+    squares += theirs * (std_of_others * std_of_others);
+    squares += between * (apart * apart);
+    pooled.std[i] = sqrtf(squares);
+    pooled.mean[i] += share * apart;
+}
+
+static __global__ void pool_all(n2sr_pooled pooled)
+{
+    const ptrdiff_t x = (ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const ptrdiff_t y = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
+    if (y < pooled.height && x < pooled.width)
+        pool_pixel(pooled, y, x);
+}
+
+/* mean, std (height, width) <- of all draws. */
+N2SR_API int n2sr_cuda_pool(n2sr_pooled pooled, cudaStream_t stream)
+{
+    const dim3 block(32, 8);
+    const dim3 grid((unsigned)((pooled.width + block.x - 1) / block.x),
+                    (unsigned)((pooled.height + block.y - 1) / block.y));
+    pool_all<<<grid, block, 0, stream>>>(pooled);
+    return cudaGetLastError();
+}
