@@ -22,7 +22,6 @@ _TOUCHING = 18  # pixels of 5 x 5, among many hits, of which some touch
 _NEARLY = 0.1  # of the pixels of many hits: half as far, where pulses and atoms have more
 _NOISE = 3e-4  # of all pixels: what noise leaves there
 _RING = 0.1  # of a hit's height, on the pixels around it; of the sharpest atoms 0.2
-
 _FLANK = 0.4  # of the highest pixel of a hit; of an atom far above the noise most are lower
 _FLANKS = 0.25  # of the pixels
 

@@ -287,8 +287,12 @@ def n_moved(pattern: SamplingPattern, n_samples: int, shape: Shape, padded: Shap
     shape, padded
         (H, W) of the frame, and as the network takes it. None are where the frame is so small that
         it cannot be mirrored that far once a line is left out.
+
+    Returns
+    -------
+    Half of them; none of fewer than two groups, for one group keeps every pixel once.
     """
-    if pattern.step is None:
+    if pattern.step is None or n_samples < 2 * pattern.group_size:
         return 0
     reaches = all(
         whole <= 2 * (n - step) - 1

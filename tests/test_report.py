@@ -19,9 +19,12 @@ from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.report import Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.page import page
+from n2sr_deploy.report.reporting import known
 from n2sr_deploy.report.spectra import ring_correlation
+from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.uncertainty import smoothed
-from tests.conftest import SHARED_DATA
+from tests.conftest import SHARED_DATA, random_pixels
+from tests.test_denoiser import with_fake
 
 REAL = SHARED_DATA / "real"
 SHAPE = (192, 224)
@@ -584,6 +587,19 @@ def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_p
          "-o", str(files / "again.html")],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["cell", "row", "column"])
+def test_half_results_see_disjoint_pixels(model, name):
+    """Else their correlation is of the noise they share."""
+    pattern = SamplingPattern.named(name)
+    denoiser, _ = with_fake(model, pattern)  # which shows in a cell the pixels that were kept
+    frame = random_pixels((64, 64), "uint16")
+    rows, columns = pattern.stride
+    halves = known(denoiser, Frame(pixels=frame), n_samples=1).halves
+    shown = [half[::rows, ::columns] - half.mean() for half in (halves.first, halves.second)]
+    cells = frame.reshape(64 // rows, rows, 64 // columns, columns).mean(axis=(1, 3))
+    assert np.allclose(sum(shown) / 2, cells - cells.mean(), atol=0.1)
 
 
 def test_with_a_model_a_result_is_judged_as_it_was_made(
