@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -477,6 +479,9 @@ def test_kernels_that_were_not_built_or_are_broken_are_told(tmp_path):
     broken.write_bytes(b"no library")
     with pytest.raises(DeviceError, match="cannot be loaded"):
         runtime.load_library(broken)
+    another = Path(importlib.import_module("n2sr_deploy._subsample").__file__)
+    with pytest.raises(DeviceError, match="of another version .*; install n2sr again"):
+        runtime.load_library(another)
 
 
 @pytest.mark.usefixtures("nvcc")

@@ -109,13 +109,18 @@ def load_library(path: Path = LIBRARY) -> ctypes.CDLL:
         raise DeviceError(
             f"n2sr's CUDA kernels cannot be loaded ({error}); install n2sr again"
         ) from error
-    for name, signature in _SIGNATURES.items():
-        function = getattr(library, f"n2sr_cuda_{name}")
-        function.argtypes, function.restype = signature, _int
-    library.n2sr_cuda_error.argtypes = [_int]
-    library.n2sr_cuda_error.restype = ctypes.c_char_p
-    library.n2sr_cuda_scratch_bytes.restype = ctypes.c_size_t
-    library.n2sr_cuda_forget_error.restype = None
+    try:
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, f"n2sr_cuda_{name}")
+            function.argtypes, function.restype = signature, _int
+        library.n2sr_cuda_error.argtypes = [_int]
+        library.n2sr_cuda_error.restype = ctypes.c_char_p
+        library.n2sr_cuda_scratch_bytes.restype = ctypes.c_size_t
+        library.n2sr_cuda_forget_error.restype = None
+    except AttributeError as error:
+        raise DeviceError(
+            f"n2sr's CUDA kernels are of another version ({error}); install n2sr again"
+        ) from error
     return library
 
 
