@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
 
 
+_STRIP = 16  # rows
+
 STAGES = "standardise", "draw", "infer", "merge"
 """Of a `Denoiser`."""
 
@@ -108,8 +110,11 @@ def _pool(mean: FloatArray, std: FloatArray, halves: list[_Half], others: FloatA
     still, moved = halves
     rows, columns = moved.pixels.shape
     inside = _from((mean.shape[0] - rows, mean.shape[1] - columns))
-    mean_of_others, std_of_others = others[:, :rows, :columns]
-    pool(mean[inside], std[inside], still.n_samples, mean_of_others, std_of_others, moved.n_samples)
+    mean, std = mean[inside], std[inside]
+    for top in range(0, rows, _STRIP):  # or what it works with would be as large as four frames
+        strip = slice(top, min(top + _STRIP, rows))
+        theirs = others[0, strip, :columns], others[1, strip, :columns]
+        pool(mean[strip], std[strip], still.n_samples, *theirs, moved.n_samples)
 
 
 class _Buffer:
@@ -138,7 +143,8 @@ class Denoiser:
         here; or one that is loaded.
     memory_budget
         Bytes for the draws, the network and its outputs; larger frames go in tiles, which
-        overlap by the network's receptive field and so leave no seam.
+        overlap by the network's receptive field and so leave no seam. The result comes beside
+        them, and with patterns of whole lines one more, of as many bytes.
     batch_size
         Draws the network is given at once; by default as many as the memory budget allows
         without tiles, at least 1, and no more than lie alike before it (4 where a model lays

@@ -44,7 +44,10 @@ _NEXT_TO_NONE = (
     "there is next to no noise at the finest details (where some is to be seen, the frame was "
     "smoothed or enlarged after it was taken: n2sr needs it as the detector gave it)"
 )
-_OFFSET = "the detector's offset is too low: their noise is lost, and their mean is too high"
+_OFFSET = (
+    "the detector's offset is too low: their noise is lost, and their mean is too high; or it "
+    "suppresses what is below a pulse"
+)
 _CHANGED = 0.1  # share of a difference's power that is not noise, where two frames do not match
 
 

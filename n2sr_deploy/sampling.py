@@ -290,15 +290,17 @@ def n_moved(pattern: SamplingPattern, n_samples: int, shape: Shape, padded: Shap
 
     Returns
     -------
-    Half of them; none of fewer than two groups, for one group keeps every pixel once.
+    About half of them: the others are whole groups, each of which keeps every pixel once.
     """
-    if pattern.step is None or n_samples < 2 * pattern.group_size:
+    if pattern.step is None:
         return 0
     reaches = all(
         whole <= 2 * (n - step) - 1
         for whole, n, step in zip(padded, shape, pattern.step, strict=True)
     )
-    return n_samples // 2 if reaches else 0
+    group = pattern.group_size
+    still = group * max((n_samples + group) // (2 * group), 1)
+    return max(n_samples - still, 0) if reaches else 0
 
 
 def pool(

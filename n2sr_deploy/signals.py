@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def held_back(*numbers: int) -> Iterator[list[int]]:
         if handler in (None, signal.SIG_IGN):  # None: what is not Python's cannot be set back
             del before[number]
     try:
-        for number in before:
-            signal.signal(number, lambda number, _: came.append(number))
-        yield came
+        with ExitStack() as restored:  # all of them, even where one that comes just then raises
+            for number, handler in before.items():
+                restored.callback(signal.signal, number, handler)
+                signal.signal(number, lambda number, _: came.append(number))
+            yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        if came:  # of several, the first ends what is done here
+            signal.raise_signal(came[0])

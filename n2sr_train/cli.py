@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,10 @@ def train_command(
 
 def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
     """Write it beside `output` under another name, or where temporary files go; None: nowhere."""
-    for folder in (output.parent, Path(tempfile.gettempdir())):
+    folders = [output.parent]
+    with suppress(FileNotFoundError):  # where nothing can be written, there is none
+        folders.append(Path(tempfile.gettempdir()))
+    for folder in folders:
         path = folder / f"{output.stem}-{uuid.uuid4().hex[:8]}.safetensors"
         try:
             checkpoint.save(path)

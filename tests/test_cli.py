@@ -344,6 +344,21 @@ def test_a_training_is_not_lost_for_a_name_that_was_taken_meanwhile(
     assert not is_folder_left or output.read_bytes() == b"another's"
 
 
+def test_a_training_that_can_be_kept_nowhere_says_why(
+    run, tmp_path, noisy_file, checkpoint, monkeypatch
+):
+    def learned(*_):
+        monkeypatch.setattr("n2sr_deploy.files.os.access", lambda *_: False)
+        return checkpoint
+
+    def nowhere():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", learned)
+    refused(run("train", noisy_file, "-o", "s.safetensors", code=2), "cannot be written to")
+
+
 def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypatch):
     def no_torch(name):
         if name == "torch":

@@ -480,7 +480,7 @@ def test_kernels_that_were_not_built_or_are_broken_are_told(tmp_path):
     with pytest.raises(DeviceError, match="cannot be loaded"):
         runtime.load_library(broken)
     another = Path(importlib.import_module("n2sr_deploy._subsample").__file__)
-    with pytest.raises(DeviceError, match="of another version .*; install n2sr again"):
+    with pytest.raises(DeviceError, match=r"of another version .*; install n2sr again"):
         runtime.load_library(another)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from n2sr_deploy import Denoiser
 from n2sr_deploy.pipeline import FramePipeline, Program
+from n2sr_deploy.sampling import SamplingPattern
 from tests.conftest import random_pixels
 from tests.fake_device import FakeContext, FakeDevice, FakeNetwork
 
@@ -30,9 +32,10 @@ class Doubling:
     n_closed = 0
 
     def infer(self, subsampled, out):
-        for y in range(2):
-            for x in range(2):
-                out[..., y::2, x::2] = subsampled
+        rows, columns = (out.shape[axis] // subsampled.shape[axis] for axis in (-2, -1))
+        for y in range(rows):
+            for x in range(columns):
+                out[..., y::rows, x::columns] = subsampled
 
     def close(self):
         self.n_closed += 1
@@ -108,9 +111,13 @@ def test_frames_leave_nothing_behind_on_a_gpu(model):
     assert n_bytes < 2**22
 
 
-def test_on_a_cpu_three_frames_are_held_beside_the_networks_outputs(model):
-    """Its input, as large as a frame where it is drawn as often as a cell has pixels, and the two
-    results; of which the caller keeps what it likes, and the input stays."""
+@pytest.mark.parametrize(("name", "n_kept"), [("cell", 1), ("row", 4)])
+def test_on_a_cpu_few_frames_are_held_beside_the_networks_outputs(model, name, n_kept):
+    """Its input, which stays, as large as M / 4 frames of cells, M / 2 of lines; of lines the
+    results of the moved draws, which stay too; and the results, of which the caller keeps what it
+    likes."""
+    pattern = SamplingPattern.named(name)
+    model = replace(model, metadata=replace(model.metadata, pattern=pattern, n_orientations=4))
     frame = random_pixels((SIDE, SIDE), "uint16")
     with Denoiser(model, backend=Doubling(), n_threads=1) as denoiser:
         denoiser.denoise(FRAMES[0], M)
@@ -124,8 +131,8 @@ def test_on_a_cpu_three_frames_are_held_beside_the_networks_outputs(model):
         finally:
             tracemalloc.stop()
     outputs = M * ONE
-    assert held < outputs + 1 * ONE + SMALL
-    assert most < outputs + 3 * ONE + SMALL
+    assert held < outputs + n_kept * ONE + SMALL
+    assert most < outputs + (n_kept + 2) * ONE + 2 * SMALL
 
 
 @pytest.mark.parametrize("n_in_flight", [1, 2])

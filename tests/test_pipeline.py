@@ -269,7 +269,11 @@ def test_frames_of_other_shapes_and_types_midway(pipeline, device, model):
 
 
 @pytest.mark.parametrize(("share", "tiled"), [(0.9, False), (0.5, False), (0.2, True)])
-def test_a_small_gpu_is_given_fewer_draws_at_once_then_tiles(model, share, tiled):
+@pytest.mark.parametrize("name", ["cell", "column"])
+def test_a_small_gpu_is_given_fewer_draws_at_once_then_tiles(noisy, name, share, tiled):
+    from n2sr_train import export_model, train
+
+    model = export_model(train(noisy, tiny_config(pattern=SamplingPattern.named(name), steps=1)))
     frame = random_pixels((600, 900), "uint16")
     roomy = FakeDevice()
     with pipeline_on(roomy, model, n_in_flight=1) as pipeline:

@@ -288,8 +288,8 @@ def test_which_draws_have_their_cells_laid_elsewhere():
     ):
         pattern = SamplingPattern.named(name, stride)
         assert pattern.step == step
-        moved = [n_moved(pattern, n, square, square) for n in (1, 2, 3, 4, 32)]
-        assert moved == ([0, 0, 0, 2, 16] if step else [0] * 5)
+        moved = [n_moved(pattern, n, square, square) for n in (1, 2, 3, 4, 5, 6, 7, 32)]
+        assert moved == ([0, 0, 1, 2, 3, 2, 3, 16] if step else [0] * 8)
 
 
 def test_every_pixel_of_a_cell_is_kept_equally_often(kernels):
