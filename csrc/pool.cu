@@ -4,29 +4,26 @@
 #include "export.h"
 #include "frames.h"
 
-/* Two results (height, width) whose rows lie `row` elements apart, of n and of n_others draws. */
+/* Two results (height, width) whose rows lie `pitch` elements apart, of n and of n_others draws. */
 typedef struct {
     float *mean, *std;
     const float *mean_of_others, *std_of_others;
-    ptrdiff_t height, width, row;
+    ptrdiff_t height, width, pitch;
     int n, n_others;
 } n2sr_pooled;
 
-/* One pixel; as n2sr_deploy.sampling.pool, bit for bit. */
+/* One pixel; as n2sr_deploy.cycle_spinning.pool, bit for bit. */
 N2SR_BOTH void pool_pixel(const n2sr_pooled &pooled, ptrdiff_t y, ptrdiff_t x)
 {
     const double n = pooled.n, n_others = pooled.n_others, total = n + n_others;
-    const float own = (float)((n - 1) / (total - 1)), theirs = (float)((n_others - 1) / (total - 1));
-    const float between = (float)(n * n_others / (total * (total - 1)));
-    const float share = (float)(n_others / total);
-    const ptrdiff_t i = y * pooled.row + x;
-    const float apart = pooled.mean_of_others[i] - pooled.mean[i];
-    const float std = pooled.std[i], std_of_others = pooled.std_of_others[i];
-    float squares = own * (std * std);
-    squares += theirs * (std_of_others * std_of_others);
-    squares += between * (apart * apart);
-    pooled.std[i] = sqrtf(squares);
-    pooled.mean[i] += share * apart;
+    const ptrdiff_t i = y * pooled.pitch + x;
+    const double apart = (double)pooled.mean_of_others[i] - (double)pooled.mean[i];
+    const double std = pooled.std[i], std_of_others = pooled.std_of_others[i];
+    double squares = (n - 1) / (total - 1) * (std * std);
+    squares += (n_others - 1) / (total - 1) * (std_of_others * std_of_others);
+    squares += n * n_others / (total * (total - 1)) * (apart * apart);
+    pooled.std[i] = (float)sqrt(squares);
+    pooled.mean[i] += (float)(n_others / total * apart);
 }
 
 static __global__ void pool_all(n2sr_pooled pooled)

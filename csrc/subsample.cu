@@ -66,7 +66,7 @@ static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left
 
 template <typename Pixel> struct draw_job {
     const Pixel *pixels;
-    ptrdiff_t height, width, row; /* elements that rows lie apart */
+    ptrdiff_t height, width, pitch; /* elements that rows lie apart */
     n2sr_pattern pattern;
     n2sr_window window;
     n2sr_draws draws;
@@ -90,7 +90,7 @@ N2SR_BOTH void draw_cell(const draw_job<Pixel> &job, n2sr_key key, const n2sr_st
         const int place = n2sr_place(places, sample % n);
         const ptrdiff_t y = n2sr_mirror(cell_y * stride_y + place / stride_x, job.height);
         const ptrdiff_t x = n2sr_mirror(cell_x * stride_x + place % stride_x, job.width);
-        const float pixel = (float)job.pixels[y * job.row + x];
+        const float pixel = (float)job.pixels[y * job.pitch + x];
         const size_t at =
             place_of(job.draws, m, row, column, job.window.height, job.window.width);
         store(subsampled + at, (pixel - shift) * factor);
@@ -118,11 +118,11 @@ N2SR_BOTH void load_cells(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x,
     typedef vector<Pixel, 2 * WIDTH> row_vector;
     for (int i = 0; i < 2; ++i)
         if (IN_VECTORS) {
-            const row_vector row = *(const row_vector *)(job.pixels + (y + i) * job.row + x);
+            const row_vector row = *(const row_vector *)(job.pixels + (y + i) * job.pitch + x);
             for (int j = 0; j < 2 * WIDTH; ++j)
                 pixels[i][j] = row.element[j];
         } else {
-            const Pixel *row = job.pixels + n2sr_mirror(y + i, job.height) * job.row;
+            const Pixel *row = job.pixels + n2sr_mirror(y + i, job.height) * job.pitch;
             for (int j = 0; j < 2 * WIDTH; ++j)
                 pixels[i][j] = row[n2sr_mirror(x + j, job.width)];
         }
@@ -133,9 +133,9 @@ template <typename Pixel>
 N2SR_BOTH bool has_vectors(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x)
 {
     typedef vector<Pixel, 2 * WIDTH> row_vector;
-    const Pixel *from = job.pixels + y * job.row + x;
+    const Pixel *from = job.pixels + y * job.pitch + x;
     return y + 2 <= job.height && x + 2 * WIDTH <= job.width && is_aligned<row_vector>(from) &&
-           is_aligned<row_vector>(from + job.row);
+           is_aligned<row_vector>(from + job.pitch);
 }
 
 /* As n2sr_permutation, of the pixels themselves: draw k keeps values[k]. */
@@ -226,9 +226,9 @@ static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key
 /* ---- merge ----------------------------------------------------------------------------- */
 
 /* A part of the frame: (height, width) from (top, left) of the outputs, which are
- * (of_height, of_width) each; to mean and std, whose rows are `row` elements apart. */
+ * (of_height, of_width) each; to mean and std, whose rows are `pitch` elements apart. */
 typedef struct {
-    ptrdiff_t top, left, height, width, of_height, of_width, row;
+    ptrdiff_t top, left, height, width, of_height, of_width, pitch;
     n2sr_draws draws;
 } n2sr_part;
 
@@ -290,8 +290,8 @@ N2SR_BOTH void merge_pixels(const n2sr_part &part, const Number *outputs,
         deviation[j] = (float)((double)sqrtf(variance) * statistics.std);
         average[j] = (float)((double)average[j] * statistics.std + statistics.mean);
     }
-    store_results(mean + y * part.row + x, average);
-    store_results(std + y * part.row + x, deviation);
+    store_results(mean + y * part.pitch + x, average);
+    store_results(std + y * part.pitch + x, deviation);
 }
 
 /* Pixels (y, x .. x + N), as far as the part goes. */

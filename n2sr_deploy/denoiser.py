@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge, n_moved, pool
+from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
-    from n2sr_deploy.model import ModelMetadata
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
-
-
-_STRIP = 16  # rows
 
 STAGES = "standardise", "draw", "infer", "merge"
 """Of a `Denoiser`."""
@@ -75,46 +72,6 @@ class _Tile(NamedTuple):
             (self.seen_rows.stop - self.seen_rows.start) // stride[0],
             (self.seen_columns.stop - self.seen_columns.start) // stride[1],
         )
-
-
-class _Half(NamedTuple):
-    """Draws whose cells lie alike, of the frame or of what is left of it from their `step` on."""
-
-    pixels: AnyArray
-    first_sample: int
-    n_samples: int
-
-    @property
-    def draws(self) -> slice:
-        """Which of all."""
-        return slice(self.first_sample, self.first_sample + self.n_samples)
-
-
-def _halves(pixels: AnyArray, meta: ModelMetadata, n_samples: int) -> list[_Half]:
-    """One or two of them, which together are all draws."""
-    shape = pixels.shape[0], pixels.shape[1]
-    others = n_moved(meta.pattern, n_samples, shape, meta.padded(shape))
-    still = _Half(pixels, 0, n_samples - others)
-    if not others or meta.pattern.step is None:
-        return [still]
-    return [still, _Half(pixels[_from(meta.pattern.step)], still.n_samples, others)]
-
-
-def _from(step: Shape) -> tuple[slice, slice]:
-    """What is left of a frame."""
-    return slice(step[0], None), slice(step[1], None)
-
-
-def _pool(mean: FloatArray, std: FloatArray, halves: list[_Half], others: FloatArray) -> None:
-    """Put what the second half gives, (2, H, W), where it belongs; the first line has none."""
-    still, moved = halves
-    rows, columns = moved.pixels.shape
-    inside = _from((mean.shape[0] - rows, mean.shape[1] - columns))
-    mean, std = mean[inside], std[inside]
-    for top in range(0, rows, _STRIP):  # or what it works with would be as large as four frames
-        strip = slice(top, min(top + _STRIP, rows))
-        theirs = others[0, strip, :columns], others[1, strip, :columns]
-        pool(mean[strip], std[strip], still.n_samples, *theirs, moved.n_samples)
 
 
 class _Buffer:
@@ -188,7 +145,7 @@ class Denoiser:
             )
         self.backend = backend
         self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
-        self._of_moved = _Buffer()
+        self._of_shifted = _Buffer()
         self._memory_budget = memory_budget
         self._batch_size = batch_size
         self._n_threads = n_threads
@@ -282,34 +239,34 @@ class Denoiser:
         key = seed, frame.index if frame_index is None else frame_index
         offset, scale = frame.mean_and_std()
         watch.lap("standardise")
-        halves = _halves(frame.pixels, meta, n_samples)
+        sets = draw_sets(frame.pixels, meta.pattern, n_samples, meta.padded(frame.shape))
         results: list[FloatArray] = [np.empty((2, *frame.shape), np.float32)]
-        if len(halves) == 2:
-            results.append(self._of_moved.shaped(2, *frame.shape))
+        if len(sets) == 2:
+            results.append(self._of_shifted.shaped(2, *frame.shape))
         at_once = self._draws_at_once(frame.shape, n_samples)
         for tile in self._tiles(frame.shape, n_samples):
             window = tile.window(meta.pattern.stride)
             subsampled = self._draws.shaped(n_samples, window.height, window.width)
-            for half in halves:
+            for draw_set in sets:
                 draw(
-                    half.pixels,
+                    draw_set.pixels,
                     meta.pattern,
-                    half.n_samples,
+                    draw_set.n_samples,
                     seed=key[0],
                     frame_index=key[1],
-                    first_sample=half.first_sample,
+                    first_sample=draw_set.first_sample,
                     mean=offset,
                     scale=scale,
                     window=window,
-                    out=subsampled[half.draws],
+                    out=subsampled[draw_set.draws],
                     n_threads=self._n_threads,
                 )
             watch.lap("draw")
             outputs = self._infer(subsampled, at_once, watch)
-            for half, result in zip(halves, results, strict=True):
+            for draw_set, result in zip(sets, results, strict=True):
                 merge(
-                    outputs[half.draws],
-                    first_sample=half.first_sample,
+                    outputs[draw_set.draws],
+                    first_sample=draw_set.first_sample,
                     top=tile.rows.start - tile.seen_rows.start,
                     left=tile.columns.start - tile.seen_columns.start,
                     offset=offset,
@@ -320,8 +277,8 @@ class Denoiser:
                 )
             watch.lap("merge")
         mean, std = results[0]
-        if len(halves) == 2:
-            _pool(mean, std, halves, results[1])
+        if len(sets) == 2:
+            pool_sets(mean, std, sets, results[1])
         # The frame tells its mean far better than any network: to noise / sqrt(H * W).
         mean += np.float32(offset - mean.mean(dtype=np.float64))
         watch.lap("merge")

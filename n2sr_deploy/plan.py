@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.cuda.device import Draws, Key, Pixels, Pooled, Statistics, Values
+from n2sr_deploy.cycle_spinning import n_shifted
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.layout import batches, tiles
-from n2sr_deploy.sampling import n_moved
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork
@@ -54,9 +54,9 @@ class Plan:
         self._graph: int | None = None
         meta = model.metadata
         lie = meta.pattern.group_size, meta.n_orientations == 8
-        others = n_moved(meta.pattern, kind.n_samples, kind.shape, meta.padded(kind.shape))
-        self._still = Draws(0, kind.n_samples - others, *lie)
-        self._moved = Draws(self._still.n_samples, others, *lie) if others else None
+        others = n_shifted(meta.pattern, kind.n_samples, kind.shape, meta.padded(kind.shape))
+        self._unshifted = Draws(0, kind.n_samples - others, *lie)
+        self._shifted = Draws(self._unshifted.n_samples, others, *lie) if others else None
         self._batches = list(batches(model, kind.n_samples, layout))
         self._cells = layout.cells(meta.pattern.stride)
         with ExitStack() as opened:
@@ -83,8 +83,8 @@ class Plan:
             "mean": n_pixels * 4,
             "std": n_pixels * 4,
         }
-        if self._moved:
-            sizes |= {"mean_of_moved": n_pixels * 4, "std_of_moved": n_pixels * 4}
+        if self._shifted:
+            sizes |= {"mean_of_shifted": n_pixels * 4, "std_of_shifted": n_pixels * 4}
         self._at: dict[str, int] = {}
         for name, n_bytes in sizes.items():
             self._at[name] = self.device.allocate(n_bytes)
@@ -154,8 +154,8 @@ class Plan:
         device.statistics(pixels, at["scratch"], at["statistics"], stream)
         for window, part in tiles(self.model, pixels.shape, self.layout):
             self._enqueue_tile(pixels, window, part)
-        if self._moved:
-            device.pool(self._pooled(pixels, self._moved), stream)
+        if self._shifted:
+            device.pool(self._pooled(pixels, self._shifted), stream)
         device.shift_mean(
             at["mean"], pixels.size, at["scratch"], at["statistics"], at["of_result"], stream
         )
@@ -168,26 +168,26 @@ class Plan:
 
     def _without_first(self, pixels: Pixels) -> Pixels:
         """What is left of a frame whose cells are laid elsewhere."""
-        step = self.model.metadata.pattern.step or (0, 0)
-        first = step[0] * pixels.row + step[1]
-        rows, columns = (n - left for n, left in zip(pixels.shape, step, strict=True))
+        shift = self.model.metadata.pattern.shift or (0, 0)
+        first = shift[0] * pixels.pitch + shift[1]
+        rows, columns = (n - left for n, left in zip(pixels.shape, shift, strict=True))
         return pixels._replace(
             address=pixels.address + first * pixels.dtype.itemsize, shape=(rows, columns)
         )
 
-    def _pooled(self, pixels: Pixels, moved: Draws) -> Pooled:
-        """Where results of both halves lie; the first line has one only."""
+    def _pooled(self, pixels: Pixels, shifted: Draws) -> Pooled:
+        """Where results of both sets lie; the first line has one only."""
         left = self._without_first(pixels)
         first = 4 * ((left.address - pixels.address) // pixels.dtype.itemsize)
         return Pooled(
             self._at["mean"] + first,
             self._at["std"] + first,
-            self._at["mean_of_moved"],
-            self._at["std_of_moved"],
+            self._at["mean_of_shifted"],
+            self._at["std_of_shifted"],
             *left.shape,
-            pixels.row,
-            self._still.n_samples,
-            moved.n_samples,
+            pixels.pitch,
+            self._unshifted.n_samples,
+            shifted.n_samples,
         )
 
     def _enqueue_tile(self, pixels: Pixels, window: Window, part: Part) -> None:
@@ -196,11 +196,11 @@ class Plan:
         number = 2 if is_half else 4
         input_bytes = window.height * window.width * number
         output_bytes = part.of_height * part.of_width * number
-        halves = [(self._still, pixels, "mean", "std")]
-        if self._moved:
+        sets = [(self._unshifted, pixels, "mean", "std")]
+        if self._shifted:
             left = self._without_first(pixels)
-            halves.append((self._moved, left, "mean_of_moved", "std_of_moved"))
-        for draws, of, _, _ in halves:
+            sets.append((self._shifted, left, "mean_of_shifted", "std_of_shifted"))
+        for draws, of, _, _ in sets:
             device.draw(
                 of,
                 self.model.metadata.pattern,
@@ -217,8 +217,8 @@ class Plan:
             )
         stride_y, stride_x = self.model.metadata.pattern.stride
         top, left_column = part.top + window.top * stride_y, part.left + window.left * stride_x
-        offset = 4 * (top * part.row + left_column)
-        for draws, _, mean, std in halves:
+        offset = 4 * (top * part.pitch + left_column)
+        for draws, _, mean, std in sets:
             device.merge(
                 Values(at["outputs"] + draws.first_sample * output_bytes, is_half),
                 draws,

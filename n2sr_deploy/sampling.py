@@ -125,12 +125,12 @@ class SamplingPattern:
         return self.stride_y * self.stride_x
 
     @property
-    def step(self) -> Shape | None:
+    def shift(self) -> Shape | None:
         """By how many pixels, (y, x), the cells of half of the draws are laid elsewhere.
 
         None where all lie alike. Of two lines that are whole kept or held out, a network cannot
         tell which was kept, and was taught the other only: what it says of a kept one is of a
-        neighbour, always the same (docs/decisions/0016-moved-cells.md).
+        neighbour, always the same (docs/decisions/0016-cycle-spinning.md).
         """
         if self.shared is None or self.group_size != 2:
             return None
@@ -273,62 +273,6 @@ def merge(
             f"{outputs.shape[1:]}"
         )
     kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
-
-
-def n_moved(pattern: SamplingPattern, n_samples: int, shape: Shape, padded: Shape) -> int:
-    """How many of a frame's draws, the last, have their cells laid elsewhere: `step`.
-
-    Parameters
-    ----------
-    pattern
-        Which pixels compete to be kept.
-    n_samples
-        M, the number of draws.
-    shape, padded
-        (H, W) of the frame, and as the network takes it. None are where the frame is so small that
-        it cannot be mirrored that far once a line is left out.
-
-    Returns
-    -------
-    About half of them: the others are whole groups, each of which keeps every pixel once.
-    """
-    if pattern.step is None:
-        return 0
-    reaches = all(
-        whole <= 2 * (n - step) - 1
-        for whole, n, step in zip(padded, shape, pattern.step, strict=True)
-    )
-    group = pattern.group_size
-    still = group * max((n_samples + group) // (2 * group), 1)
-    return max(n_samples - still, 0) if reaches else 0
-
-
-def pool(
-    mean: FloatArray,
-    std: FloatArray,
-    n: int,
-    mean_of_others: FloatArray,
-    std_of_others: FloatArray,
-    n_others: int,
-) -> None:
-    """Turn mean and standard deviation of n draws into those of n + n_others, in place.
-
-    Parameters
-    ----------
-    mean, std
-        (h, w) float32, of n draws, as `merge` leaves them.
-    n, n_others
-        At least 1 each.
-    mean_of_others, std_of_others
-        (h, w) float32, of the others.
-    """
-    total = n + n_others
-    apart = mean_of_others - mean
-    squares = np.float32((n - 1) / (total - 1)) * (std * std)
-    squares += np.float32((n_others - 1) / (total - 1)) * (std_of_others * std_of_others)
-    squares += np.float32(n * n_others / (total * (total - 1))) * (apart * apart)
-    np.sqrt(squares, out=std)
-    mean += np.float32(n_others / total) * apart
 
 
 def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:

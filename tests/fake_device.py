@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from n2sr_deploy import sampling
+from n2sr_deploy import cycle_spinning, sampling
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
@@ -208,7 +208,7 @@ class FakeDevice:
 
     def draw(self, pixels, pattern, window, draws, key, statistics, subsampled, stream):
         def work():
-            frame = self.strided(pixels.address, pixels.shape, pixels.dtype, pixels.row)
+            frame = self.strided(pixels.address, pixels.shape, pixels.dtype, pixels.pitch)
             seed, frame_index = (int(word) for word in self.at(key, (2,), np.uint64))
             mean, std, _ = (float(value) for value in self.at(statistics, (3,), np.float64))
             drawn = sampling.draw(
@@ -245,7 +245,7 @@ class FakeDevice:
             )
             for address, result in ((mean, results[0]), (std, results[1])):
                 for y, row in enumerate(result):
-                    self.at(address + 4 * y * part.row, row.shape, np.float32)[:] = row
+                    self.at(address + 4 * y * part.pitch, row.shape, np.float32)[:] = row
 
         self.enqueue(stream, work)
 
@@ -254,10 +254,10 @@ class FakeDevice:
 
         def work():
             mean, std, *others = (
-                self.strided(address, (given.height, given.width), np.float32, given.row)
+                self.strided(address, (given.height, given.width), np.float32, given.pitch)
                 for address in (given.mean, given.std, given.mean_of_others, given.std_of_others)
             )
-            sampling.pool(mean, std, given.n, *others, given.n_others)
+            cycle_spinning.pool(mean, std, given.n, *others, given.n_others)
 
         self.enqueue(stream, work)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from n2sr_deploy import sampling
+from n2sr_deploy import cycle_spinning, sampling
 from n2sr_deploy.cuda import driver, runtime
 from n2sr_deploy.cuda.device import (
     PIXEL_TYPES,
@@ -95,7 +95,7 @@ class OnHost:
         return out
 
     def merge(self, outputs, draws, part, mean, std):
-        results = [aligned(np.full((part.height, part.row), -1, np.float32)) for _ in range(2)]
+        results = [aligned(np.full((part.height, part.pitch), -1, np.float32)) for _ in range(2)]
         outputs = aligned(outputs)
         half = outputs.dtype == np.float16
         self.in_vectors = merges_vectors(self.library, part, draws, outputs.ctypes.data, half)
@@ -164,7 +164,7 @@ class OnGPU:
         return self.get(address, out)
 
     def merge(self, outputs, draws, part, mean, std):
-        results = np.full((2, part.height, part.row), -1, np.float32)
+        results = np.full((2, part.height, part.pitch), -1, np.float32)
         addresses = [self.put(result) for result in results]
         statistics = self.put(np.frombuffer(bytes(Statistics(mean, std, 1 / std)), np.uint8))
         values = Values(self.put(outputs), outputs.dtype == np.float16)
@@ -296,12 +296,12 @@ def test_every_second_group_of_draws_lies_transposed(kernels, pattern):
 @pytest.mark.parametrize(
     ("first_sample", "part", "in_vectors"),
     [
-        (1, Part(top=3, left=5, height=20, width=31, of_height=24, of_width=40, row=37), False),
-        (0, Part(top=0, left=0, height=24, width=40, of_height=24, of_width=40, row=40), True),
-        (4, Part(top=3, left=4, height=20, width=31, of_height=24, of_width=40, row=37), True),
-        (4, Part(top=0, left=8, height=8, width=267, of_height=12, of_width=280, row=268), True),
-        (0, Part(top=0, left=2, height=20, width=32, of_height=24, of_width=40, row=40), False),
-        (0, Part(top=0, left=0, height=20, width=32, of_height=24, of_width=42, row=40), False),
+        (1, Part(top=3, left=5, height=20, width=31, of_height=24, of_width=40, pitch=37), False),
+        (0, Part(top=0, left=0, height=24, width=40, of_height=24, of_width=40, pitch=40), True),
+        (4, Part(top=3, left=4, height=20, width=31, of_height=24, of_width=40, pitch=37), True),
+        (4, Part(top=0, left=8, height=8, width=267, of_height=12, of_width=280, pitch=268), True),
+        (0, Part(top=0, left=2, height=20, width=32, of_height=24, of_width=40, pitch=40), False),
+        (0, Part(top=0, left=0, height=20, width=32, of_height=24, of_width=42, pitch=40), False),
     ],
 )
 def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half, first_sample, part, in_vectors):
@@ -311,7 +311,7 @@ def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half, first_sample,
     draws = Draws(first_sample, n_samples, 4, False)
     found = kernels.merge(outputs, draws, part, 1234.5, 67.8)
     assert kernels.in_vectors == in_vectors
-    wanted = np.full((2, part.height, part.row), -1, np.float32)
+    wanted = np.full((2, part.height, part.pitch), -1, np.float32)
     sampling.merge(
         outputs.astype(np.float32),
         first_sample=first_sample,
@@ -328,7 +328,7 @@ def test_merging_is_the_cpus_bit_for_bit(kernels, n_samples, half, first_sample,
 def test_merging_turns_transposed_outputs_back(kernels):
     outputs = np.random.default_rng(2).normal(size=(11, 16, 24)).astype(np.float32)
     plain, turning = Draws(0, 11, 4, False), Draws(0, 11, 4, True)
-    part = Part(top=0, left=0, height=16, width=24, of_height=16, of_width=24, row=24)
+    part = Part(top=0, left=0, height=16, width=24, of_height=16, of_width=24, pitch=24)
     wanted = kernels.merge(outputs, plain, part, 0.0, 1.0)
     found = kernels.merge(transposed(outputs, turning), turning, part, 0.0, 1.0)
     assert np.array_equal(found, wanted)
@@ -351,7 +351,7 @@ def test_results_are_pooled_as_on_the_cpu_bit_for_bit(kernels, n, n_others):
     results = np.random.default_rng(1).gamma(2, 300, (4, 21, 40)).astype(np.float32)
     wanted = results.copy()
     mean, std, *others = wanted[:, :, :-1]
-    sampling.pool(mean, std, n, *others, n_others)
+    cycle_spinning.pool(mean, std, n, *others, n_others)
     assert np.array_equal(kernels.pool(results, n, n_others), wanted[:2])
     assert not np.array_equal(wanted[:2], results[:2])
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern
+from n2sr_deploy.cycle_spinning import n_shifted
 from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
-from n2sr_deploy.sampling import draw, n_moved
+from n2sr_deploy.sampling import draw
 from tests.conftest import random_pixels, tiny_config
 
 
@@ -127,8 +128,8 @@ def test_the_smallest_frames_are_drawn_as_they_are(model):
     for rows in (9, 10):
         denoiser, _ = with_fake(model, pattern)
         padded = denoiser.model.metadata.padded((rows, 40))
-        moved = n_moved(pattern, 4, (rows, 40), padded)
-        assert moved == (2 if padded[0] <= 2 * (rows - 1) - 1 else 0)
+        shifted = n_shifted(pattern, 4, (rows, 40), padded)
+        assert shifted == (2 if padded[0] <= 2 * (rows - 1) - 1 else 0)
         assert np.isfinite(denoiser.denoise(random_pixels((rows, 40), "uint8"), 4).mean).all()
 
 

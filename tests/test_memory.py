@@ -114,7 +114,7 @@ def test_frames_leave_nothing_behind_on_a_gpu(model):
 @pytest.mark.parametrize(("name", "n_kept"), [("cell", 1), ("row", 4)])
 def test_on_a_cpu_few_frames_are_held_beside_the_networks_outputs(model, name, n_kept):
     """Its input, which stays, as large as M / 4 frames of cells, M / 2 of lines; of lines the
-    results of the moved draws, which stay too; and the results, of which the caller keeps what it
+    results of the shifted draws, which stay too; and the results, of which the caller keeps what it
     likes."""
     pattern = SamplingPattern.named(name)
     model = replace(model, metadata=replace(model.metadata, pattern=pattern, n_orientations=4))

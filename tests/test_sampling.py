@@ -22,8 +22,6 @@ from n2sr_deploy.sampling import (
     draw,
     held_out,
     merge,
-    n_moved,
-    pool,
 )
 from tests.conftest import random_pixels
 
@@ -260,36 +258,6 @@ def test_merge_is_mean_and_sample_standard_deviation_in_counts(kernels):
     assert np.allclose(std, back.std(axis=0, ddof=1), rtol=1e-4)
     merge(outputs[:1], mean=mean, std=std)
     assert (std == 0).all()
-
-
-@pytest.mark.parametrize(("n", "n_others"), [(1, 1), (2, 2), (3, 2), (16, 5)])
-def test_two_results_are_pooled_as_all_their_draws_are_merged(n, n_others):
-    outputs = np.random.default_rng(0).normal(50, 9, (n + n_others, 20, 30)).astype(np.float32)
-    mean, std, mean_of_others, std_of_others, *wanted = np.empty((6, 20, 30), np.float32)
-    for part, result in (
-        (outputs[:n], (mean, std)),
-        (outputs[n:], (mean_of_others, std_of_others)),
-        (outputs, wanted),
-    ):
-        ddof = 1 if len(part) > 1 else 0
-        result[0][...], result[1][...] = part.mean(0), part.std(0, ddof=ddof)
-    pool(mean, std, n, mean_of_others, std_of_others, n_others)
-    assert np.allclose(mean, wanted[0], rtol=1e-6)
-    assert np.allclose(std, wanted[1], rtol=1e-4)
-
-
-def test_which_draws_have_their_cells_laid_elsewhere():
-    square = (64, 64)
-    for name, stride, step in (
-        ("cell", 2, None),
-        ("row", 2, (1, 0)),
-        ("column", 2, (0, 1)),
-        ("row", 4, None),
-    ):
-        pattern = SamplingPattern.named(name, stride)
-        assert pattern.step == step
-        moved = [n_moved(pattern, n, square, square) for n in (1, 2, 3, 4, 5, 6, 7, 32)]
-        assert moved == ([0, 0, 1, 2, 3, 2, 3, 16] if step else [0] * 8)
 
 
 def test_every_pixel_of_a_cell_is_kept_equally_often(kernels):

@@ -64,7 +64,7 @@ class Pixels(NamedTuple):
     dtype: np.dtype
     """One of `PIXEL_TYPES`."""
     shape: Shape
-    row: int
+    pitch: int
     """How many elements its rows lie apart."""
 
     @property
@@ -102,12 +102,12 @@ class Part(NamedTuple):
     of_height: int
     """Of the outputs."""
     of_width: int
-    row: int
+    pitch: int
     """How many elements the rows of the results lie apart."""
 
 
 class Pooled(ctypes.Structure):
-    """n2sr_pooled of csrc/pool.cu: two results, whose rows lie `row` elements apart."""
+    """n2sr_pooled of csrc/pool.cu: two results, whose rows lie `pitch` elements apart."""
 
     _fields_ = (
         ("mean", ctypes.c_void_p),
@@ -116,7 +116,7 @@ class Pooled(ctypes.Structure):
         ("std_of_others", ctypes.c_void_p),
         ("height", ctypes.c_ssize_t),
         ("width", ctypes.c_ssize_t),
-        ("row", ctypes.c_ssize_t),
+        ("pitch", ctypes.c_ssize_t),
         ("n", ctypes.c_int),
         ("n_others", ctypes.c_int),
     )
@@ -204,7 +204,7 @@ class Device(Protocol):
         """As `n2sr_deploy.sampling.merge`, bit for bit."""
 
     def pool(self, pooled: Pooled, stream: int) -> None:
-        """As `n2sr_deploy.sampling.pool`, bit for bit."""
+        """As `n2sr_deploy.cycle_spinning.pool`, bit for bit."""
 
     def shift_mean(
         self, mean: int, n_pixels: int, scratch: int, frame: int, result: int, stream: int

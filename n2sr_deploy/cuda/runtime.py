@@ -258,7 +258,7 @@ class CudaDevice:
         stream: int,
     ) -> None:
         """Draw sub-sampled frames."""
-        frame = pixels.address, DTYPES[pixels.dtype.name], *pixels.shape, pixels.row
+        frame = pixels.address, DTYPES[pixels.dtype.name], *pixels.shape, pixels.pitch
         what = c_pattern(pattern), CWindow(*window), CDraws(*draws), key, statistics
         self._call("draw", *frame, *what, *subsampled, stream)
 
