@@ -250,7 +250,7 @@ def memory_after_many() -> dict[str, float]:
         for n in range(MANY):
             if pipeline.n_in_flight == 2:
                 pipeline.collect()
-            pipeline.submit(frames[n % 4], frame_index=n)
+            pipeline.submit(frames[n % 4], N_SAMPLES, frame_index=n)
             if n in (1000, MANY - 1):
                 free, _ = torch.cuda.mem_get_info()
                 held.append((resident_bytes(), -free))

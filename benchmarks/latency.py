@@ -21,6 +21,7 @@ import onnxruntime
 from benchmarks.results import begin_as_deployed, keep
 from n2sr_deploy import Denoiser, bench
 from n2sr_deploy.backends.choosing import ON_CPU
+from n2sr_deploy.sampling import LIVE_SAMPLES
 from n2sr_deploy.version import VERSION
 from n2sr_train import Checkpoint, TrainingConfig, export_model
 from n2sr_train.network import build_network
@@ -98,7 +99,7 @@ def measured(preset: str, sizes: Sequence[Shape], **workload: Any) -> dict[str, 
 def against_bare_run(size: Shape, n_frames: int) -> dict[str, Any]:
     """A frame on ONNX Runtime, uint16 in, mean and spread out, against the network's run alone."""
     model = export_model(untrained("fast"))
-    n_samples, pattern = model.metadata.n_samples, model.metadata.pattern
+    n_samples, pattern = LIVE_SAMPLES, model.metadata.pattern
     rng = np.random.default_rng(0)
     frame = rng.poisson(100, size).astype(np.uint16)
     rows, columns = (n // s for n, s in zip(size, pattern.stride, strict=True))
@@ -106,7 +107,7 @@ def against_bare_run(size: Shape, n_frames: int) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(model.onnx)
     given = {session.get_inputs()[0].name: drawn}
     with Denoiser(model, backend="ort") as denoiser:
-        ways = (lambda: denoiser.denoise(frame)), (lambda: session.run(None, given))
+        ways = (lambda: denoiser.denoise(frame, n_samples)), (lambda: session.run(None, given))
         taken = np.array([[median_s(way, n_frames) for way in ways] for _ in range(ROUNDS)])
     whole, bare = (1e3 * float(np.median(times)) for times in taken.T)
     times = float(np.median(taken[:, 0] / taken[:, 1]))
@@ -175,7 +176,12 @@ def main() -> None:
     given = {"backends": arguments.backends, "n_frames": arguments.frames}
     fast, balanced = (measured(preset, sizes, **given) for preset in ("fast", "balanced"))
     papers = measured(
-        "paper", sizes[:1], backends=["ort"], n_frames=arguments.papers_frames, n_warm_up=0
+        "paper",
+        sizes[:1],
+        backends=["ort"],
+        n_samples=TrainingConfig.named("paper").n_samples,
+        n_frames=arguments.papers_frames,
+        n_warm_up=0,
     )
     bare = [against_bare_run(size, arguments.frames) for size in sizes]
     copy, matrix = copy_rate(), matrix_rate()

@@ -31,6 +31,7 @@ from benchmarks.live_peers import SIMULATOR, check_peers, killed, micromanager, 
 from benchmarks.results import begin_as_deployed, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser
 from n2sr_deploy.errors import EndOfStreamError
+from n2sr_deploy.sampling import LIVE_SAMPLES
 from n2sr_deploy.stream import LiveFrame, StreamRunner
 from n2sr_deploy.stream.addresses import open_sink, open_source
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
@@ -89,7 +90,7 @@ def overhead(size: int, n_frames: int = 60) -> dict[str, Any]:
     with Denoiser(export_model(untrained("fast"))) as plain:
         for n in range(n_frames):
             began = time.perf_counter()
-            plain.denoise(frames[n % 8], frame_index=n)
+            plain.denoise(frames[n % 8], LIVE_SAMPLES, frame_index=n)
             alone.append(time.perf_counter() - began)
     bare_s = float(np.median(alone))
     source = Ready(shape, n_frames, 2 * bare_s)
@@ -109,10 +110,10 @@ def overload(size: int, seconds: float = 60.0) -> dict[str, Any]:
     shape = (size, size)
     with Denoiser(export_model(untrained("fast"))) as plain:
         frame = Ready(shape, 1).frames[0]
-        plain.denoise(frame)
+        plain.denoise(frame, LIVE_SAMPLES)
         began = time.perf_counter()
         for n in range(5):
-            plain.denoise(frame, frame_index=n)
+            plain.denoise(frame, LIVE_SAMPLES, frame_index=n)
         frame_s = (time.perf_counter() - began) / 5
     period_s = frame_s / 10
     source = Ready(shape, int(seconds / period_s), period_s)

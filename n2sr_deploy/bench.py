@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,7 @@ class Workload:
     dtype: str = "uint16"
     """Of the frames' pixels, one of `n2sr_deploy.sampling.PIXEL_TYPES`."""
     n_samples: int | None = None
-    """M; None: the model's own."""
+    """M; None: the model's own for live frames."""
     n_frames: int = 100
     """Of each size on each backend."""
     n_warm_up: int = 2 * N_IN_FLIGHT
@@ -94,6 +94,8 @@ def measure(
     FrameError, SettingError, ModelError, MissingExtraError
         As `Denoiser` does.
     """
+    if workload.n_samples is None:
+        workload = replace(workload, n_samples=model.metadata.n_live_samples)
     rows: list[dict[str, Any]] = []
     for size in workload.sizes:
         with ExitStack() as opened:
@@ -185,7 +187,7 @@ def _row(
     stages = {name: 1e3 * np.array([one.stages[name] for one in spent]) for name in spent[0].stages}
     total = 1e3 * np.array([one.total for one in spent])
     meta = denoiser.model.metadata
-    n_samples = workload.n_samples or meta.n_samples
+    n_samples = workload.n_samples or meta.n_live_samples
     n_pixels = size[0] * size[1]
     return {
         "backend": denoiser.name,

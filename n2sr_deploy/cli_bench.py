@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import BACKENDS
-from n2sr_deploy.cli_options import PATH, overwrite_option
+from n2sr_deploy.cli_options import PATH, live_samples_option, overwrite_option
 from n2sr_deploy.errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="May be given several times: their frames alternate. By default auto.",
 )
-@click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
+@live_samples_option
 @click.option("--dtype", default="uint16", show_default=True, help="Of the frames' pixels.")
 @click.option("--frames", type=int, default=100, show_default=True, help="Of each size.")
 @click.option("--json", "kept", type=PATH, metavar="FILE", help="Also write everything as JSON.")

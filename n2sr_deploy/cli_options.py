@@ -11,7 +11,7 @@ import click
 from n2sr_deploy import formats
 from n2sr_deploy.backends import BACKENDS, check_backend
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.sampling import MAX_SAMPLES, MAX_STRIDE, PATTERN_NAMES
+from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_SAMPLES, MAX_STRIDE, PATTERN_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +86,13 @@ samples_option = click.option(
     type=int,
     metavar="M",
     help="Draws to average; by default the model's own number.",
+)
+live_samples_option = click.option(
+    "-M",
+    "--samples",
+    type=int,
+    metavar="M",
+    help=f"Draws to average; by default {LIVE_SAMPLES}, or the model's own number if that is less.",
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists."

@@ -14,6 +14,7 @@ import click
 from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
+    live_samples_option,
     refuse_training,
     seed_option,
     training_options,
@@ -51,7 +52,7 @@ _SAME_S = 0.5  # within which a second signal is the first: some programs send i
     help="latest: the newest frame wins, dropped ones are counted; all: nothing is lost, the "
     "source waits.",
 )
-@click.option("-M", "--samples", type=int, metavar="M", help="Draws; by default the model's.")
+@live_samples_option
 @backend_option
 @click.option(
     "--relearn",

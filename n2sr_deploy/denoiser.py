@@ -14,7 +14,7 @@ from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import MAX_SAMPLES, Window, draw, merge
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, Window, draw, merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -103,9 +103,9 @@ class Denoiser:
         overlap by the network's receptive field and so leave no seam. The result comes beside
         them, and with patterns of whole lines one more, of as many bytes.
     batch_size
-        Draws the network is given at once; by default as many as the memory budget allows
-        without tiles, at least 1, and no more than lie alike before it (4 where a model lays
-        every second group of 4 transposed).
+        Draws the network is given at once, 1 or more; by default `DRAWS_AT_ONCE`, or as many as
+        the memory budget allows without tiles. Never more than lie alike before it (4 where a
+        model lays every second group of 4 transposed).
     n_threads
         For the kernels and a backend that is named; 0: one for each core.
 
@@ -362,7 +362,8 @@ class Denoiser:
             return min(self._batch_size, n_samples)
         rows, columns = self.model.metadata.padded(shape)
         left = self._memory_budget // (rows * columns) - self._bytes_per_pixel(0, n_samples)
-        return min(max(left // self.model.metadata.bytes_per_pixel, 1), n_samples)
+        fit = max(left // self.model.metadata.bytes_per_pixel, 1)
+        return min(fit, n_samples, DRAWS_AT_ONCE)
 
     def _bytes_per_pixel(self, at_once: int, n_samples: int) -> int:
         """Of a tile: the network's for each draw at once, and every draw's input and output."""

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from n2sr_deploy.cuda.device import Part
-from n2sr_deploy.sampling import Window
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def layouts(model: ExportedModel, shape: Shape, n_samples: int) -> Iterator[Layo
     """The fastest first, then ones that need less and less memory."""
     meta = model.metadata
     padded = meta.padded(shape)
-    at_once = n_samples
+    at_once = min(n_samples, DRAWS_AT_ONCE)
     while at_once > 1:
         yield Layout(at_once, padded)
         at_once = -(-at_once // 2)

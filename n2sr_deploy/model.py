@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
-from n2sr_deploy.sampling import MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
+from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ class ModelMetadata:
     bytes_per_pixel: int
     """About how much memory inference takes for each pixel of a frame and draw."""
     n_samples: int
-    """M, the number of draws unless the user says otherwise."""
+    """M, the number of draws unless the user says otherwise; of live frames `n_live_samples`."""
     preset: str
     """The preset the network was trained with."""
     precision: str
@@ -76,6 +76,11 @@ class ModelMetadata:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} {value!r}")
+
+    @property
+    def n_live_samples(self) -> int:
+        """M for live frames unless the user says otherwise: at most `LIVE_SAMPLES`."""
+        return min(self.n_samples, LIVE_SAMPLES)
 
     def to_props(self) -> dict[str, str]:
         """As the strings that ONNX keeps."""

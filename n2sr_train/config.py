@@ -82,8 +82,9 @@ class TrainingConfig:
     """Where the weights begin. ``packaged``: from those this package carries for the preset and
     pattern, at random where there are none; ``random``; or the path of a checkpoint of the same
     network."""
-    n_samples: int = 4
-    """M, the number of draws that denoising averages unless told otherwise."""
+    n_samples: int = 16
+    """M, the number of draws that denoising averages unless told otherwise; live frames have
+    `n2sr_deploy.sampling.LIVE_SAMPLES`."""
     steps: int = 2600
     """Steps of the optimiser, for each member of the network; the learning rate ends at zero
     there."""

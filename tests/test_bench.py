@@ -78,7 +78,7 @@ def test_on_a_gpu_frames_in_flight_are_measured_too(model, on_a_gpu):
 def test_where_only_one_frame_fits_nothing_is_told_of_more(model, on_a_gpu):
     roomy = FakeDevice()
     with FramePipeline(Program(model, FakeNetwork(model, roomy), roomy, 1)) as pipeline:
-        pipeline.denoise(random_pixels((96, 128), "uint16"))
+        pipeline.denoise(random_pixels((96, 128), "uint16"), 4)
         needed = sum(memory.nbytes for memory in roomy.memory.values())
     opened = on_a_gpu(FakeDevice(int(1.01 * needed)))
     workload = bench.Workload(sizes=[(96, 128)], backends=["any"], n_frames=2)

@@ -454,7 +454,8 @@ def test_a_shape_that_the_network_cannot_take_is_refused(rtx, model):
         ((64, 64), 4, [(4, 1, 32, 32)]),
         ((60, 64), 4, [(4, 1, 32, 32)]),
         ((64, 96), 16, [(4, 1, 32, 48), (4, 1, 48, 32)]),
-        ((64, 64), 16, [(16, 1, 32, 32)]),
+        ((64, 64), 16, [(4, 1, 32, 32)]),
+        ((64, 64), 6, [(4, 1, 32, 32), (2, 1, 32, 32)]),
     ],
 )
 def test_engines_are_built_for_what_the_pipeline_asks_for(model, size, n_samples, expected):

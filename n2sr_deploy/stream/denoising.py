@@ -36,7 +36,7 @@ class DenoisingOptions:
     backend: str = "auto"
     """One of `n2sr_deploy.backends.BACKENDS`, or ``auto``."""
     n_samples: int | None = None
-    """M; None: the model's own."""
+    """M; None: the model's own for live frames."""
     seed: int = 0
     """Of the draws."""
     repair: bool = True
@@ -68,23 +68,24 @@ class LoadedModel:
     ) -> None:
         self.model, self.name, self.shape = model, name, shape
         self._options = options
-        self._denoiser: Denoiser | FramePipeline = open_denoiser(
-            model, options.backend, shape=shape, n_samples=options.n_samples
-        )
         meta = model.metadata
+        self._n_samples = options.n_samples or meta.n_live_samples
+        self._denoiser: Denoiser | FramePipeline = open_denoiser(
+            model, options.backend, shape=shape, n_samples=self._n_samples
+        )
         self.record: dict[str, Any] = {
             "n2sr_version": VERSION,
             "model": name,
             "weights_sha256": meta.weights_sha256,
             "preset": meta.preset,
             "pattern": str(meta.pattern),
-            "n_samples": options.n_samples or meta.n_samples,
+            "n_samples": self._n_samples,
             "seed": options.seed,
             "backend": self._denoiser.name,
         }
         noise = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
         try:
-            self._denoiser.denoise(noise, options.n_samples)
+            self._denoiser.denoise(noise, self._n_samples)
         except BaseException:
             self._denoiser.close()
             raise
@@ -92,7 +93,7 @@ class LoadedModel:
     def denoise(self, frame: LiveFrame) -> LiveResult:
         """Denoise a frame of this shape."""
         pixels = Frame(pixels=frame.pixels, index=frame.index)
-        done = self._denoiser.denoise(pixels, self._options.n_samples, seed=self._options.seed)
+        done = self._denoiser.denoise(pixels, self._n_samples, seed=self._options.seed)
         return LiveResult(noisy=frame, mean=done.mean, std=done.std, record=self.record)
 
     def for_shape(self, shape: Shape) -> LoadedModel:
