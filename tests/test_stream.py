@@ -273,6 +273,22 @@ def test_frames_that_cannot_be_denoised_are_left_out(model, caplog):
     assert "frame 1: frame has 1 NaN" in caplog.text
 
 
+def test_a_frame_that_finds_no_memory_is_left_out_and_the_next_is_denoised(caplog):
+    class Cramped(Slow):
+        def denoise(self, frame):
+            if frame.index == 1:
+                raise MemoryError
+            return super().denoise(frame)
+
+    sink = FakeSink()
+    running = StreamRunner(
+        FakeSource([live_frame(n) for n in range(3)]), [sink], Cramped(0), policy="all"
+    )
+    assert running.run()["counts"]["refused"] == 1
+    assert sink.indices == [0, 2]
+    assert "frame 1: there is too little memory for" in caplog.text
+
+
 def test_order_nothing_twice_nothing_older_gaps_reported(caplog):
     sink = FakeSink()
     counts, _ = stream([live_frame(n) for n in (0, 1, 1, 2, 5, 4, 6, 9)], sink)
