@@ -117,6 +117,7 @@ def tiny_config(**changes):
             "patch": 64,
             "batch": 2,
             "steps": 12,
+            "n_samples": 4,
             "validation_every": 4,
             "device": "cpu",
             **changes,

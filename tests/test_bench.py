@@ -23,6 +23,14 @@ def result(model):
     return bench.measure(model, workload)
 
 
+def test_frames_have_as_many_draws_as_live_ones(model):
+    patient = replace(model, metadata=replace(model.metadata, n_samples=32))
+    for asked, used in ((None, 4), (6, 6)):
+        workload = bench.Workload(sizes=[(32, 48)], backends=["ort"], n_frames=1, n_samples=asked)
+        (row,) = bench.measure(patient, workload)["rows"]
+        assert row["n_samples"] == used
+
+
 def test_every_size_is_measured_on_every_backend(result):
     assert [row["size"] for row in result["rows"]] == [[32, 48], [32, 48], [64, 40], [64, 40]]
     for row in result["rows"]:

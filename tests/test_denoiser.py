@@ -272,6 +272,14 @@ def test_bad_frames_are_refused(model, frame, n_samples, error, message):
         denoiser.denoise(frame, n_samples)
 
 
+def test_the_network_is_given_few_draws_at_once_unless_more_are_asked_for(model):
+    """Of a pattern whose draws all lie alike."""
+    for asked, given in ((None, 4), (16, 16)):
+        denoiser, fake = with_fake(model, SamplingPattern.named("row"), batch_size=asked)
+        denoiser.denoise(random_pixels((32, 48), "uint16"), 16)
+        assert fake.largest_batch == given
+
+
 @pytest.mark.parametrize("setting", [{"batch_size": 0}, {"memory_budget": 0}, {"n_threads": -1}])
 def test_bad_settings_are_refused(model, setting):
     with pytest.raises(SettingError, match="at least"):

@@ -128,6 +128,20 @@ def test_all_that_came_with_a_frame_is_handed_on(model):
     json.dumps(result.metadata)
 
 
+@pytest.mark.parametrize(
+    ("of_model", "asked", "used"), [(32, None, 4), (4, None, 4), (2, None, 2), (32, 16, 16)]
+)
+def test_live_frames_have_few_draws_unless_more_are_asked_for(model, of_model, asked, used):
+    model = replace(model, metadata=replace(model.metadata, n_samples=of_model))
+    sink = FakeSink()
+    denoiser = LiveDenoiser(model, "a model", replace(OPTIONS, n_samples=asked))
+    StreamRunner(FakeSource([live_frame(0)]), [sink], denoiser, policy="all").run()
+    _, mean, result = sink.results[0]
+    assert result.metadata["n2sr"]["n_samples"] == used
+    with Denoiser(model, backend="ort") as plain:
+        assert np.array_equal(mean, plain.denoise(live_frame(0).pixels, used).mean)
+
+
 def test_without_a_model_frames_pass_as_they_are():
     sink = FakeSink()
     frame = live_frame(0)

@@ -53,6 +53,11 @@ def test_presets_keep_to_their_arithmetic(preset, at_most):
     assert kmac_per_pixel(network, (2, 2), 16) <= at_most
 
 
+def test_presets_tell_how_many_draws_files_get():
+    draws = {name: preset.n_samples for name, preset in PRESETS.items()}
+    assert draws == {"fast": 16, "balanced": 16, "best": 32, "paper": 50}
+
+
 def test_preset_paper_is_the_papers_network_and_recipe():
     config = PRESETS["paper"]
     network = build_network(config.network, (2, 2), 0)
