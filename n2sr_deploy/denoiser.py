@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, Window, draw, merge
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, draw, merge
+from n2sr_deploy.tiling import seen_within, tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.backends import Backend
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.tiling import Tile
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes
 
@@ -54,24 +56,6 @@ class _Stopwatch:
         now = time.perf_counter()
         self.spent[stage] += now - self._last
         self._last = now
-
-
-class _Tile(NamedTuple):
-    """A part of the frame and the larger part the network must see for it; in pixels."""
-
-    rows: slice
-    columns: slice
-    seen_rows: slice
-    seen_columns: slice
-
-    def window(self, stride: Shape) -> Window:
-        """What the network must see, in cells."""
-        return Window(
-            self.seen_rows.start // stride[0],
-            self.seen_columns.start // stride[1],
-            (self.seen_rows.stop - self.seen_rows.start) // stride[0],
-            (self.seen_columns.stop - self.seen_columns.start) // stride[1],
-        )
 
 
 class _Buffer:
@@ -267,8 +251,8 @@ class Denoiser:
                 merge(
                     outputs[draw_set.draws],
                     first_sample=draw_set.first_sample,
-                    top=tile.rows.start - tile.seen_rows.start,
-                    left=tile.columns.start - tile.seen_columns.start,
+                    top=tile.top,
+                    left=tile.left,
                     offset=offset,
                     scale=scale,
                     mean=result[0, tile.rows, tile.columns],
@@ -312,49 +296,12 @@ class Denoiser:
             for first in range(group, end, at_once):
                 yield slice(first, min(first + at_once, end)), group // size % 2 == 1
 
-    def _tiles(self, shape: Shape, n_samples: int) -> Iterator[_Tile]:
-        """Cover the frame with the largest tiles that keep to the memory budget."""
-        padded = self.model.metadata.padded(shape)
-        side = self._tile_side(padded, n_samples)
-        for top in range(0, shape[0], side[0]):
-            for left in range(0, shape[1], side[1]):
-                rows = slice(top, min(top + side[0], shape[0]))
-                columns = slice(left, min(left + side[1], shape[1]))
-                yield _Tile(
-                    rows,
-                    columns,
-                    self._seen(top, side[0], padded, 0),
-                    self._seen(left, side[1], padded, 1),
-                )
-
-    def _seen(self, start: int, side: int, padded: Shape, axis: int) -> slice:
-        """What the network must see along an axis, within the padded frame.
-
-        All tiles see as much, those at the edges more than they need: some backends compile the
-        network for each shape.
-        """
-        overlap = self._overlap(axis)
-        length = min(side + 2 * overlap, padded[axis])
-        first = min(max(start - overlap, 0), padded[axis] - length)
-        return slice(first, first + length)
-
-    def _overlap(self, axis: int) -> int:
-        """The receptive radius, rounded up to the network's multiple."""
-        multiple = self.model.metadata.pad_multiple[axis]
-        return -(-self.model.metadata.receptive_radius[axis] // multiple) * multiple
-
-    def _tile_side(self, padded: Shape, n_samples: int) -> Shape:
-        """Rows and columns of a tile without its overlap: multiples of the network's."""
-        meta = self.model.metadata
+    def _tiles(self, shape: Shape, n_samples: int) -> list[Tile]:
+        """Cover the frame with tiles that keep to the memory budget."""
         at_once = min(self._batch_size or 1, n_samples)
-        pixels = self._memory_budget // self._bytes_per_pixel(at_once, n_samples)
-        if padded[0] * padded[1] <= pixels:
-            return padded
-        rows, columns = (
-            max(int(pixels**0.5) - 2 * self._overlap(axis), 0) // multiple * multiple or multiple
-            for axis, multiple in enumerate(meta.pad_multiple)
-        )
-        return rows, columns
+        n_pixels = self._memory_budget // self._bytes_per_pixel(at_once, n_samples)
+        meta = self.model.metadata
+        return list(tiles(meta, shape, seen_within(meta, shape, n_pixels)))
 
     def _draws_at_once(self, shape: Shape, n_samples: int) -> int:
         """As many as were asked for, or as fit into the memory budget without tiles."""

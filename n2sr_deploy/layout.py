@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from n2sr_deploy.cuda.device import Part
-from n2sr_deploy.sampling import DRAWS_AT_ONCE, Window
+from n2sr_deploy.sampling import DRAWS_AT_ONCE
+from n2sr_deploy.tiling import overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,39 +87,6 @@ def batches(
             yield first, min(layout.at_once, end - first), apart and group // size % 2 == 1
 
 
-def tiles(model: ExportedModel, shape: Shape, layout: Layout) -> Iterator[tuple[Window, Part]]:
-    """What is drawn of frames of this shape, and what of it goes where."""
-    meta, seen = model.metadata, layout.seen
-    padded = meta.padded(shape)
-    rows, columns = (_cut(padded[axis], seen[axis], _overlap(model, axis)) for axis in (0, 1))
-    stride_y, stride_x = meta.pattern.stride
-    cells = layout.cells(meta.pattern.stride)
-    for (y, top, bottom), (x, left, right) in itertools.product(rows, columns):
-        height, width = min(bottom, shape[0]) - top, min(right, shape[1]) - left
-        if height > 0 and width > 0:
-            yield (
-                Window(y // stride_y, x // stride_x, *cells),
-                Part(top - y, left - x, height, width, *seen, shape[1]),
-            )
-
-
-def _overlap(model: ExportedModel, axis: int) -> int:
-    multiple = model.metadata.pad_multiple[axis]
-    return -(-model.metadata.receptive_radius[axis] // multiple) * multiple
-
-
 def _least_seen(model: ExportedModel, axis: int) -> int:
     """Of a tile: as much again as it overlaps its neighbours on both sides."""
-    return 4 * _overlap(model, axis) or model.metadata.pad_multiple[axis]
-
-
-def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
-    """Along an axis: where tiles that see `seen` pixels begin, and from where to where they count.
-
-    Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
-    """
-    if seen == length:  # then any overlap will do, even half of it
-        return [(0, 0, length)]
-    begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
-    ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
-    return list(zip(begins, [0, *ends[:-1]], ends, strict=True))
+    return 4 * overlap(model.metadata, axis) or model.metadata.pad_multiple[axis]

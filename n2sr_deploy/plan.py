@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Draws, Key, Pixels, Pooled, Statistics, Values
+from n2sr_deploy.cuda.device import Draws, Key, Part, Pixels, Pooled, Statistics, Values
 from n2sr_deploy.cycle_spinning import n_shifted
 from n2sr_deploy.errors import DeviceError
-from n2sr_deploy.layout import batches, tiles
+from n2sr_deploy.layout import batches
+from n2sr_deploy.tiling import tiles
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork
     from n2sr_deploy.cuda.copying import Copier
-    from n2sr_deploy.cuda.device import Device, Part
+    from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.layout import Layout
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import FloatArray, Shape, Window
+    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.tiling import Tile
 
 _log = logging.getLogger("n2sr")
 _KEY_BYTES, _STATISTICS_BYTES = ctypes.sizeof(Key), ctypes.sizeof(Statistics)
@@ -152,8 +154,8 @@ class Plan:
         device.upload(at["key"], self._host["key"], stream)
         device.upload(at["pixels"], self._host["pixels"], stream)
         device.statistics(pixels, at["scratch"], at["statistics"], stream)
-        for window, part in tiles(self.model, pixels.shape, self.layout):
-            self._enqueue_tile(pixels, window, part)
+        for tile in tiles(self.model.metadata, pixels.shape, self.layout.seen):
+            self._enqueue_tile(pixels, tile)
         if self._shifted:
             device.pool(self._pooled(pixels, self._shifted), stream)
         device.shift_mean(
@@ -190,10 +192,16 @@ class Plan:
             shifted.n_samples,
         )
 
-    def _enqueue_tile(self, pixels: Pixels, window: Window, part: Part) -> None:
+    def _part(self, tile: Tile, pixels: Pixels) -> Part:
+        """Where in the outputs a tile is, and how far the frame's rows lie apart."""
+        rows, columns = (part.stop - part.start for part in (tile.rows, tile.columns))
+        return Part(tile.top, tile.left, rows, columns, *self.layout.seen, pixels.pitch)
+
+    def _enqueue_tile(self, pixels: Pixels, tile: Tile) -> None:
         device, at, stream = self.device, self._at, self._stream
         is_half = self.network.is_half
         number = 2 if is_half else 4
+        window, part = tile.window(self.model.metadata.pattern.stride), self._part(tile, pixels)
         input_bytes = window.height * window.width * number
         output_bytes = part.of_height * part.of_width * number
         sets = [(self._unshifted, pixels, "mean", "std")]
@@ -215,9 +223,7 @@ class Plan:
             self._contexts[count, is_transposed].enqueue(
                 at["draws"] + first * input_bytes, at["outputs"] + first * output_bytes
             )
-        stride_y, stride_x = self.model.metadata.pattern.stride
-        top, left_column = part.top + window.top * stride_y, part.left + window.left * stride_x
-        offset = 4 * (top * part.pitch + left_column)
+        offset = 4 * (tile.rows.start * part.pitch + tile.columns.start)
         for draws, _, mean, std in sets:
             device.merge(
                 Values(at["outputs"] + draws.first_sample * output_bytes, is_half),

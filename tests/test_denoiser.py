@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern
 from n2sr_deploy.cycle_spinning import n_shifted
 from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
 from n2sr_deploy.sampling import draw
+from n2sr_deploy.tiling import overlap, seen_within, tiles
 from tests.conftest import random_pixels, tiny_config
 
 
@@ -164,26 +166,51 @@ def test_tiles_overlap_by_all_the_network_sees_and_no_less_would_do(model, overl
 def test_tiles_cover_the_frame_once_and_keep_to_the_budget(model):
     budget = 1_500_000
     denoiser, _ = with_fake(model, memory_budget=budget)
-    covered = np.zeros((300, 411), int)
-    overlap = [denoiser._overlap(axis) for axis in (0, 1)]
-    windows = [tile.window((2, 2)) for tile in denoiser._tiles(covered.shape, 4)]
-    assert len({(window.height, window.width) for window in windows}) == 1
-    for tile in denoiser._tiles(covered.shape, 4):
+    meta, shape = denoiser.model.metadata, (300, 411)
+    covered = np.zeros(shape, int)
+    cut = denoiser._tiles(shape, 4)
+    assert len({tile.window((2, 2))[2:] for tile in cut}) == 1
+    for tile in cut:
         covered[tile.rows, tile.columns] += 1
-        for wanted, seen, size, axis in (
-            (tile.rows, tile.seen_rows, 300, 0),
-            (tile.columns, tile.seen_columns, 411, 1),
-        ):
-            assert overlap[axis] >= model.metadata.receptive_radius[axis]
-            assert seen.start <= max(0, wanted.start - overlap[axis])
-            assert seen.stop >= min(size, wanted.stop + overlap[axis])
-        seen_pixels = (tile.seen_rows.stop - tile.seen_rows.start) * (
-            tile.seen_columns.stop - tile.seen_columns.start
-        )
-        float32 = 4
-        bytes_per_pixel = model.metadata.bytes_per_pixel + 2 * float32 * 4  # inputs and outputs
+        wanted, seen = (tile.rows, tile.columns), (tile.seen_rows, tile.seen_columns)
+        for axis in (0, 1):
+            assert overlap(meta, axis) >= meta.receptive_radius[axis]
+            assert seen[axis].start <= max(0, wanted[axis].start - overlap(meta, axis))
+            end = min(meta.padded(shape)[axis], wanted[axis].stop + overlap(meta, axis))
+            assert seen[axis].stop >= end
+        seen_pixels = math.prod(part.stop - part.start for part in seen)
+        bytes_per_pixel = meta.bytes_per_pixel + 2 * 4 * 4  # four draws' inputs and outputs
         assert seen_pixels * bytes_per_pixel <= budget
     assert (covered == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_pixels", "most"),
+    [
+        ((4096, 4096), 9_500_000, 1.3),  # 2 GiB for 16 draws of preset fast
+        ((4096, 4096), 4_000_000, 1.6),
+        ((16384, 16384), 9_500_000, 1.6),
+        ((2048, 30000), 9_500_000, 1.2),  # rows whole
+    ],
+)
+def test_tiles_cost_little_more_than_the_whole_frame(model, shape, n_pixels, most):
+    deep = replace(
+        model.metadata,
+        pad_multiple=(32, 32),
+        receptive_radius=(246, 246),
+    )
+    seen = seen_within(deep, shape, n_pixels)
+    assert math.prod(seen) <= n_pixels
+    cost = len(list(tiles(deep, shape, seen))) * math.prod(seen)
+    assert math.prod(shape) < cost <= most * math.prod(shape)
+
+
+def test_the_smallest_tiles_are_taken_where_nothing_fits(model):
+    meta = model.metadata
+    smallest = tuple(
+        2 * overlap(meta, axis) + multiple for axis, multiple in enumerate(meta.pad_multiple)
+    )
+    assert seen_within(meta, (300, 411), 1) == smallest
 
 
 def test_the_same_for_a_seed_whatever_the_threads_and_batch(model, noisy):

@@ -18,8 +18,9 @@ from n2sr_deploy.errors import (
     OutOfDeviceMemoryError,
     SettingError,
 )
-from n2sr_deploy.layout import layouts, tiles
+from n2sr_deploy.layout import layouts
 from n2sr_deploy.pipeline import FramePipeline, Program
+from n2sr_deploy.tiling import tiles
 from tests.conftest import random_pixels, tiny_config
 from tests.fake_device import FakeDevice, FakeNetwork
 
@@ -304,11 +305,10 @@ def test_a_gpu_that_is_too_small_says_so_and_leaves_nothing(model):
 def test_layouts_cover_the_frame_exactly_once(model, shape):
     for layout in layouts(model, shape, 3):
         covered = np.zeros(shape, int)
-        for window, part in tiles(model, shape, layout):
-            top, left = part.top + 2 * window.top, part.left + 2 * window.left
-            covered[top : top + part.height, left : left + part.width] += 1
-            assert part.top + part.height <= part.of_height
-            assert part.left + part.width <= part.of_width
+        for tile in tiles(model.metadata, shape, layout.seen):
+            covered[tile.rows, tile.columns] += 1
+            assert 0 <= tile.top <= layout.seen[0] - (tile.rows.stop - tile.rows.start)
+            assert 0 <= tile.left <= layout.seen[1] - (tile.columns.stop - tile.columns.start)
         assert (covered == 1).all()
 
 
@@ -317,7 +317,8 @@ def test_a_frame_that_is_just_its_two_overlaps_is_one_tile(model):
     metadata = replace(model.metadata, receptive_radius=(256, 256))
     deep = replace(model, metadata=metadata)
     layout = next(layouts(deep, (512, 512), 4))
-    assert [part[:4] for _, part in tiles(deep, (512, 512), layout)] == [(0, 0, 512, 512)]
+    (tile,) = tiles(deep.metadata, (512, 512), layout.seen)
+    assert (tile.rows, tile.columns) == (slice(0, 512), slice(0, 512))
 
 
 def test_what_the_network_was_not_built_for_is_told_and_leaves_nothing(device, model, noisy):
