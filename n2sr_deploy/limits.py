@@ -63,24 +63,27 @@ def at_limits(pixels: AnyArray, hot: BoolArray) -> AtLimits:
     """
     others = pixels[~hot] if hot.any() else pixels.ravel()
     highest, lowest = (
-        (pixels == limit) & ~hot if _piles_up(others, limit) else np.zeros(pixels.shape, np.bool_)
-        for limit in (others.max(), others.min())
+        (pixels == limit) & ~hot if is_pile else np.zeros(pixels.shape, np.bool_)
+        for limit, is_pile in zip((others.max(), others.min()), _piles(others), strict=True)
     )
     if lowest.any() and _is_a_step_below(pixels, lowest):
         lowest = np.zeros(pixels.shape, np.bool_)
     return AtLimits(highest=highest, lowest=lowest)
 
 
-def _piles_up(pixels: AnyArray, limit: float) -> bool:
-    """Whether many more of the pixels (n,) have an extreme value than the values beside it."""
-    n_at_limit = int(np.count_nonzero(pixels == limit))
-    if n_at_limit < _PILE:
-        return False
+def _piles(pixels: AnyArray) -> tuple[bool, bool]:
+    """Whether pixels (n,) pile up at their highest, and at their lowest value."""
+    if max(np.count_nonzero(pixels == limit) for limit in (pixels.max(), pixels.min())) < _PILE:
+        return False, False
     values, n_pixels = np.unique(pixels, return_counts=True)
     if values.size <= _FEW_VALUES:
-        return False
-    beside = n_pixels[1:] if values[0] == limit else n_pixels[-2::-1]
-    return bool(n_at_limit > _HIGHER * beside[:_BESIDE].max())
+        return False, False
+    return _is_pile(n_pixels[::-1]), _is_pile(n_pixels)
+
+
+def _is_pile(n_pixels: AnyArray) -> bool:
+    """Whether many more have the first value than those beside it."""
+    return bool(n_pixels[0] >= _PILE and n_pixels[0] > _HIGHER * n_pixels[1 : _BESIDE + 1].max())
 
 
 def _is_a_step_below(pixels: AnyArray, lowest: BoolArray) -> bool:
