@@ -87,9 +87,10 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
         timed = [r["seconds"] for r in mine if "seconds" in r]
         seconds = f"{max(timed):.0f} s" if timed else ""
         seeds = ", ".join(map(str, sorted({r["seed"] for r in mine})))
+        draws = ", ".join(map(str, sorted({r["n_samples"] for r in mine})))
         lines.append(
             f"| {method} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | {seconds} | "
-            f"{mine[0]['n_samples']} |"
+            f"{draws} |"
         )
     return "\n".join(lines)
 

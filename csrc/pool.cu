@@ -4,26 +4,25 @@
 #include "export.h"
 #include "frames.h"
 
-/* Two results (height, width) whose rows lie `pitch` elements apart, of n and of n_others draws. */
+/* Two results (height, width) whose rows lie `pitch` elements apart, and what they count. */
 typedef struct {
     float *mean, *std;
     const float *mean_of_others, *std_of_others;
     ptrdiff_t height, width, pitch;
-    int n, n_others;
+    double own, theirs, between, share;
 } n2sr_pooled;
 
 /* One pixel; as n2sr_deploy.cycle_spinning.pool, bit for bit. */
 N2SR_BOTH void pool_pixel(const n2sr_pooled &pooled, ptrdiff_t y, ptrdiff_t x)
 {
-    const double n = pooled.n, n_others = pooled.n_others, total = n + n_others;
     const ptrdiff_t i = y * pooled.pitch + x;
     const double apart = (double)pooled.mean_of_others[i] - (double)pooled.mean[i];
     const double std = pooled.std[i], std_of_others = pooled.std_of_others[i];
-    double squares = (n - 1) / (total - 1) * (std * std);
-    squares += (n_others - 1) / (total - 1) * (std_of_others * std_of_others);
-    squares += n * n_others / (total * (total - 1)) * (apart * apart);
+    double squares = pooled.own * (std * std);
+    squares += pooled.theirs * (std_of_others * std_of_others);
+    squares += pooled.between * (apart * apart);
     pooled.std[i] = (float)sqrt(squares);
-    pooled.mean[i] += (float)(n_others / total * apart);
+    pooled.mean[i] += (float)(pooled.share * apart);
 }
 
 static __global__ void pool_all(n2sr_pooled pooled)

@@ -94,8 +94,8 @@ def measure(
     FrameError, SettingError, ModelError, MissingExtraError
         As `Denoiser` does.
     """
-    if workload.n_samples is None:
-        workload = replace(workload, n_samples=model.metadata.n_live_samples)
+    n_samples = workload.n_samples or model.metadata.n_live_samples
+    workload = replace(workload, n_samples=n_samples)
     rows: list[dict[str, Any]] = []
     for size in workload.sizes:
         with ExitStack() as opened:
@@ -115,7 +115,7 @@ def measure(
             taken = _timed(denoisers, frames, workload, progress)
             for denoiser, spent in zip(denoisers, taken, strict=True):
                 in_flight = _in_flight_per_s(denoiser, frames, workload)
-                row = _row(denoiser, size, workload, spent)
+                row = _row(denoiser, size, workload.dtype, n_samples, spent)
                 rows.append({**row, "frames_per_s_in_flight": in_flight})
     meta = model.metadata
     return {
@@ -181,26 +181,26 @@ def _in_flight_per_s(
 def _row(
     denoiser: Denoiser | FramePipeline,
     size: Shape,
-    workload: Workload,
+    dtype: str,
+    n_samples: int,
     spent: list[_Spent],
 ) -> dict[str, Any]:
     stages = {name: 1e3 * np.array([one.stages[name] for one in spent]) for name in spent[0].stages}
     total = 1e3 * np.array([one.total for one in spent])
     meta = denoiser.model.metadata
-    n_samples = workload.n_samples or meta.n_live_samples
     n_pixels = size[0] * size[1]
     return {
         "backend": denoiser.name,
         "size": list(size),
         "n_samples": n_samples,
-        "dtype": workload.dtype,
+        "dtype": dtype,
         "frames": len(spent),
         "stages_ms": {name: _percentiles(values) for name, values in stages.items()},
         "total_ms": _percentiles(total),
         "frames_per_s": float(1e3 / np.median(total)),
         "own_share": _own_share(stages, total),
         "mac_per_pixel": meta.mac_per_pixel and n_samples * meta.mac_per_pixel,
-        "bytes_in": n_pixels * np.dtype(workload.dtype).itemsize,
+        "bytes_in": n_pixels * np.dtype(dtype).itemsize,
         "bytes_out": n_pixels * 2 * 4,  # mean and standard deviation, float32
     }
 

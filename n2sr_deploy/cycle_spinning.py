@@ -85,36 +85,57 @@ def pool_sets(mean: FloatArray, std: FloatArray, sets: list[DrawSet], others: Fl
     unshifted, shifted = sets
     rows, columns = shifted.pixels.shape
     mean, std = mean[-rows:, -columns:], std[-rows:, -columns:]
+    weights = PoolWeights.of(unshifted.n_samples, shifted.n_samples)
     for top in range(0, rows, _STRIP):  # or what it works with would be as large as many frames
         strip = slice(top, min(top + _STRIP, rows))
         theirs = others[0, strip, :columns], others[1, strip, :columns]
-        pool(mean[strip], std[strip], unshifted.n_samples, *theirs, shifted.n_samples)
+        pool(mean[strip], std[strip], *theirs, weights)
+
+
+class PoolWeights(NamedTuple):
+    """What two results count when they become one."""
+
+    own: float
+    """Of the variance."""
+    theirs: float
+    """Of the others' variance."""
+    between: float
+    """Of the squared difference of the means, in the variance."""
+    share: float
+    """Of the others' mean."""
+
+    @classmethod
+    def of(cls, n: int, n_others: int) -> PoolWeights:
+        """Of results of so many draws, at least 1 each."""
+        total = n + n_others
+        free = total - 1
+        return cls(
+            (n - 1) / free, (n_others - 1) / free, n * n_others / (total * free), n_others / total
+        )
 
 
 def pool(
     mean: FloatArray,
     std: FloatArray,
-    n: int,
     mean_of_others: FloatArray,
     std_of_others: FloatArray,
-    n_others: int,
+    weights: PoolWeights,
 ) -> None:
-    """Turn mean and standard deviation of n draws into those of n + n_others, in place.
+    """Turn mean and standard deviation of some draws into those of all, in place.
 
     Parameters
     ----------
     mean, std
-        (h, w) float32, of n draws, as `merge` leaves them.
-    n, n_others
-        At least 1 each.
+        (h, w) float32, as `merge` leaves them.
     mean_of_others, std_of_others
-        (h, w) float32, of the others.
+        (h, w) float32, of the other draws.
+    weights
+        By how many draws each has.
     """
-    total = n + n_others
     apart = mean_of_others.astype(np.float64) - mean
     # In float64, for in counts a square may be too small or too large for float32.
-    squares = (n - 1) / (total - 1) * np.square(std, dtype=np.float64)
-    squares += (n_others - 1) / (total - 1) * np.square(std_of_others, dtype=np.float64)
-    squares += n * n_others / (total * (total - 1)) * np.square(apart)
+    squares = weights.own * np.square(std, dtype=np.float64)
+    squares += weights.theirs * np.square(std_of_others, dtype=np.float64)
+    squares += weights.between * np.square(apart)
     std[...] = np.sqrt(squares)
-    mean += (n_others / total * apart).astype(np.float32)
+    mean += (weights.share * apart).astype(np.float32)

@@ -9,6 +9,7 @@
      ├─ OutputError (OSError)           a result that cannot be written
      │   └─ OutputExistsError              there is a file already
      ├─ ModelError (ValueError)         a checkpoint or exported model that cannot be used
+     │   └─ OutOfMemoryError (MemoryError)  its network finds too little memory on a CPU
      ├─ TrainingError (RuntimeError)    a training that led to nothing
      ├─ DeviceError (RuntimeError)      a GPU, its driver or n2sr's kernels that cannot be used
      │   └─ OutOfDeviceMemoryError         its memory is full
@@ -64,6 +65,10 @@ class OutputExistsError(OutputError):
 
 class ModelError(N2SRError, ValueError):
     """A checkpoint or exported model that cannot be used."""
+
+
+class OutOfMemoryError(ModelError, MemoryError):
+    """A network finds too little memory on a CPU."""
 
 
 class TrainingError(N2SRError, RuntimeError):

@@ -61,8 +61,8 @@ def input_shapes(model: ExportedModel, shape: Shape, n_samples: int) -> list[Inp
 
     Returns
     -------
-    (draws at once, 1, h, w) each; two where draws are also laid transposed, of frames that are not
-    square.
+    (draws at once, 1, h, w) each; of frames that are not square, transposed too where draws are
+    also laid so. More where fewer draws are left for the last time.
     """
     layout = next(layouts(model, shape, n_samples))
     height, width = layout.cells(model.metadata.pattern.stride)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.cuda.device import Draws, Key, Part, Pixels, Pooled, Statistics, Values
-from n2sr_deploy.cycle_spinning import n_shifted
+from n2sr_deploy.cycle_spinning import PoolWeights, n_shifted
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.layout import batches
 from n2sr_deploy.tiling import tiles
@@ -188,13 +188,12 @@ class Plan:
             self._at["std_of_shifted"],
             *left.shape,
             pixels.pitch,
-            self._unshifted.n_samples,
-            shifted.n_samples,
+            *PoolWeights.of(self._unshifted.n_samples, shifted.n_samples),
         )
 
     def _part(self, tile: Tile, pixels: Pixels) -> Part:
         """Where in the outputs a tile is, and how far the frame's rows lie apart."""
-        rows, columns = (part.stop - part.start for part in (tile.rows, tile.columns))
+        rows, columns = (lines.stop - lines.start for lines in (tile.rows, tile.columns))
         return Part(tile.top, tile.left, rows, columns, *self.layout.seen, pixels.pitch)
 
     def _enqueue_tile(self, pixels: Pixels, tile: Tile) -> None:

@@ -124,13 +124,13 @@ def _choices(length: int, meta: ModelMetadata, axis: int) -> list[tuple[int, int
     return choices
 
 
-def _cut(length: int, seen: int, overlap: int) -> list[tuple[int, int, int]]:
+def _cut(length: int, seen: int, beside: int) -> list[tuple[int, int, int]]:
     """Along an axis: where tiles that see `seen` pixels begin, and from where to where they count.
 
-    Each begins within the padded frame; neighbours overlap by `overlap` on both sides.
+    Each begins within the padded frame; neighbours are seen by `beside` pixels on both sides.
     """
     if seen == length:  # then any overlap will do, even half of it
         return [(0, 0, length)]
-    begins = [*range(0, length - seen, seen - 2 * overlap), length - seen]
-    ends = [begin + seen - overlap for begin in begins[:-1]] + [length]
+    begins = [*range(0, length - seen, seen - 2 * beside), length - seen]
+    ends = [begin + seen - beside for begin in begins[:-1]] + [length]
     return list(zip(begins, [0, *ends[:-1]], ends, strict=True))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 
 # Chosen on the development frames of benchmarks/coverage.py; how, in 0012-spread.md.
-_SMOOTH = 4.0  # pixels; a variance of 4 draws, 3 degrees of freedom, is averaged over about 200
+_SMOOTH = 4.0  # pixels; the variance of a few draws is averaged over about 200
 _EVERYWHERE = 0.03  # share of the error's mean square that is the same at every pixel
 _TIMES_TWIN = 2.0  # the error's mean square over the twin's, and its uncertainty as a share
 _TIMES_TWIN_ERROR = 0.3

@@ -117,7 +117,7 @@ def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
     "--samples",
     type=click.IntRange(1, MAX_SAMPLES),
     metavar="M",
-    help="Draws an engine is for; by default the model's, which live frames have too.",
+    help="Draws an engine is for; by default the model's, which do for live frames too.",
 )
 @overwrite_option
 def export_command(

@@ -9,6 +9,7 @@ import numpy as np
 
 from n2sr_deploy import cycle_spinning, sampling
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.cycle_spinning import PoolWeights
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
 POISON = 0xFF  # what freed memory holds: NaN as float32
@@ -257,7 +258,8 @@ class FakeDevice:
                 self.strided(address, (given.height, given.width), np.float32, given.pitch)
                 for address in (given.mean, given.std, given.mean_of_others, given.std_of_others)
             )
-            cycle_spinning.pool(mean, std, given.n, *others, given.n_others)
+            weights = PoolWeights(given.own, given.theirs, given.between, given.share)
+            cycle_spinning.pool(mean, std, *others, weights)
 
         self.enqueue(stream, work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from n2sr_deploy.errors import (
     MissingExtraError,
     ModelError,
     OutOfDeviceMemoryError,
+    OutOfMemoryError,
     SettingError,
 )
 from n2sr_deploy.formats import read_frame, write_frame
@@ -127,6 +129,27 @@ def test_nothing_is_written_beside_the_output(backend):
     backend.infer(random_input(4, 1, 16, 16), around[1:5])
     assert (around[[0, 5]] == 7).all()
     assert not (around[1:5] == 7).any()
+
+
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        ("Failed to allocate memory for requested buffer of size 9", OutOfMemoryError),
+        ("std::bad_alloc", OutOfMemoryError),
+        ("the graph is wrong", ModelError),
+    ],
+)
+def test_a_network_that_finds_no_memory_says_so(model, monkeypatch, told, error):
+    backend = ort.OnnxRuntimeBackend(model.onnx)
+
+    def fail(_):
+        raise RuntimeError(told)
+
+    monkeypatch.setattr(backend._session, "run_with_iobinding", fail)
+    with pytest.raises(ModelError, match=re.escape(told)) as raised:
+        backend.infer(random_input(1, 1, 16, 16), np.empty((1, 1, 32, 32), np.float32))
+    assert type(raised.value) is error
+    assert isinstance(raised.value, MemoryError) == (error is OutOfMemoryError)
 
 
 def test_arrays_that_do_not_fit_the_network_are_refused(backend):

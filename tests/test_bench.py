@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from n2sr_deploy import bench
 from n2sr_deploy.cli_bench import bench_command
-from n2sr_deploy.denoiser import Denoised
+from n2sr_deploy.denoiser import Denoised, Denoiser
 from n2sr_deploy.errors import N2SRError, SettingError
 from n2sr_deploy.pipeline import FramePipeline, Program
 from tests.conftest import random_pixels
@@ -23,12 +23,20 @@ def result(model):
     return bench.measure(model, workload)
 
 
-def test_frames_have_as_many_draws_as_live_ones(model):
+@pytest.mark.parametrize(("asked", "used"), [(None, 4), (6, 6)])
+def test_frames_have_as_many_draws_as_live_ones(model, monkeypatch, asked, used):
+    given = []
+    denoise = Denoiser.denoise
+
+    def noted(self, frame, n_samples, **key):
+        given.append(n_samples)
+        return denoise(self, frame, n_samples, **key)
+
+    monkeypatch.setattr(Denoiser, "denoise", noted)
     patient = replace(model, metadata=replace(model.metadata, n_samples=32))
-    for asked, used in ((None, 4), (6, 6)):
-        workload = bench.Workload(sizes=[(32, 48)], backends=["ort"], n_frames=1, n_samples=asked)
-        (row,) = bench.measure(patient, workload)["rows"]
-        assert row["n_samples"] == used
+    workload = bench.Workload(sizes=[(32, 48)], backends=["ort"], n_frames=1, n_samples=asked)
+    (row,) = bench.measure(patient, workload)["rows"]
+    assert {*given, row["n_samples"]} == {used}
 
 
 def test_every_size_is_measured_on_every_backend(result):

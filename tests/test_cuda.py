@@ -23,6 +23,7 @@ from n2sr_deploy.cuda.device import (
     Values,
 )
 from n2sr_deploy.cuda.runtime import CDraws, CPart, CudaDevice, CWindow, c_pattern
+from n2sr_deploy.cycle_spinning import PoolWeights
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 from n2sr_deploy.sampling import SamplingPattern, Window
 from tests.conftest import REPOSITORY, random_pixels
@@ -113,7 +114,9 @@ class OnHost:
         pooled, others = results[:2].copy(), results[2:].copy()
         addresses = [result.ctypes.data for result in (*pooled, *others)]
         shape = pooled.shape[1], pooled.shape[2] - 1
-        assert not self.library.host_pool(Pooled(*addresses, *shape, pooled.shape[2], n, n_others))
+        assert not self.library.host_pool(
+            Pooled(*addresses, *shape, pooled.shape[2], *PoolWeights.of(n, n_others))
+        )
         return pooled
 
     def statistics(self, pixels):
@@ -178,7 +181,7 @@ class OnGPU:
     def pool(self, results, n, n_others):
         addresses = [self.put(result) for result in results]
         shape = results.shape[1], results.shape[2] - 1
-        pooled = Pooled(*addresses, *shape, results.shape[2], n, n_others)
+        pooled = Pooled(*addresses, *shape, results.shape[2], *PoolWeights.of(n, n_others))
         self.device.pool(pooled, self.stream)
         return np.stack([self.get(addresses[i], results[i].copy()) for i in range(2)])
 
@@ -351,7 +354,7 @@ def test_results_are_pooled_as_on_the_cpu_bit_for_bit(kernels, n, n_others):
     results = np.random.default_rng(1).gamma(2, 300, (4, 21, 40)).astype(np.float32)
     wanted = results.copy()
     mean, std, *others = wanted[:, :, :-1]
-    cycle_spinning.pool(mean, std, n, *others, n_others)
+    cycle_spinning.pool(mean, std, *others, PoolWeights.of(n, n_others))
     assert np.array_equal(kernels.pool(results, n, n_others), wanted[:2])
     assert not np.array_equal(wanted[:2], results[:2])
 
@@ -375,7 +378,7 @@ def test_kernels_are_given_what_they_take():
     device.draw(pixels, pattern, Window(0, 1, 2, 3), draws, 5, 6, Values(7, True), 8)
     device.merge(Values(9, False), draws, part, 10, 11, 12, 13)
     device.shift_mean(14, 600, 2, 3, 4, 8)
-    device.pool(Pooled(*range(9)), 8)
+    device.pool(Pooled(*range(11)), 8)
     assert called["statistics"] == (1, 2, 600, 2, 3, 4)
     assert (called["draw"][:5], called["draw"][8:]) == ((1, 2, 20, 30, 31), (5, 6, 7, True, 8))
     assert (called["merge"][:2], called["merge"][3:]) == ((9, False), (10, 11, 12, 13))

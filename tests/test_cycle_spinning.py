@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from n2sr_deploy import SamplingPattern
-from n2sr_deploy.cycle_spinning import n_shifted, pool
+from n2sr_deploy.cycle_spinning import PoolWeights, n_shifted, pool
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-25, 1e25])
@@ -25,7 +25,7 @@ def test_two_results_are_pooled_as_all_their_draws_are_merged(n, n_others, unit)
             part.mean(0, dtype=np.float64),
             part.std(0, ddof=ddof, dtype=np.float64),
         )
-    pool(mean, std, n, mean_of_others, std_of_others, n_others)
+    pool(mean, std, mean_of_others, std_of_others, PoolWeights.of(n, n_others))
     assert np.allclose(mean, wanted[0], rtol=1e-6, atol=0)
     assert np.allclose(std, wanted[1], rtol=1e-4, atol=0)
 

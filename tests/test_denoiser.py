@@ -307,6 +307,17 @@ def test_the_network_is_given_few_draws_at_once_unless_more_are_asked_for(model)
         assert fake.largest_batch == given
 
 
+def test_fewer_draws_at_once_are_taken_before_tiles(model):
+    """Memory for the draws' inputs and outputs, and for the network with two of them."""
+    meta = model.metadata
+    frame = random_pixels((64, 64), "uint16")
+    budget = 64 * 64 * (2 * 4 * 8 + 2 * meta.bytes_per_pixel)
+    denoiser, fake = with_fake(model, memory_budget=budget)
+    denoiser.denoise(frame, 8)
+    assert fake.largest_batch == 2
+    assert len(denoiser._tiles(frame.shape, 8)) == 1
+
+
 @pytest.mark.parametrize("setting", [{"batch_size": 0}, {"memory_budget": 0}, {"n_threads": -1}])
 def test_bad_settings_are_refused(model, setting):
     with pytest.raises(SettingError, match="at least"):

@@ -20,6 +20,7 @@ from n2sr_deploy.errors import (
 )
 from n2sr_deploy.layout import layouts
 from n2sr_deploy.pipeline import FramePipeline, Program
+from n2sr_deploy.sampling import DRAWS_AT_ONCE
 from n2sr_deploy.tiling import tiles
 from tests.conftest import random_pixels, tiny_config
 from tests.fake_device import FakeDevice, FakeNetwork
@@ -285,7 +286,7 @@ def test_a_small_gpu_is_given_fewer_draws_at_once_then_tiles(noisy, name, share,
         for _ in range(3):
             found = pipeline.denoise(frame, 8)
         (plan,) = pipeline._program._slots[0]._plans.values()
-        assert plan.layout.at_once < 8
+        assert plan.layout.at_once < DRAWS_AT_ONCE
         assert (plan.layout.seen[0] < 600) == tiled
     assert np.abs(found.mean - wanted.mean).max() < 1e-5 * frame.std()
     assert np.abs(found.std - wanted.std).max() < 1e-5 * frame.std()

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from benchmarks.simulation import unit_noise
 from n2sr_deploy import Denoiser
+from n2sr_deploy.backends.base import failure
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
     BadFrameError,
@@ -287,11 +288,18 @@ def test_frames_that_cannot_be_denoised_are_left_out(model, caplog):
     assert "frame 1: frame has 1 NaN" in caplog.text
 
 
-def test_a_frame_that_finds_no_memory_is_left_out_and_the_next_is_denoised(caplog):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "there is too little memory"),
+        (failure("ONNX Runtime", (4, 1, 9, 9), "bad allocation"), "ONNX Runtime found too little"),
+    ],
+)
+def test_a_frame_that_finds_no_memory_is_left_out_and_the_next_is_denoised(error, told, caplog):
     class Cramped(Slow):
         def denoise(self, frame):
             if frame.index == 1:
-                raise MemoryError
+                raise error
             return super().denoise(frame)
 
     sink = FakeSink()
@@ -300,7 +308,7 @@ def test_a_frame_that_finds_no_memory_is_left_out_and_the_next_is_denoised(caplo
     )
     assert running.run()["counts"]["refused"] == 1
     assert sink.indices == [0, 2]
-    assert "frame 1: there is too little memory for" in caplog.text
+    assert f"frame 1: {told}" in caplog.text
 
 
 def test_order_nothing_twice_nothing_older_gaps_reported(caplog):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from n2sr_deploy.errors import ModelError
+from n2sr_deploy.errors import ModelError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
@@ -88,3 +88,27 @@ def check_arrays(subsampled: FloatArray, out: FloatArray) -> None:
             )
     if not out.flags.writeable:
         raise ModelError("out is read-only, but a backend writes to it")
+
+
+def failure(library: str, shape: tuple[int, ...], told: str) -> ModelError:
+    """What to raise when a library's network fails on the CPU.
+
+    Parameters
+    ----------
+    library
+        Its name.
+    shape
+        Of the input.
+    told
+        What it says.
+
+    Returns
+    -------
+    An `OutOfMemoryError` where it says that it could not allocate, else a `ModelError`.
+    """
+    if "alloc" in told.lower():
+        return OutOfMemoryError(
+            f"{library} found too little memory for input of shape {shape} ({told}); close other "
+            "programs, or lower the memory budget"
+        )
+    return ModelError(f"{library} failed on input of shape {shape} ({told})")

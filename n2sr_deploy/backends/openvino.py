@@ -6,7 +6,7 @@ import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.backends.base import check_arrays
+from n2sr_deploy.backends.base import check_arrays, failure
 from n2sr_deploy.errors import MissingExtraError, ModelError
 
 # OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
@@ -82,10 +82,7 @@ class OpenVINOBackend:
             request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
             request.infer()
         except Exception as error:
-            raise ModelError(
-                f"OpenVINO failed on input of shape {subsampled.shape} ({_told(error)}); "
-                "if memory ran out, lower the memory budget"
-            ) from error
+            raise failure("OpenVINO", subsampled.shape, _told(error)) from error
 
     def close(self) -> None:
         """Release what was compiled."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays
+from n2sr_deploy.backends.base import check_arrays, failure
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
@@ -86,10 +86,7 @@ class OnnxRuntimeBackend:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise ModelError(
-                f"ONNX Runtime failed on input of shape {subsampled.shape} ({_first_line(error)}); "
-                "if memory ran out, lower the memory budget"
-            ) from error
+            raise failure("ONNX Runtime", subsampled.shape, _first_line(error)) from error
 
     def close(self) -> None:
         """Release the session."""

@@ -107,7 +107,10 @@ class Part(NamedTuple):
 
 
 class Pooled(ctypes.Structure):
-    """n2sr_pooled of csrc/pool.cu: two results, whose rows lie `pitch` elements apart."""
+    """n2sr_pooled of csrc/pool.cu: two results, whose rows lie `pitch` elements apart.
+
+    What they count are `n2sr_deploy.cycle_spinning.PoolWeights`.
+    """
 
     _fields_ = (
         ("mean", ctypes.c_void_p),
@@ -117,8 +120,10 @@ class Pooled(ctypes.Structure):
         ("height", ctypes.c_ssize_t),
         ("width", ctypes.c_ssize_t),
         ("pitch", ctypes.c_ssize_t),
-        ("n", ctypes.c_int),
-        ("n_others", ctypes.c_int),
+        ("own", ctypes.c_double),
+        ("theirs", ctypes.c_double),
+        ("between", ctypes.c_double),
+        ("share", ctypes.c_double),
     )
 
 

@@ -237,13 +237,9 @@ class StreamRunner:
         except FrameError as error:
             self.statistics.trouble("refused", f"frame {frame.index}: {error}; left out")
             return
-        except MemoryError:
-            rows, columns = frame.pixels.shape
-            self.statistics.trouble(
-                "refused",
-                f"frame {frame.index}: there is too little memory for {rows} x {columns} pixels; "
-                "left out. Close other programs, or ask for fewer draws (-M 1)",
-            )
+        except MemoryError as error:
+            told = str(error) or "there is too little memory; close other programs"
+            self.statistics.trouble("refused", f"frame {frame.index}: {told}; left out")
             return
         done = time.monotonic()
         self.statistics.took("denoise", done - began)
