@@ -98,18 +98,18 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
 
 def with_fewer_draws(found: list[Row]) -> str:
     """Which rows were taken before files had as many draws as now; empty where none were."""
-    old: dict[str, list[str]] = {}
+    old: dict[str, set[str]] = {}  # methods of each frame
     for row in found:
         preset = row["method"].split(",")[0]
-        if preset not in PRESETS or row["method"] == FIVE_SECONDS:
-            continue
-        if row["n_samples"] < TrainingConfig.named(preset).n_samples:
-            old.setdefault(row["method"], []).append(row["frame"])
-    if not old:
+        is_now = row["method"] in (*PRESETS, *(name + PAPERS_SAMPLER for name in PRESETS))
+        if is_now and row["n_samples"] < TrainingConfig.named(preset).n_samples:
+            old.setdefault(row["frame"], set()).add(row["method"])
+    frames: dict[tuple[str, ...], list[str]] = {}
+    for frame, methods in sorted(old.items()):
+        frames.setdefault(tuple(sorted(methods)), []).append(frame)
+    if not frames:
         return ""
-    told = "; ".join(
-        f"{method} of {', '.join(sorted(set(frames)))}" for method, frames in sorted(old.items())
-    )
+    told = "; ".join(f"{'; '.join(frames[m])}: {' / '.join(m)}" for m in frames)
     return f" Taken with 4 draws, before files had 16 (0.1 to 0.4 dB less): {told}."
 
 
