@@ -25,13 +25,15 @@ from n2sr_deploy.cli_options import (
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import OutputError
-from n2sr_deploy.formats import read_frame
+from n2sr_deploy.formats import open_frames, read_frame
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
+    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import Shape
     from n2sr_train.checkpoint import Checkpoint
 
@@ -95,9 +97,16 @@ def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
 @output_option("MODEL, .onnx", required=False)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "int8"]),
     help="Arithmetic inside; input and output stay float32. By default fp32; an engine's is its "
-    "model's.",
+    "model's. int8: for CPUs, by OpenVINO; with --frame.",
+)
+@click.option(
+    "--frame",
+    "noisy",
+    type=PATH,
+    metavar="NOISY",
+    help="For int8: a file of the one noisy frame that the network was learned from.",
 )
 @click.option(
     "--engine",
@@ -124,6 +133,7 @@ def export_command(
     source: Path,
     output: Path | None,
     precision: str | None,
+    noisy: Path | None,
     engine: str | None,
     size: Shape | None,
     samples: int | None,
@@ -131,12 +141,16 @@ def export_command(
 ) -> None:
     """Make a CHECKPOINT a portable model, checked against PyTorch before it is written.
 
+    With --precision int8 it is also rounded to eight bits, for CPUs, and only written if that costs
+    less than 0.1 dB on a frame like NOISY; the loss is told.
+
     With --engine, a CHECKPOINT or a MODEL.onnx is also compiled for frames of one size; engines
     are kept in the user's cache folder, and `n2sr denoise --backend tensorrt` finds them there.
     """
     from n2sr_deploy.building import build_engines
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
+    _check_int8(precision, noisy, engine)
     files.check_input(source)
     with source.open("rb") as opened:
         is_checkpoint = looks_like_checkpoint(opened.read(9))
@@ -148,6 +162,7 @@ def export_command(
     if output is not None:
         files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
     device = CudaDevice() if engine is not None else None  # before seconds of work
+    told = ""
     if is_model:
         model = ExportedModel.open(source)
         if precision not in (None, model.metadata.precision):
@@ -162,13 +177,11 @@ def export_command(
 
         checkpoint = Checkpoint.open(source)
         _check_size(source, engine, size or checkpoint.summary.get("frame_shape"))
-        from n2sr_train.export import export_model  # which takes seconds to import
-
-        model = export_model(checkpoint, precision or "fp32")
+        model, told = _exported(checkpoint, precision or "fp32", noisy)
     shape = size or model.metadata.frame_shape
     if output is not None:
         model.save(output, overwrite=overwrite)
-        click.echo(f"{output}: {model.describe()}")
+        click.echo(f"{output}: {model.describe()}{told}")
     if engine is not None and device is not None and shape is not None:
         library = engine.replace("-", "_")
         with shown_phases(f"compiling for {device.name}") as progress:
@@ -177,6 +190,50 @@ def export_command(
             )
         for path in paths:
             click.echo(f"{path}: engine for frames of {shape[0]} x {shape[1]} on {device.name}")
+
+
+def _check_int8(precision: str | None, noisy: Path | None, engine: str | None) -> None:
+    """Raise UsageError unless int8 and its frame come together, and no engine is asked for."""
+    if precision != "int8":
+        if noisy is not None:
+            raise click.UsageError("--frame is for --precision int8; leave it out, or ask for that")
+        return
+    if engine is not None:
+        raise click.UsageError(
+            "an int8 model runs on the CPU only; leave out --engine, or name --precision fp32 or "
+            "fp16"
+        )
+    if noisy is None:
+        raise click.UsageError(
+            "int8 is fitted to the noisy frame that the network was learned from; name it: "
+            "--frame NOISY"
+        )
+
+
+def _exported(
+    checkpoint: Checkpoint, precision: str, noisy: Path | None
+) -> tuple[ExportedModel, str]:
+    """The model, and what is to be told of it."""
+    frame = None if noisy is None else _only_frame(noisy)
+    from n2sr_train.export import export_model  # which takes seconds to import
+
+    if frame is None:
+        return export_model(checkpoint, precision), ""
+    from n2sr_train.quantising import quantised
+
+    found = quantised(export_model(checkpoint), frame)
+    return found.model, f"; eight bits cost {found.loss_db:.2f} dB on a frame like {noisy}"
+
+
+def _only_frame(noisy: Path) -> Frame:
+    """Of a file; UsageError where it holds several, for --frame names no number here."""
+    with open_frames(noisy) as opened:
+        if len(opened) > 1:
+            raise click.UsageError(
+                f"{noisy} holds {len(opened)} frames, but int8 takes a file of one: that which the "
+                "network was learned from; in Python, n2sr_train.quantised takes any frame"
+            )
+        return opened.read(0)
 
 
 def _check_size(source: Path, engine: str | None, shape: Shape | None) -> None:
