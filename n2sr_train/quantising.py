@@ -1,7 +1,8 @@
 """Exported model -> the same in eight bits for CPUs, kept only where that costs next to nothing.
 
-Weights are rounded by the range of each channel, activations by the least and the greatest that
-the network makes of some draws of the frame it was learned from: docs/decisions/0008-backends.md.
+Weights are rounded to 7 bits by the range of each channel, activations to 8 by the least and the
+greatest that the network makes of some draws of the frame it was learned from:
+docs/decisions/0008-backends.md.
 """
 
 from __future__ import annotations
@@ -107,7 +108,12 @@ def rounded(model: ExportedModel, frame: Frame) -> ExportedModel:
         paths = [Path(folder, name) for name in ("fp32.onnx", "folded.onnx", "int8.onnx")]
         paths[0].write_bytes(model.onnx)
         quantization.quant_pre_process(*paths[:2], skip_symbolic_shape=True)
-        quantization.quantize_static(*paths[1:], _Draws(model, frame), per_channel=True)
+        quantization.quantize_static(
+            *paths[1:],
+            _Draws(model, frame),
+            per_channel=True,
+            reduce_range=True,  # processors without VNNI clip sums of two 8 x 8-bit products
+        )
         graph = onnx.load(paths[2])
     metadata = replace(model.metadata, precision="int8")
     onnx.helper.set_model_props(graph, metadata.to_props())

@@ -46,7 +46,6 @@ def with_rms(values):
 def test_all_weights_and_activations_of_convolutions_are_eight_bits(in_int8, model):
     graph = onnx.load_from_string(in_int8.model.onnx).graph
     made_by = {name: node for node in graph.node for name in node.output}
-    types = {initializer.name: initializer.data_type for initializer in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     own = onnx.load_from_string(model.onnx).graph.node
     assert len(convolutions) == sum(node.op_type == "Conv" for node in own) > 0
@@ -54,12 +53,14 @@ def test_all_weights_and_activations_of_convolutions_are_eight_bits(in_int8, mod
         given, weights = (made_by[name] for name in node.input[:2])
         assert (given.op_type, weights.op_type) == ("DequantizeLinear", "DequantizeLinear")
         assert made_by[given.input[0]].op_type == "QuantizeLinear"
-        assert types[weights.input[0]] == onnx.TensorProto.INT8
-        assert len(onnx.numpy_helper.to_array(scale_of(graph, weights)).shape) == 1  # per channel
+        values, scales = (constant(graph, name) for name in weights.input[:2])
+        assert values.dtype == np.int8
+        assert np.abs(values.astype(int)).max() <= 64  # else processors without VNNI clip sums
+        assert scales.shape == (len(values),)
 
 
-def scale_of(graph, node):
-    return next(i for i in graph.initializer if i.name == node.input[1])
+def constant(graph, name):
+    return onnx.numpy_helper.to_array(next(i for i in graph.initializer if i.name == name))
 
 
 def test_the_rest_is_as_it_was_exported(in_int8, model, tmp_path):
@@ -105,18 +106,18 @@ def test_it_takes_any_number_of_draws_of_any_size(in_int8, model, shape):
 
 
 def test_what_it_costs_is_told_about_right():
-    """Of a network that denoises well, since it begins with what n2sr carries."""
+    """Of a network that denoises well, since it begins with what n2sr carries. How rounding and the
+    error before go together is by chance, and other in each frame: that is left out."""
     clean = clean_phantom((256, 256), spacing=12)
     frame = Frame(pixels=noisy_draw(clean, gain=0.005, read_noise=0.005))
     own = export_model(learn_checkpoint(frame, LearnOptions(preset="fast", steps=30, device="cpu")))
     found = quantised(own, frame)
-    errors = []
+    means = []
     for each in (own, found.model):
         with Denoiser(each, backend="ort") as denoiser:
-            errors.append(np.mean((denoiser.denoise(frame, 4).mean - clean) ** 2))
-    true_db = 10 * np.log10(errors[1] / errors[0])
-    assert 0 < found.loss_db < 0.05
-    assert found.loss_db == pytest.approx(true_db, abs=0.08)
+            means.append(denoiser.denoise(frame, 4).mean)
+    added, error = np.mean((means[1] - means[0]) ** 2), np.mean((means[0] - clean) ** 2)
+    assert 0.5 < found.loss_db / (10 * np.log10(1 + added / error)) < 2
     assert len(found.model.onnx) < 0.4 * len(own.onnx)
 
 
