@@ -110,10 +110,7 @@ def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, t
         When it holds no network like `config.single`, or one rounded to int8.
     """
     if model.metadata.precision == "int8":
-        raise ModelError(
-            "the exported model's weights are rounded to int8; give its checkpoint, or one "
-            "exported with --precision fp32"
-        )
+        raise ModelError("the exported model's weights are rounded to int8")
     expected = build_network(config.single, model.metadata.pattern.stride, seed=0).state_dict()
     found = {
         initializer.name.removeprefix(_WRAPPED).removeprefix(FIRST_MEMBER): initializer

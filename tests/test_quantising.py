@@ -153,7 +153,7 @@ def test_only_float32_is_rounded(checkpoint, in_int8, noisy):
 
 
 def test_no_training_begins_with_rounded_weights(in_int8):
-    with pytest.raises(ModelError, match="rounded to int8; give its checkpoint"):
+    with pytest.raises(ModelError, match="weights are rounded to int8"):
         exported_weights(in_int8.model, NetworkConfig(channels=(4, 4, 4)))
 
 
