@@ -155,7 +155,7 @@ def _loss_db(model: ExportedModel, in_int8: ExportedModel, frame: Frame) -> floa
     """By how much the mean squared error grows.
 
     What rounding adds is measured on the frame, the error before on its twin. They are taken as
-    independent, which is right on average: on a single frame that is 0.04 dB to either side.
+    independent; on a single frame chance makes it 0.05 dB more or less.
     """
     n_samples = model.metadata.n_live_samples
     with Denoiser(model, backend="ort") as own, Denoiser(in_int8, backend="ort") as other:
