@@ -25,12 +25,14 @@ from n2sr_deploy.cli_options import (
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import OutputError
-from n2sr_deploy.formats import open_frames, read_frame
+from n2sr_deploy.formats import read_frame
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.model import ExportedModel
@@ -99,15 +101,17 @@ def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
     help="Arithmetic inside; input and output stay float32. By default fp32; an engine's is its "
-    "model's. int8: for CPUs, by OpenVINO; with --frame.",
+    "model's. int8: for CPUs, by OpenVINO; with --calibrate.",
 )
 @click.option(
-    "--frame",
+    "--calibrate",
     "noisy",
     type=PATH,
     metavar="NOISY",
-    help="For int8: a file of the one noisy frame that the network was learned from.",
+    help="For int8: the noisy frame that the network was learned from.",
 )
+@frame_option
+@signal_option
 @click.option(
     "--engine",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -134,6 +138,8 @@ def export_command(
     output: Path | None,
     precision: str | None,
     noisy: Path | None,
+    frame: int | None,
+    signal: str | None,
     engine: str | None,
     size: Shape | None,
     samples: int | None,
@@ -150,7 +156,7 @@ def export_command(
     from n2sr_deploy.building import build_engines
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
-    _check_int8(precision, noisy, engine)
+    _check_int8(precision, engine, {"--calibrate": noisy, "--frame": frame, "--signal": signal})
     files.check_input(source)
     with source.open("rb") as opened:
         is_checkpoint = looks_like_checkpoint(opened.read(9))
@@ -177,7 +183,8 @@ def export_command(
 
         checkpoint = Checkpoint.open(source)
         _check_size(source, engine, size or checkpoint.summary.get("frame_shape"))
-        model, told = _exported(checkpoint, precision or "fp32", noisy)
+        calibrated_on = None if noisy is None else read_frame(noisy, frame, signal)
+        model, told = _exported(checkpoint, precision or "fp32", calibrated_on)
     shape = size or model.metadata.frame_shape
     if output is not None:
         model.save(output, overwrite=overwrite)
@@ -192,29 +199,33 @@ def export_command(
             click.echo(f"{path}: engine for frames of {shape[0]} x {shape[1]} on {device.name}")
 
 
-def _check_int8(precision: str | None, noisy: Path | None, engine: str | None) -> None:
+def _check_int8(
+    precision: str | None, engine: str | None, calibration: Mapping[str, object]
+) -> None:
     """Raise UsageError unless int8 and its frame come together, and no engine is asked for."""
     if precision != "int8":
-        if noisy is not None:
-            raise click.UsageError("--frame is for --precision int8; leave it out, or ask for that")
+        for name, value in calibration.items():
+            if value is not None:
+                raise click.UsageError(
+                    f"{name} is for --precision int8; leave it out, or ask for that"
+                )
         return
     if engine is not None:
         raise click.UsageError(
             "an int8 model runs on the CPU only; leave out --engine, or name --precision fp32 or "
             "fp16"
         )
-    if noisy is None:
+    if calibration["--calibrate"] is None:
         raise click.UsageError(
             "int8 is fitted to the noisy frame that the network was learned from; name it: "
-            "--frame NOISY"
+            "--calibrate NOISY"
         )
 
 
 def _exported(
-    checkpoint: Checkpoint, precision: str, noisy: Path | None
+    checkpoint: Checkpoint, precision: str, frame: Frame | None
 ) -> tuple[ExportedModel, str]:
-    """The model, and what is to be told of it."""
-    frame = None if noisy is None else _only_frame(noisy)
+    """The model, and what is to be told of it; int8 by the noisy frame."""
     from n2sr_train.export import export_model  # which takes seconds to import
 
     if frame is None:
@@ -222,18 +233,7 @@ def _exported(
     from n2sr_train.quantising import quantised
 
     found = quantised(export_model(checkpoint), frame)
-    return found.model, f"; eight bits cost {found.loss_db:.2f} dB on a frame like {noisy}"
-
-
-def _only_frame(noisy: Path) -> Frame:
-    """Of a file; UsageError where it holds several, for --frame names no number here."""
-    with open_frames(noisy) as opened:
-        if len(opened) > 1:
-            raise click.UsageError(
-                f"{noisy} holds {len(opened)} frames, but int8 takes a file of one: that which the "
-                "network was learned from; in Python, n2sr_train.quantised takes any frame"
-            )
-        return opened.read(0)
+    return found.model, f"; eight bits cost {found.loss_db:.2f} dB on a frame like that"
 
 
 def _check_size(source: Path, engine: str | None, shape: Shape | None) -> None:

@@ -125,7 +125,9 @@ def test_too_great_a_loss_is_refused_and_leaves_no_file(
     run, checkpoint_path, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(quantising, "LARGEST_LOSS_DB", 1e-6)
-    done = run(checkpoint_path, "-o", "int8.onnx", "--precision", "int8", "--frame", "noisy.npy")
+    done = run(
+        checkpoint_path, "-o", "int8.onnx", "--precision", "int8", "--calibrate", "noisy.npy"
+    )
     assert done.exit_code == 2
     assert "eight bits would cost" in done.output
     assert "too little noise for them; export with --precision fp32" in done.output
@@ -158,27 +160,39 @@ def test_no_training_begins_with_rounded_weights(in_int8):
 
 
 def test_export_tells_what_it_costs(run, checkpoint_path, in_int8):
-    done = run(checkpoint_path, "-o", "int8.onnx", "--precision", "int8", "--frame", "noisy.npy")
+    done = run(
+        checkpoint_path, "-o", "int8.onnx", "--precision", "int8", "--calibrate", "noisy.npy"
+    )
     assert done.exit_code == 0, done.output
-    told = f"; eight bits cost {in_int8.loss_db:.2f} dB on a frame like noisy.npy"
+    told = f"; eight bits cost {in_int8.loss_db:.2f} dB on a frame like that"
     assert ", int8, " in done.output
     assert told in done.output
     assert ExportedModel.open("int8.onnx").metadata.precision == "int8"
 
 
+def test_the_frame_may_be_one_of_a_stack(run, checkpoint_path, noisy):
+    np.save("stack.npy", np.stack([np.zeros_like(noisy.pixels), noisy.pixels]))
+    int8 = ["--precision", "int8", "--calibrate", "stack.npy"]
+    done = run(checkpoint_path, "-o", "int8.onnx", *int8, "--frame", "1")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--precision", "int8"], "name it: --frame NOISY"),
-        (["--frame", "noisy.npy"], "--frame is for --precision int8"),
-        (["--precision", "fp16", "--frame", "noisy.npy"], "--frame is for --precision int8"),
+        (["--precision", "int8"], "name it: --calibrate NOISY"),
+        (["--calibrate", "noisy.npy"], "--calibrate is for --precision int8"),
         (
-            ["--precision", "int8", "--frame", "noisy.npy", "--engine", "tensorrt"],
+            ["--precision", "fp16", "--calibrate", "noisy.npy"],
+            "--calibrate is for --precision int8",
+        ),
+        (
+            ["--precision", "int8", "--calibrate", "noisy.npy", "--engine", "tensorrt"],
             "runs on the CPU only; leave out --engine",
         ),
-        (["--precision", "int8", "--frame", "none.npy"], "none.npy"),
-        (["--precision", "int8", "--frame", "text.tif"], "text.tif"),
-        (["--precision", "int8", "--frame", "stack.npy"], "stack.npy holds 3 frames, but int8"),
+        (["--precision", "int8", "--calibrate", "none.npy"], "none.npy"),
+        (["--precision", "int8", "--calibrate", "text.tif"], "text.tif"),
+        (["--precision", "int8", "--calibrate", "stack.npy"], "stack.npy"),
     ],
 )
 def test_what_makes_no_sense_is_told_before_any_work(
