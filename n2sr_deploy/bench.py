@@ -305,5 +305,10 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
         )
         lines.append(f"{row['backend']}, {_what(row)}: {ratios}")
     if len(lines) == 2:
-        raise SettingError("no row of the second has its like in the first: nothing to compare")
+        there = [", ".join(str(row[key]) for key in _SAME) for row in before["rows"]]
+        here = [", ".join(str(row[key]) for key in _SAME) for row in after["rows"]]
+        raise SettingError(
+            "nothing to compare: rows must agree in backend, size, draws and type, but the first "
+            f"file has {'; '.join(there)}, the second {'; '.join(here)}"
+        )
     return lines

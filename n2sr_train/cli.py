@@ -160,6 +160,11 @@ def export_command(
     files.check_input(source)
     with source.open("rb") as opened:
         is_checkpoint = looks_like_checkpoint(opened.read(9))
+    if precision == "int8" and not is_checkpoint:
+        raise click.UsageError(
+            f"int8 is made of the checkpoint that training wrote (.safetensors), but {source} is "
+            "none"
+        )
     is_model = engine is not None and not is_checkpoint
     if is_model and output is not None:
         raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")

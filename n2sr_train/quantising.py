@@ -21,15 +21,17 @@ from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.errors import FrameError, ModelError
 from n2sr_deploy.mending import mend
 from n2sr_deploy.model import INPUT_NAME, ExportedModel
-from n2sr_deploy.noise import middle_of
+from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
 from n2sr_deploy.uncertainty import Twin
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.mending import Mended
     from n2sr_deploy.sampling import FloatArray
 
 LARGEST_LOSS_DB = 0.1
 _N_CALIBRATION = 8  # draws
+_SAME_NOISE = 1.05  # times
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +62,7 @@ def quantised(model: ExportedModel, frame: Frame) -> Quantised:
     Raises
     ------
     FrameError
-        When the frame is of another size than the one learned from, or a result of n2sr.
+        When the frame is of another size or noise than the one learned from, or a result of n2sr.
     ModelError
         When the model is not fp32, or `LARGEST_LOSS_DB` or more would be lost.
     """
@@ -75,7 +77,9 @@ def quantised(model: ExportedModel, frame: Frame) -> Quantised:
             f"frame has shape {frame.shape}, but the network was learned from one of "
             f"{learned_from}; give that one"
         )
-    mended = mend(frame).repaired.frame
+    whole = mend(frame)
+    _check_noise(whole, model)
+    mended = whole.repaired.frame
     in_int8 = rounded(model, mended)
     loss_db = _loss_db(model, in_int8, mended)
     if not loss_db < LARGEST_LOSS_DB:
@@ -84,6 +88,19 @@ def quantised(model: ExportedModel, frame: Frame) -> Quantised:
             "allowed): it has too little noise for them; export with --precision fp32"
         )
     return Quantised(model=in_int8, loss_db=loss_db)
+
+
+def _check_noise(mended: Mended, model: ExportedModel) -> None:
+    """Raise FrameError where the noise says that it is another frame."""
+    learned_from = model.metadata.noise
+    if learned_from is None or min(mended.noisy.shape) < SMALLEST:
+        return
+    std = measure_noise(mended.noisy, repaired=mended.repaired).std
+    if not learned_from["std"] <= _SAME_NOISE * std <= _SAME_NOISE**2 * learned_from["std"]:
+        raise FrameError(
+            f"the frame's noise has std {std:.3g}, but that of the frame the network was learned "
+            f"from {learned_from['std']:.3g}; give that frame"
+        )
 
 
 def rounded(model: ExportedModel, frame: Frame) -> ExportedModel:

@@ -15,6 +15,7 @@ from n2sr_deploy.backends import open_backend, open_network
 from n2sr_deploy.backends.choosing import ON_GPU
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import FrameError, ModelError
+from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw, phantom_input
 from n2sr_train import LearnOptions, export_model, learn_checkpoint, quantised, quantising
 from n2sr_train.config import NetworkConfig
@@ -148,6 +149,18 @@ def test_a_frame_that_the_network_was_not_learned_from_is_refused(model, noisy):
         quantised(model, replace(noisy, metadata={"n2sr": {}}))
 
 
+def test_a_frame_of_other_noise_is_refused(model, noisy):
+    std = measure_noise(noisy).std
+    for learned_from, is_taken in ((std, True), (1.2 * std, False), (std / 1.2, False)):
+        metadata = replace(model.metadata, noise={"std": learned_from})
+        known = replace(model, metadata=metadata)
+        if is_taken:
+            assert quantised(known, noisy).model.metadata.precision == "int8"
+        else:
+            with pytest.raises(FrameError, match=r"noise has std .* learned from .* give that"):
+                quantised(known, noisy)
+
+
 def test_only_float32_is_rounded(checkpoint, in_int8, noisy):
     for model in (export_model(checkpoint, "fp16"), in_int8.model):
         with pytest.raises(ModelError, match="but only fp32 is made int8"):
@@ -177,11 +190,19 @@ def test_the_frame_may_be_one_of_a_stack(run, checkpoint_path, noisy):
     assert done.exit_code == 0, done.output
 
 
+def test_int8_is_made_of_a_checkpoint(run, model):
+    model.save("own.onnx")
+    done = run("own.onnx", "-o", "int8.onnx", "--precision", "int8", "--calibrate", "noisy.npy")
+    assert done.exit_code == 2
+    assert "int8 is made of the checkpoint that training wrote (.safetensors)" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--precision", "int8"], "name it: --calibrate NOISY"),
         (["--calibrate", "noisy.npy"], "--calibrate is for --precision int8"),
+        (["--frame", "1"], "--frame is for --precision int8"),
         (
             ["--precision", "fp16", "--calibrate", "noisy.npy"],
             "--calibrate is for --precision int8",
