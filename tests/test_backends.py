@@ -136,6 +136,8 @@ def test_nothing_is_written_beside_the_output(backend):
     [
         ("Failed to allocate memory for requested buffer of size 9", OutOfMemoryError),
         ("std::bad_alloc", OutOfMemoryError),
+        ("Could not allocate 9 bytes", OutOfMemoryError),
+        ("ensure the pre-allocated shapes match", ModelError),
         ("the graph is wrong", ModelError),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol
 
 from n2sr_deploy.errors import ModelError, OutOfMemoryError
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 InputShape = tuple[int, int, int, int]
 """(M, 1, H / stride_y, W / stride_x)."""
+
+
+_NO_MEMORY = re.compile(r"bad.?alloc|(failed|unable|not|cannot) (to )?allocate", re.IGNORECASE)
 
 
 class Backend(Protocol):
@@ -106,7 +110,7 @@ def failure(library: str, shape: tuple[int, ...], told: str) -> ModelError:
     -------
     An `OutOfMemoryError` where it says that it could not allocate, else a `ModelError`.
     """
-    if "alloc" in told.lower():
+    if _NO_MEMORY.search(told):
         return OutOfMemoryError(
             f"{library} found too little memory for input of shape {shape} ({told}); close other "
             "programs, or lower the memory budget"
