@@ -9,7 +9,6 @@ import numpy as np
 
 from n2sr_deploy import engine
 from n2sr_deploy.backends import open_backend
-from n2sr_deploy.backends.choosing import require_gpu_arithmetic
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
 from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
@@ -46,7 +45,7 @@ def build_engines(
     Parameters
     ----------
     model
-        The exported model, fp32 or fp16; its precision is the engine's.
+        The exported model; its precision is the engine's.
     library
         ``tensorrt`` or ``tensorrt_rtx``.
     size
@@ -72,7 +71,6 @@ def build_engines(
     OutputError
         When an engine cannot be kept; told before it is built, where that can be known.
     """
-    require_gpu_arithmetic(model.metadata.precision)
     paths = []
     for shape in input_shapes(model, size, n_samples or model.metadata.n_samples):
         key = engine_key(model.onnx, library, model.metadata.precision, shape, device)

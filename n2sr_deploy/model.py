@@ -38,7 +38,7 @@ class ModelMetadata:
     preset: str
     """The preset the network was trained with."""
     precision: str
-    """``fp32``, ``fp16`` or ``int8``: the arithmetic inside; input and output are float32."""
+    """``fp32`` or ``fp16``: the arithmetic inside; input and output are float32."""
     weights_sha256: str
     """Of the trained weights before any conversion."""
     n2sr_version: str

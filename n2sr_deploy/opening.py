@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from n2sr_deploy.backends import open_network
-from n2sr_deploy.backends.choosing import ON_GPU, first_that_works, require_gpu_arithmetic
+from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser, check_frame
-from n2sr_deploy.errors import DeviceError, ModelError
+from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pipeline import FramePipeline, Program
@@ -95,9 +95,8 @@ def _pipeline_that_works(
         _log.debug("no GPU is used: %s", error)  # as on most machines
         return None
     try:
-        require_gpu_arithmetic(model.metadata.precision)
         device = CudaDevice()
-    except (DeviceError, ModelError) as error:
+    except DeviceError as error:
         _log.warning("the GPU is not used: %s", error)
         return None
     frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))

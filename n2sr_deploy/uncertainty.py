@@ -85,37 +85,6 @@ class Uncertainty:
         return f"standard error of {mean:.3g} on average, its scale known to {self.scale_error:.0%}"
 
 
-class Twin(NamedTuple):
-    """The middle of a denoised frame, at most 1024 x 1024, with noise like the noisy one's."""
-
-    truth: AnyArray
-    """(h, w) in counts: what was denoised."""
-    added: AnyArray
-    """(h, w) in counts: the noise."""
-    spectrum: Spectrum
-    """Of the noisy frame's middle."""
-    floor: AnyArray
-    """Of its noise."""
-
-    @classmethod
-    def of(cls, frame: Frame, denoised: Denoised) -> Twin | None:
-        """Make it, always the same; None of a frame that is too small or without noise."""
-        noisy, truth = middle_of(frame.pixels), middle_of(denoised.mean)
-        if min(noisy.shape) < SMALLEST:
-            return None
-        noise = measure_noise(frame)
-        if noise.std < NOISELESS * noisy.std():
-            return None
-        spectrum = Spectrum(noisy)
-        floor = spectrum.levelled_floor()
-        return cls(truth, _coloured(floor) * noise.std_at(truth), spectrum, floor)
-
-    @property
-    def noisy(self) -> Frame:
-        """(h, w) in counts, float32: a frame whose truth is known."""
-        return Frame(pixels=(self.truth + self.added).astype(np.float32))
-
-
 class _Estimate(NamedTuple):
     """Of the error's mean square over the middle of the frame, in counts squared."""
 
@@ -143,7 +112,7 @@ def standard_error(
     The standard error and how well its scale is known. Deterministic if `denoise` is. Of frames
     below 48 x 48 pixels, and of ones without noise, the scale is a guess, which is logged.
     """
-    twin = _DenoisedTwin.of(frame, denoised, denoise)
+    twin = _Twin.of(frame, denoised, denoise)
     variance = smoothed(np.square(denoised.std, dtype=np.float64), _SMOOTH)
     if twin is None:
         _log.warning(
@@ -185,8 +154,8 @@ def smoothed(values: AnyArray, size: float) -> AnyArray:
 
 
 @dataclass(frozen=True)
-class _DenoisedTwin:
-    """A twin, denoised again."""
+class _Twin:
+    """The middle of the denoised frame, given noise like the frame's and denoised again."""
 
     spectrum: Spectrum
     floor: AnyArray
@@ -200,16 +169,20 @@ class _DenoisedTwin:
     @classmethod
     def of(
         cls, frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
-    ) -> _DenoisedTwin | None:
-        """None where there is no twin."""
-        twin = Twin.of(frame, denoised)
-        if twin is None:
+    ) -> _Twin | None:
+        """None of a frame that is too small or without noise."""
+        noisy, result = middle_of(frame.pixels), middle_of(denoised.mean)
+        if min(noisy.shape) < SMALLEST:
             return None
-        again = denoise(twin.noisy)
+        noise = measure_noise(frame)
+        if noise.std < NOISELESS * noisy.std():
+            return None
+        spectrum = Spectrum(noisy)
+        floor = spectrum.levelled_floor()
+        added = _coloured(floor) * noise.std_at(result)
+        again = denoise(Frame(pixels=(result + added).astype(np.float32)))
         variance = smoothed(np.square(again.std, dtype=np.float64), _SMOOTH)
-        residual = middle_of(frame.pixels) - twin.truth
-        error = again.mean - twin.truth
-        return cls(twin.spectrum, twin.floor, residual, twin.added, error, variance)
+        return cls(spectrum, floor, noisy - result, added, again.mean - result, variance)
 
     def average(self, values: AnyArray) -> float:
         """Of (h, w), weighted as spectra see a frame: most in its middle."""

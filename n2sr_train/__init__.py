@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import TrainingConfig
     from n2sr_train.export import export_model
-    from n2sr_train.quantising import quantised
     from n2sr_train.training import train
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "TrainingConfig",
     "export_model",
     "learn_checkpoint",
-    "quantised",
     "train",
 ]
 
@@ -41,7 +39,6 @@ _HOME = {
     "Checkpoint": "n2sr_train.checkpoint",
     "TrainingConfig": "n2sr_train.config",
     "export_model": "n2sr_train.export",
-    "quantised": "n2sr_train.quantising",
     "train": "n2sr_train.training",
 }
 

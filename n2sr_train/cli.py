@@ -31,11 +31,7 @@ from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import LearnOptions
-    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.sampling import Shape
     from n2sr_train.checkpoint import Checkpoint
 
@@ -99,19 +95,10 @@ def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
 @output_option("MODEL, .onnx", required=False)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16"]),
     help="Arithmetic inside; input and output stay float32. By default fp32; an engine's is its "
-    "model's. int8: for CPUs, by OpenVINO; with --calibrate.",
+    "model's.",
 )
-@click.option(
-    "--calibrate",
-    "noisy",
-    type=PATH,
-    metavar="NOISY",
-    help="For int8: the noisy frame that the network was learned from.",
-)
-@frame_option
-@signal_option
 @click.option(
     "--engine",
     type=click.Choice(["tensorrt", "tensorrt-rtx"]),
@@ -137,9 +124,6 @@ def export_command(
     source: Path,
     output: Path | None,
     precision: str | None,
-    noisy: Path | None,
-    frame: int | None,
-    signal: str | None,
     engine: str | None,
     size: Shape | None,
     samples: int | None,
@@ -147,24 +131,15 @@ def export_command(
 ) -> None:
     """Make a CHECKPOINT a portable model, checked against PyTorch before it is written.
 
-    With --precision int8 it is also rounded to eight bits, for CPUs, and only written if that costs
-    less than 0.1 dB on a frame like NOISY; the loss is told.
-
     With --engine, a CHECKPOINT or a MODEL.onnx is also compiled for frames of one size; engines
     are kept in the user's cache folder, and `n2sr denoise --backend tensorrt` finds them there.
     """
     from n2sr_deploy.building import build_engines
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
-    _check_int8(precision, engine, {"--calibrate": noisy, "--frame": frame, "--signal": signal})
     files.check_input(source)
     with source.open("rb") as opened:
         is_checkpoint = looks_like_checkpoint(opened.read(9))
-    if precision == "int8" and not is_checkpoint:
-        raise click.UsageError(
-            f"int8 is made of the checkpoint that training wrote (.safetensors), but {source} is "
-            "none"
-        )
     is_model = engine is not None and not is_checkpoint
     if is_model and output is not None:
         raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")
@@ -173,7 +148,6 @@ def export_command(
     if output is not None:
         files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
     device = CudaDevice() if engine is not None else None  # before seconds of work
-    told = ""
     if is_model:
         model = ExportedModel.open(source)
         if precision not in (None, model.metadata.precision):
@@ -188,12 +162,13 @@ def export_command(
 
         checkpoint = Checkpoint.open(source)
         _check_size(source, engine, size or checkpoint.summary.get("frame_shape"))
-        calibrated_on = None if noisy is None else read_frame(noisy, frame, signal)
-        model, told = _exported(checkpoint, precision or "fp32", calibrated_on)
+        from n2sr_train.export import export_model  # which takes seconds to import
+
+        model = export_model(checkpoint, precision or "fp32")
     shape = size or model.metadata.frame_shape
     if output is not None:
         model.save(output, overwrite=overwrite)
-        click.echo(f"{output}: {model.describe()}{told}")
+        click.echo(f"{output}: {model.describe()}")
     if engine is not None and device is not None and shape is not None:
         library = engine.replace("-", "_")
         with shown_phases(f"compiling for {device.name}") as progress:
@@ -202,43 +177,6 @@ def export_command(
             )
         for path in paths:
             click.echo(f"{path}: engine for frames of {shape[0]} x {shape[1]} on {device.name}")
-
-
-def _check_int8(
-    precision: str | None, engine: str | None, calibration: Mapping[str, object]
-) -> None:
-    """Raise UsageError unless int8 and its frame come together, and no engine is asked for."""
-    if precision != "int8":
-        for name, value in calibration.items():
-            if value is not None:
-                raise click.UsageError(
-                    f"{name} is for --precision int8; leave it out, or ask for that"
-                )
-        return
-    if engine is not None:
-        raise click.UsageError(
-            "an int8 model runs on the CPU only; leave out --engine, or name --precision fp32 or "
-            "fp16"
-        )
-    if calibration["--calibrate"] is None:
-        raise click.UsageError(
-            "int8 is fitted to the noisy frame that the network was learned from; name it: "
-            "--calibrate NOISY"
-        )
-
-
-def _exported(
-    checkpoint: Checkpoint, precision: str, frame: Frame | None
-) -> tuple[ExportedModel, str]:
-    """The model, and what is to be told of it; int8 by the noisy frame."""
-    from n2sr_train.export import export_model  # which takes seconds to import
-
-    if frame is None:
-        return export_model(checkpoint, precision), ""
-    from n2sr_train.quantising import quantised
-
-    found = quantised(export_model(checkpoint), frame)
-    return found.model, f"; eight bits cost {found.loss_db:.2f} dB on a frame like that"
 
 
 def _check_size(source: Path, engine: str | None, shape: Shape | None) -> None:

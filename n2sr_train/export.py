@@ -81,9 +81,7 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
         When the weights do not fit the network, or the outputs differ by more than `TOLERANCE`.
     """
     if precision not in TOLERANCE:
-        raise SettingError(
-            f"precision is {precision!r}, but must be fp32 or fp16; `quantised` makes int8 of fp32"
-        )
+        raise SettingError(f"precision is {precision!r}, but must be fp32 or fp16")
     wanted: Precision = "fp16" if precision == "fp16" else "fp32"
     config = checkpoint.config
     network = build_network(config.network, config.pattern.stride, seed=0)
@@ -107,10 +105,8 @@ def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, t
     Raises
     ------
     ModelError
-        When it holds no network like `config.single`, or one rounded to int8.
+        When it holds no network like `config.single`.
     """
-    if model.metadata.precision == "int8":
-        raise ModelError("the exported model's weights are rounded to int8")
     expected = build_network(config.single, model.metadata.pattern.stride, seed=0).state_dict()
     found = {
         initializer.name.removeprefix(_WRAPPED).removeprefix(FIRST_MEMBER): initializer

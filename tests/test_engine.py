@@ -14,7 +14,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -1064,17 +1063,6 @@ def test_export_compiles_a_model(compiled, model, model_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "engine for frames of 64 x 96 on NVIDIA Fake" in done.output
     assert compiled.built == [(4, 1, 32, 48)]
-
-
-def test_no_engine_is_compiled_of_eight_bits(compiled, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("n2sr_train.cli.CudaDevice", FakeGPU)
-    graph = onnx.load_from_string(model.onnx)
-    in_int8 = replace(model.metadata, precision="int8")
-    onnx.helper.set_model_props(graph, in_int8.to_props())
-    onnx.save(graph, tmp_path / "int8.onnx")
-    done = run("export", tmp_path / "int8.onnx", "--engine", "tensorrt")
-    assert (done.exit_code, "the model is int8" in done.output) == (2, True)
-    assert compiled.built == []
 
 
 def test_an_engine_is_for_frames_as_the_one_learned_from(compiled, model_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,16 +126,6 @@ def test_a_gpu_that_cannot_be_used_is_told(gpu, model, monkeypatch, caplog):
     with open_denoiser(model, shape=SHAPE) as denoiser:
         assert isinstance(denoiser, Denoiser)
     assert "the GPU is not used: the NVIDIA driver (470)" in caplog.text
-
-
-def test_eight_bits_go_to_the_cpu_which_is_told_once(gpu, model, caplog):
-    gpu.put(works={}, later={})
-    in_int8 = replace(model, metadata=replace(model.metadata, precision="int8"))
-    with open_denoiser(in_int8, shape=SHAPE) as denoiser:
-        assert isinstance(denoiser, Denoiser)
-    assert caplog.text.count("the GPU is not used: the model is int8, which runs on the CPU") == 1
-    with pytest.raises(ModelError, match="for a GPU export its checkpoint with --precision fp32"):
-        open_denoiser(in_int8, "works")
 
 
 def test_a_backend_on_the_gpu_that_is_named_is_taken_or_told(gpu, model, noisy):

@@ -144,15 +144,6 @@ def check_backend(name: str) -> None:
     CudaDevice()
 
 
-def require_gpu_arithmetic(precision: str) -> None:
-    """Raise ModelError unless GPUs compute in a model's precision."""
-    if precision == "int8":
-        raise ModelError(
-            "the model is int8, which runs on the CPU only; for a GPU export its checkpoint with "
-            "--precision fp32"
-        )
-
-
 def open_network(
     onnx: bytes, name: str, device: CudaDevice, *, precision: str, stride: Shape
 ) -> DeviceNetwork:
@@ -176,12 +167,10 @@ def open_network(
     Raises
     ------
     MissingExtraError, ModelError
-        When its library is not installed, is broken, or cannot load the model; or when the model is
-        int8.
+        When its library is not installed, is broken, or cannot load the model.
     DeviceError
         When it cannot use the GPU.
     """
-    require_gpu_arithmetic(precision)
     return ON_GPU[name]()(onnx, device, precision, stride)
 
 

@@ -63,14 +63,12 @@ class OpenVINOBackend:
             self._core: openvino.Core | None = openvino.Core()
             self._precision = "float32" if float32 else _own_precision(self._core)
             self._onnx = self._core.read_model(onnx, b"")
-            if any(op.get_type_name() == "FakeQuantize" for op in self._onnx.get_ops()):
-                self._precision = f"int8 and {self._precision}"
         except Exception as error:
             raise ModelError(f"OpenVINO cannot load it ({_told(error)})") from error
 
     @property
     def name(self) -> str:
-        """``OpenVINO (CPU, float32)``, or ``bfloat16``; of an int8 model ``int8 and float32``."""
+        """``OpenVINO (CPU, float32)``, or ``bfloat16``."""
         return f"OpenVINO (CPU, {self._precision})"
 
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
