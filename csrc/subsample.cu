@@ -10,6 +10,7 @@
  */
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <string.h>
 
 #include "export.h"
 #include "frames.h"
@@ -152,55 +153,135 @@ N2SR_BOTH void permute(float (&values)[4], uint32_t bits)
     }
 }
 
-template <typename Number>
-N2SR_BOTH void store_vector(Number *to, const float (&values)[WIDTH], bool reversed)
+/* The orders of the pixels of a cell of 2 x 2 by what n2sr_permutation chooses: of a word its
+ * choices, of 4, 3 and 2, are the digits of floor(24 * word / 2^32). An order is eight half bytes:
+ * which two bytes draws 0 to 3 take of the cell's pixels, of two bytes each. */
+enum { N_ORDERS = 24 };
+struct orders {
+    uint32_t order[N_ORDERS];
+};
+
+constexpr orders all_orders()
 {
-    vector<Number, WIDTH> stored;
-    for (int j = 0; j < WIDTH; ++j)
-        store(&stored.element[j], values[reversed ? WIDTH - 1 - j : j]);
-    *(vector<Number, WIDTH> *)to = stored;
+    orders all = {};
+    for (int choices = 0; choices < N_ORDERS; ++choices) {
+        const int choice[3] = {choices / 6, choices / 2 % 3, choices % 2};
+        uint32_t places[4] = {0, 1, 2, 3};
+        for (int k = 0; k < 3; ++k) {
+            const uint32_t kept = places[k];
+            places[k] = places[k + choice[k]];
+            places[k + choice[k]] = kept;
+        }
+        for (int k = 0; k < 4; ++k)
+            all.order[choices] |= (2 * places[k] | (2 * places[k] + 1) << 4) << 8 * k;
+    }
+    return all;
+}
+
+/* Bytes 0 to 3 are a's, 4 to 7 b's; byte i of the result is the one half byte i of `which` tells. */
+N2SR_BOTH uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t which)
+{
+#ifdef __CUDA_ARCH__ /* __byte_perm would mask `which` first */
+    uint32_t taken;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(taken) : "r"(a), "r"(b), "r"(which));
+    return taken;
+#else
+    const uint64_t both = (uint64_t)b << 32 | a;
+    uint32_t bytes = 0;
+    for (int i = 0; i < 4; ++i)
+        bytes |= (uint32_t)(both >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
+    return bytes;
+#endif
+}
+
+N2SR_BOTH uint32_t as_halves(float low, float high)
+{
+    const __half2 halves = __floats2half2_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &halves, sizeof bits);
+    return bits;
+}
+
+/* to[k] <- draw k of WIDTH cells, given their pixels and a word each. */
+N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&words)[WIDTH],
+                           const orders &all, __half *const (&to)[4])
+{
+    uint32_t drawn[WIDTH][2]; /* draws 0 and 1, 2 and 3 */
+    for (int j = 0; j < WIDTH; ++j) {
+        const uint32_t order = all.order[n2sr_wide_product(N_ORDERS, words[j]) >> 32];
+        const uint32_t above = as_halves(cells[j][0], cells[j][1]);
+        const uint32_t below = as_halves(cells[j][2], cells[j][3]);
+        drawn[j][0] = bytes_of(above, below, order);
+        drawn[j][1] = bytes_of(above, below, order >> 16);
+    }
+    for (int k = 0; k < 4; ++k) {
+        const bool reversed = n2sr_flips_x((uint32_t)k);
+        vector<uint32_t, WIDTH / 2> stored;
+        for (int i = 0; i < WIDTH / 2; ++i) {
+            const int first = reversed ? WIDTH - 1 - 2 * i : 2 * i;
+            const int second = reversed ? first - 1 : first + 1;
+            stored.element[i] =
+                bytes_of(drawn[first][k / 2], drawn[second][k / 2], k % 2 ? 0x7632 : 0x5410);
+        }
+        *(vector<uint32_t, WIDTH / 2> *)to[k] = stored;
+    }
+}
+
+N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&words)[WIDTH],
+                           const orders &, float *const (&to)[4])
+{
+    vector<float, WIDTH> stored[4];
+    for (int j = 0; j < WIDTH; ++j) {
+        float values[4];
+        for (int place = 0; place < 4; ++place)
+            values[place] = cells[j][place];
+        permute(values, words[j]);
+        for (int k = 0; k < 4; ++k)
+            stored[k].element[n2sr_flips_x((uint32_t)k) ? WIDTH - 1 - j : j] = values[k];
+    }
+    for (int k = 0; k < 4; ++k)
+        *(vector<float, WIDTH> *)to[k] = stored[k];
 }
 
 /* All draws of cells (row, column .. column + WIDTH) of the window. */
 template <bool IN_VECTORS, typename Pixel, typename Number>
 N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
-                          const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
-                          Number *subsampled)
+                          const n2sr_statistics &statistics, const orders &all, ptrdiff_t row,
+                          ptrdiff_t column, Number *subsampled)
 {
     const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
     const ptrdiff_t height = job.window.height, width = job.window.width;
     const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
+    const uint32_t group = job.draws.first_sample / 4;
     Pixel pixels[2][2 * WIDTH];
     load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
+    uint32_t words[WIDTH]; /* made while the pixels are on their way */
+    n2sr_random_block(key, group, (uint32_t)cell_y, (uint32_t)cell_x / WIDTH, words);
+    float cells[WIDTH][4];
+    for (int j = 0; j < WIDTH; ++j)
+        for (int place = 0; place < 4; ++place)
+            cells[j][place] = ((float)pixels[place / 2][2 * j + place % 2] - shift) * factor;
     for (int first = 0; first < job.draws.n_samples; first += 4) {
-        const uint32_t group = (job.draws.first_sample + (uint32_t)first) / 4;
-        uint32_t word[WIDTH];
-        float drawn[4][WIDTH];
-        n2sr_random_block(key, group, (uint32_t)cell_y, (uint32_t)cell_x / WIDTH, word);
-        for (int j = 0; j < WIDTH; ++j) {
-            float values[4];
-            for (int place = 0; place < 4; ++place)
-                values[place] = ((float)pixels[place / 2][2 * j + place % 2] - shift) * factor;
-            permute(values, word[j]);
-            for (int k = 0; k < 4; ++k)
-                drawn[k][j] = values[k];
-        }
+        if (first > 0)
+            n2sr_random_block(key, group + (uint32_t)first / 4, (uint32_t)cell_y,
+                              (uint32_t)cell_x / WIDTH, words);
         Number *group_at = subsampled + (size_t)first * height * width;
+        Number *to[4];
         for (int k = 0; k < 4; ++k)
-            store_vector(group_at + place_of_vector(k, row, column, height, width), drawn[k],
-                         n2sr_flips_x((uint32_t)k));
+            to[k] = group_at + place_of_vector(k, row, column, height, width);
+        store_draws(cells, words, all, to);
     }
 }
 
 template <typename Pixel, typename Number>
 N2SR_BOTH void draw_vector(const draw_job<Pixel> &job, n2sr_key key,
-                           const n2sr_statistics &statistics, ptrdiff_t row, ptrdiff_t column,
-                           Number *subsampled)
+                           const n2sr_statistics &statistics, const orders &all, ptrdiff_t row,
+                           ptrdiff_t column, Number *subsampled)
 {
     if (has_vectors(job, 2 * (job.window.top + row), 2 * (job.window.left + column)))
-        draw_cells<true>(job, key, statistics, row, column, subsampled);
+        draw_cells<true>(job, key, statistics, all, row, column, subsampled);
     else
-        draw_cells<false>(job, key, statistics, row, column, subsampled);
+        draw_cells<false>(job, key, statistics, all, row, column, subsampled);
 }
 
 /* Whether draw_vector does it. */
@@ -213,14 +294,21 @@ static bool draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws d
            lies_in_vectors<Number>(draws, subsampled, 0, window.width);
 }
 
+static __constant__ orders ORDERS = all_orders();
+
 template <typename Pixel, typename Number>
 static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key,
                                         const n2sr_statistics *statistics, Number *subsampled)
 {
+    __shared__ orders all; /* threads look at different ones: of constant memory one after another */
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    if (thread < N_ORDERS)
+        all.order[thread] = ORDERS.order[thread];
+    __syncthreads();
     const ptrdiff_t column = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
     const ptrdiff_t row = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
     if (row < job.window.height && column < job.window.width)
-        draw_vector(job, *key, *statistics, row, column, subsampled);
+        draw_vector(job, *key, *statistics, all, row, column, subsampled);
 }
 
 /* ---- merge ----------------------------------------------------------------------------- */

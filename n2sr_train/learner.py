@@ -84,6 +84,7 @@ def prepared(
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
+    from n2sr_train.rehearsal import rehearsing
 
     config = check_options(options)
     if frame.is_denoised:
@@ -102,7 +103,8 @@ def prepared(
             SMALLEST,
         )
     else:
-        noise = measure_noise(frame, repaired=repaired)
+        with rehearsing(config, repaired.frame.shape):
+            noise = measure_noise(frame, repaired=repaired)
         _log.info("found: %s", noise.describe())
         config = TrainingConfig.from_options(options, noise)
         asked_for, _, why = choose_pattern(noise)

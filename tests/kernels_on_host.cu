@@ -16,7 +16,7 @@ static void draw_on_host(const void *pixels, ptrdiff_t height, ptrdiff_t width, 
     for (ptrdiff_t row = 0; row < window.height; ++row)
         for (ptrdiff_t column = 0; column < window.width; column += in_vectors ? WIDTH : 1)
             if (in_vectors)
-                draw_vector(job, *key, *statistics, row, column, out);
+                draw_vector(job, *key, *statistics, all_orders(), row, column, out);
             else if (is_2x2)
                 draw_cell<Pixel, Number, 2, 2>(job, *key, *statistics, row, column, out);
             else
