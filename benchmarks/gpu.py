@@ -1,6 +1,6 @@
 """On a GPU: kernels against a copy, frames host to host beside PyTorch, trainings, and memory.
 
-    python -m benchmarks.gpu [--parts kernels frames trainings memory]
+    python -m benchmarks.gpu [--parts kernels frames draws trainings cold memory]
 
 Needs n2sr's CUDA kernels and PyTorch with CUDA; backends that are not installed are told and left
 out. Times of kernels are those of many replays of a CUDA graph, whose inputs exceed the GPU's
@@ -12,11 +12,16 @@ a CUDA graph and timed alone: no draw, no merge, no copy from or to the host.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import resource
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,7 +30,7 @@ from benchmarks.cases import cases
 from benchmarks.latency import untrained
 from benchmarks.quality import OURS, PAPERS_FRAMES, describe, our_row
 from benchmarks.results import keep
-from n2sr_deploy import bench
+from n2sr_deploy import bench, layout
 from n2sr_deploy.backends.choosing import ON_GPU, check_backend
 from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
 from n2sr_deploy.cuda.runtime import CudaDevice
@@ -33,7 +38,7 @@ from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import SamplingPattern, Window
-from n2sr_train import export_model
+from n2sr_train import export_model, rehearsal
 from n2sr_train.network import build_network
 
 if TYPE_CHECKING:
@@ -44,7 +49,8 @@ SIZES = (512, 512), (1024, 1024), (4096, 4096)
 REPEATS = 20  # in a graph
 ROUNDS = 7
 MATRIX = 8192
-PARTS = "kernels", "frames", "trainings", "memory"
+PARTS = "kernels", "frames", "draws", "trainings", "cold", "memory"
+AT_ONCE = 4, 16  # draws given to the network
 MANY = 100_000  # frames of 128 x 128
 
 
@@ -224,6 +230,48 @@ def frame_rows(frames: int) -> list[dict[str, Any]]:
     return rows
 
 
+def draw_rows(frames: int) -> list[dict[str, Any]]:
+    """Frames with 16 draws, given to the network four or all at once."""
+    rows = []
+    for preset in ("fast", "balanced"):
+        model = export_model(untrained(preset), precision="fp16")
+        for size in SIZES:
+            n_frames = max(20, frames // 4 * 512 * 512 // (size[0] * size[1]))
+            workload = bench.Workload([size], ["native"], n_samples=16, n_frames=n_frames)
+            for at_once in AT_ONCE:
+                with mock.patch.object(layout, "DRAWS_AT_ONCE", at_once):
+                    (row,) = bench.measure(model, workload)["rows"]
+                rows.append({**row, "preset": preset, "at_once": at_once})
+                total = row["total_ms"]["p50"]
+                print(f"preset {preset}, {size}, {at_once} of 16 draws at once: {total:.2f} ms")
+    return rows
+
+
+def cold_rows() -> list[dict[str, Any]]:
+    """The first training of a process, with a rehearsal beside the measuring and without."""
+    rows = []
+    for method in ("fast", "balanced"):
+        for rehearsed in (True, False):
+            options = ["--cold", method, *([] if rehearsed else ["--unrehearsed"])]
+            command = [sys.executable, "-m", "benchmarks.gpu", *options]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append(json.loads(said.splitlines()[-1]))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def cold_row(method: str, *, rehearsed: bool) -> dict[str, Any]:
+    """Of this process, in which nothing was trained yet."""
+    case = next(case for case in cases() if case.name == PAPERS_FRAMES[0])
+    unchanged = contextlib.nullcontext()
+    silent = mock.patch.object(rehearsal, "rehearse")
+    with unchanged if rehearsed else silent:
+        began = time.perf_counter()
+        row, _ = our_row(case, method, 0)
+        total_s = time.perf_counter() - began
+    return {"frame": case.name, "rehearsed": rehearsed, "total_s": total_s, **row}
+
+
 def training_rows(methods: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Trainings of the simulated frames, from the frame to the image."""
     rows = []
@@ -275,10 +323,17 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=1000, help="of 512 x 512; fewer larger ones")
     parser.add_argument("--methods", nargs="+", choices=OURS, default=["fast", "balanced", "best"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--cold", choices=OURS, help="only this training, printed as JSON")
+    parser.add_argument("--unrehearsed", action="store_true", help="of --cold")
     arguments = parser.parse_args()
+    if arguments.cold:
+        print(json.dumps(cold_row(arguments.cold, rehearsed=not arguments.unrehearsed)))
+        return
     parts: dict[str, Callable[[], Any]] = {
         "kernels": kernel_rows,
         "frames": lambda: frame_rows(arguments.frames),
+        "draws": lambda: draw_rows(arguments.frames),
+        "cold": cold_rows,
         "trainings": lambda: training_rows(arguments.methods, arguments.seeds),
         "memory": memory_after_many,
     }
