@@ -237,7 +237,9 @@ def draw_rows(frames: int) -> list[dict[str, Any]]:
         model = export_model(untrained(preset), precision="fp16")
         for size in SIZES:
             n_frames = max(20, frames // 4 * 512 * 512 // (size[0] * size[1]))
-            workload = bench.Workload([size], ["native"], n_samples=16, n_frames=n_frames)
+            workload = bench.Workload(
+                sizes=[size], backends=["native"], n_samples=16, n_frames=n_frames
+            )
             for at_once in AT_ONCE:
                 with mock.patch.object(layout, "DRAWS_AT_ONCE", at_once):
                     (row,) = bench.measure(model, workload)["rows"]

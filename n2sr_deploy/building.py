@@ -10,7 +10,7 @@ import numpy as np
 from n2sr_deploy import engine
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.backends.on_device import DeviceBackend
-from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key, require_capability
 from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.layout import input_shapes
@@ -66,11 +66,12 @@ def build_engines(
     Raises
     ------
     MissingExtraError, ModelError
-        When the library is missing or broken, cannot compile the model, or computes something
-        else than ONNX Runtime.
+        When the library is missing or broken, or not made for this GPU, cannot compile the model,
+        or computes something else than ONNX Runtime.
     OutputError
         When an engine cannot be kept; told before it is built, where that can be known.
     """
+    require_capability(library, device)
     paths = []
     for shape in input_shapes(model, size, n_samples or model.metadata.n_samples):
         key = engine_key(model.onnx, library, model.metadata.precision, shape, device)

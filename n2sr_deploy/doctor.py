@@ -13,7 +13,7 @@ import numpy as np
 
 from n2sr_deploy.backends.choosing import FASTEST_FIRST, ON_GPU
 from n2sr_deploy.backends.native import require_matrix_units
-from n2sr_deploy.backends.tensorrt import LIBRARIES, import_library
+from n2sr_deploy.backends.tensorrt import LIBRARIES, import_library, require_capability
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice, load_library
 from n2sr_deploy.engine import engine_folder, option_of
@@ -125,7 +125,13 @@ def _tensorrt(library: str) -> str:
         version = import_library(library).__version__
     except (MissingExtraError, ModelError) as error:
         return f"missing: {error}"
-    return f"{version}, needs a GPU; engines: {_from_home(engine_folder())}"
+    try:
+        require_capability(library, CudaDevice())
+    except ModelError as error:
+        return str(error)
+    except DeviceError:
+        return f"{version}, needs a GPU; engines: {_from_home(engine_folder())}"
+    return f"{version}; engines: {_from_home(engine_folder())}"
 
 
 def _from_home(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def prepared(
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
-    from n2sr_train.rehearsal import rehearsing
+    from n2sr_train.rehearsal import beside_rehearsal
 
     config = check_options(options)
     if frame.is_denoised:
@@ -103,8 +104,9 @@ def prepared(
             SMALLEST,
         )
     else:
-        with rehearsing(config, repaired.frame.shape):
-            noise = measure_noise(frame, repaired=repaired)
+        noise = beside_rehearsal(
+            partial(measure_noise, frame, repaired=repaired), config, repaired.frame.shape
+        )
         _log.info("found: %s", noise.describe())
         config = TrainingConfig.from_options(options, noise)
         asked_for, _, why = choose_pattern(noise)

@@ -8,6 +8,7 @@ structure; there pixels are made to count more.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,10 +45,19 @@ class MissedPlaces:
         is kept where the noise is correlated along both axes.
     device
         Of the networks.
+    at_once
+        How many tiles a network is given at a time.
     """
 
-    def __init__(self, sampler: PatchSampler, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        sampler: PatchSampler,
+        config: TrainingConfig,
+        device: torch.device,
+        at_once: int = 1,
+    ) -> None:
         self._sampler, self._weight, self._device = sampler, config.missed_weight, device
+        self._at_once = at_once
         # Where noise is shared, both halves are high for one reason, which must be rarer by itself.
         self._limit = _MISSED * (math.sqrt(2) if config.margin else 1)
         tops, lefts = (
@@ -70,26 +80,28 @@ class MissedPlaces:
     ) -> None:
         """Look at the next tiles, and let missed places count more from now on."""
         height, width = self._sampler.shape
-        for _ in range(self.n_tiles):
-            top, left = self._tiles[self._order[self._n_seen % len(self._tiles)]]
-            self._n_seen += 1
-            tile = slice(top, top + height), slice(left, left + width)
-            patch = self._sampler.judged_patch(tile)
-            subsampled, held_out, target, learned = (
-                torch.from_numpy(part)[None].to(self._device)
-                for part in (patch.subsampled, patch.held_out, patch.target, patch.learned)
+        numbers = (self._n_seen + np.arange(self.n_tiles)) % len(self._tiles)
+        self._n_seen += self.n_tiles
+        places = [self._tiles[number] for number in self._order[numbers]]
+        tiles = [(slice(top, top + height), slice(left, left + width)) for top, left in places]
+        for first in range(0, self.n_tiles, self._at_once):
+            together = tiles[first : first + self._at_once]
+            parts = zip(*map(self._sampler.judged_patch, together), strict=True)
+            subsampled, held_out, target, learned, _ = (
+                torch.from_numpy(np.stack(part)).to(self._device) for part in parts
             )
             mean, is_told = held_out_mean(network, output, subsampled, held_out)
             told = learned * is_told  # pixels that judge must not steer what is learned
             missed = _missed(target - mean, told, self._sampler.pattern.shared, self._limit)
-            counts = self.counts[tile]
-            counts[missed[0, 0].cpu().numpy() & (counts > 0)] = self._weight
+            for tile, found in zip(together, missed[:, 0].cpu().numpy(), strict=True):
+                counts = self.counts[tile]
+                counts[found & (counts > 0)] = self._weight
 
 
 def _missed(
     residual: torch.Tensor, told: torch.Tensor, shared: str | None, limit: float
 ) -> torch.Tensor:
-    """(1, 1, H, W) bool: where the residual (1, 1, H, W) has structure.
+    """(N, 1, H, W) bool: where the residual (N, 1, H, W) of each tile has structure.
 
     It counts where ``told`` is 1, and must be beyond the limit, in standard deviations of noise, in
     each of two halves of the pixels: else hot pixels and chance meetings of a few electrons would
@@ -101,7 +113,8 @@ def _missed(
     parity = {"row": rows + 0 * columns, "column": columns + 0 * rows, None: rows + columns}[shared]
     residual = residual * told
     power = _summed(residual.square(), _LEVEL) / _summed(told, _LEVEL).clamp(min=1)
-    white = residual / power.clamp(min=_LEAST_POWER * float(power.mean()) + 1e-30).sqrt()
+    least = _LEAST_POWER * power.mean(dim=(1, 2, 3), keepdim=True) + 1e-30
+    white = residual / power.maximum(least).sqrt()
     white = white.clamp(-_LARGEST, _LARGEST)
     missed = torch.zeros_like(residual)
     for scale in _SCALES:
@@ -113,7 +126,8 @@ def _missed(
             deviations = (
                 _summed(white * is_in, scale) / variance.clamp(min=_ENOUGH * of_half).sqrt()
             )
-            halves.append(deviations / max(float(deviations.std()), 1.0))
+            spread = deviations.std(dim=(1, 2, 3), keepdim=True)
+            halves.append(deviations / spread.clamp(min=1))
         is_one = (torch.minimum(*halves) > limit) | (torch.maximum(*halves) < -limit)
         missed = torch.maximum(missed, _grown(is_one.float(), round(_REACH * scale)))
     return missed > 0
@@ -128,11 +142,12 @@ def _grown(mask: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def _summed(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """(1, 1, H, W): around each pixel, by a Gaussian whose highest weight is 1."""
+    """(N, 1, H, W): around each pixel, by a Gaussian whose highest weight is 1."""
     by_rows, by_columns = (_gaussian(n, scale, image.device) for n in image.shape[2:])
     return by_rows @ image @ by_columns
 
 
+@lru_cache(maxsize=16)  # a look needs five for each axis
 def _gaussian(n: int, scale: float, device: torch.device) -> torch.Tensor:
     """(n, n): each row a Gaussian around its place."""
     at = torch.arange(n, device=device, dtype=torch.float32)

@@ -155,7 +155,7 @@ class _Training:
         patch_bytes = 4 * sampler.shape[0] * sampler.shape[1] * bytes_per_pixel  # of four draws
         at_once = 1 if self.device.type == "cpu" else max(1, _VALIDATION_BYTES // patch_bytes)
         self.validation = Validation(sampler, self.device, at_once)
-        self.missed = MissedPlaces(sampler, config, self.device)
+        self.missed = MissedPlaces(sampler, config, self.device, at_once)
         self.looks = config.missed_weight > 1
         self.stepper = self._stepper(network, sampler)
         self.step = 0

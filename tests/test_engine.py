@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from n2sr_deploy import building, engine
+from n2sr_deploy import building, doctor, engine
 from n2sr_deploy.backends import tensorrt as backend
 from n2sr_deploy.backends import tensorrt_build
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
@@ -477,6 +477,23 @@ def test_engines_are_built_for_what_the_pipeline_asks_for(model, size, n_samples
 # the library, as far as it can be asked without a GPU
 
 
+@pytest.mark.parametrize("capability", [75, 89, 120, 999])
+def test_gpus_that_rtx_is_made_for_are_taken(rtx, capability):
+    backend.require_capability("tensorrt_rtx", gpu_of(capability))
+
+
+def test_a_gpu_that_rtx_is_not_made_for_is_refused_before_anything_is_built(rtx, model):
+    with pytest.raises(ModelError, match=r"8\.9, 12\.0.*Fake has 9\.0; take --backend native"):
+        building.build_engines(model, "tensorrt_rtx", (64, 96), 4, gpu_of(90))
+    with pytest.raises(ModelError, match=r"has 9\.0; take"):
+        TensorRTNetwork(b"onnx", "tensorrt_rtx", gpu_of(90), "fp16", (2, 2))
+
+
+def test_doctor_tells_a_gpu_that_rtx_is_not_made_for(rtx, monkeypatch):
+    monkeypatch.setattr(doctor, "CudaDevice", lambda: gpu_of(100))
+    assert "has 10.0; take" in dict(doctor.report())["backend tensorrt-rtx"]
+
+
 def test_a_library_that_is_not_installed_tells_its_extra(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", _not_there)
     with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[rtx\]'"):
@@ -616,6 +633,12 @@ class FakeRTXEngine(FakeEngine):
 
 class FakeGPU(FakeDevice):
     name, capability, index = "NVIDIA Fake", 89, 0
+
+
+def gpu_of(capability):
+    gpu = FakeGPU()
+    gpu.capability = capability
+    return gpu
 
 
 @pytest.fixture(params=[FakeTensorRT])

@@ -148,6 +148,21 @@ def test_every_part_of_a_large_frame_is_looked_at_in_turn(monkeypatch):
     assert (missed.counts <= 1).all()
 
 
+def test_tiles_are_looked_at_alike_one_by_one_and_together():
+    rng = np.random.default_rng(0)
+    frame = Frame(pixels=rng.normal(size=(SIDE, SIDE)) + column(100, 150, 4) + column(30, 200, 4))
+    config = tiny_config(patch=SIDE // 2)
+    found = []
+    for at_once in (1, 3, 4):
+        sampler = PatchSampler(frame, config, (8, 8))
+        missed = MissedPlaces(sampler, config, torch.device("cpu"), at_once)
+        missed.look(torch.nn.Identity(), lambda _, s: torch.zeros(len(s), 1, SIDE // 2, SIDE // 2))
+        found.append(missed.counts)
+    assert (found[0] > 1).sum() > 200
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("where", ["kernels", "device"])
 def test_pixels_count_in_batches_as_they_are_weighed(where):
     frame = Frame(pixels=np.arange(64.0 * 64).reshape(64, 64))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from n2sr_deploy.errors import SettingError, TrainingError
+from n2sr_deploy.errors import FrameError, SettingError, TrainingError
 from n2sr_train import rehearsal, train
-from n2sr_train.rehearsal import rehearsing
+from n2sr_train.rehearsal import beside_rehearsal
 from n2sr_train.training import rehearse
 from tests.conftest import tiny_config
 
@@ -49,42 +49,49 @@ def test_a_training_on_a_gpu_does_not_notice(noisy, caplog):
 
 def test_a_cpu_needs_no_rehearsal(noisy, monkeypatch):
     monkeypatch.setattr(rehearsal, "rehearse", None)
-    before = threading.active_count()
-    with rehearsing(tiny_config(), noisy.shape):
-        assert threading.active_count() == before
+    assert beside_rehearsal(threading.current_thread, tiny_config(), noisy.shape) is (
+        threading.current_thread()
+    )
 
 
-def test_it_runs_beside_the_body_and_ends_with_it(on_a_gpu, monkeypatch):
-    began, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+def test_the_work_is_done_beside_it(on_a_gpu, monkeypatch):
+    rehearsed, worked = threading.Event(), threading.Event()
 
-    def slowly(config, shape):
-        began.set()
-        assert may_end.wait(60)
-        ended.set()
+    def rehearse(config, shape):
+        assert worked.wait(60)
+        assert threading.current_thread() is threading.main_thread()
+        rehearsed.set()
 
-    monkeypatch.setattr(rehearsal, "rehearse", slowly)
-    with rehearsing(tiny_config(), (64, 64)):
-        assert began.wait(60)
-        assert not ended.is_set()
-        may_end.set()
-    assert ended.is_set()
+    def work():
+        worked.set()
+        assert rehearsed.wait(60)
+        return "found"
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+    assert beside_rehearsal(work, tiny_config(), (64, 64)) == "found"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error"), TrainingError("no memory")])
-def test_what_fails_is_left_to_the_training(on_a_gpu, monkeypatch, caplog, error):
+def test_what_fails_in_it_is_left_to_the_training(on_a_gpu, monkeypatch, caplog, error):
     def fails(config, shape):
         raise error
 
     monkeypatch.setattr(rehearsal, "rehearse", fails)
-    with caplog.at_level(logging.DEBUG, "n2sr"), rehearsing(tiny_config(), (64, 64)):
-        pass
+    with caplog.at_level(logging.DEBUG, "n2sr"):
+        assert beside_rehearsal(lambda: "found", tiny_config(), (64, 64)) == "found"
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert str(error) in caplog.text
 
 
+def test_what_fails_in_the_work_is_told(on_a_gpu, monkeypatch):
+    def fails():
+        raise FrameError("all zero")
+
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: None)
+    with pytest.raises(FrameError, match="all zero"):
+        beside_rehearsal(fails, tiny_config(), (64, 64))
+
+
 def test_a_device_that_is_not_there_is_told_before():
-    with (
-        pytest.raises(SettingError, match="cuda:99"),
-        rehearsing(tiny_config(device="cuda:99"), (64, 64)),
-    ):
-        raise AssertionError("the body ran")
+    with pytest.raises(SettingError, match="cuda:99"):
+        beside_rehearsal(lambda: 1 / 0, tiny_config(device="cuda:99"), (64, 64))

@@ -70,6 +70,33 @@ def import_library(library: str) -> Any:
     return trt
 
 
+def require_capability(library: str, device: CudaDevice) -> None:
+    """Refuse a GPU that TensorRT for RTX is not made for; it would tell so only of a built engine.
+
+    Raises
+    ------
+    MissingExtraError
+        When it is not installed.
+    ModelError
+        When it is broken, or not made for this GPU.
+    """
+    trt = import_library(library)
+    if library != "tensorrt_rtx":
+        return
+    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    known = sorted(int(name.removeprefix("SM")) for name in names)
+    if device.capability not in known and device.capability < known[-1]:
+        raise ModelError(
+            f"TensorRT for RTX {trt.__version__} is made for GPUs of compute capability "
+            f"{', '.join(map(_dotted, known))} and later, but {device.name} has "
+            f"{_dotted(device.capability)}; take --backend native, tensorrt, cuda or auto"
+        )
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
+
+
 def _broken(library: str, error: BaseException) -> ModelError:
     return ModelError(
         f"{LIBRARIES[library]} is broken ({error}); install it again with: "
@@ -86,7 +113,7 @@ def engine_key(
         library=library,
         library_version=import_library(library).__version__,
         gpu=device.name,
-        capability=f"{device.capability // 10}.{device.capability % 10}",
+        capability=_dotted(device.capability),
         driver=find_driver().version,
         precision=precision,
         shape=shape,
@@ -165,7 +192,7 @@ class TensorRTNetwork:
     Raises
     ------
     MissingExtraError, ModelError
-        When the library is missing or broken.
+        When the library is missing or broken, or not made for this GPU.
     DeviceError
         When it cannot use the GPU.
     """
@@ -182,6 +209,7 @@ class TensorRTNetwork:
         plans: Mapping[InputShape, bytes] | None = None,
     ) -> None:
         self._trt = import_library(library)
+        require_capability(library, device)
         self._onnx, self._library, self._device = onnx, library, device
         self._precision, self._stride, self._plans = precision, stride, plans or {}
         self._logger = open_logger(self._trt)
