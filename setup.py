@@ -33,10 +33,11 @@ OPENMP_ARGS = {  # compile and link arguments, the first that works
 CUDA_LIBRARY = "n2sr_cuda.dll" if sys.platform == "win32" else "libn2sr_cuda.so"
 CUDA_SOURCES = [
     Path("csrc", f"{name}.cu")
-    for name in ("subsample", "pool", "statistics", "convolve", "runtime")
+    for name in ("draw", "merge", "pool", "statistics", "convolve", "runtime")
 ]
 CUDA_HEADERS = [
-    Path("csrc", f"{name}.h") for name in ("cell", "export", "frames", "philox", "subsample")
+    Path("csrc", f"{name}.h")
+    for name in ("cell", "draws", "export", "frames", "philox", "subsample")
 ]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
 CUDA_ARGS = [

@@ -2,6 +2,8 @@
 #ifndef N2SR_FRAMES_H
 #define N2SR_FRAMES_H
 
+#include <cuda_runtime.h>
+
 #include "cell.h"
 
 #define N2SR_MEMBER __host__ __device__ __forceinline__
@@ -20,6 +22,15 @@ template <typename T, int N> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) :
 template <typename Vector> N2SR_BOTH bool is_aligned(const void *address)
 {
     return (uintptr_t)address % alignof(Vector) == 0;
+}
+
+static const dim3 BLOCK(32, 8);
+
+/* Blocks that cover (height, width). */
+static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
+{
+    return dim3((unsigned)((width + block.x - 1) / block.x),
+                (unsigned)((height + block.y - 1) / block.y));
 }
 
 /* Cells or pixels of a row that a thread does in the kernels for aligned rows. */

@@ -1,6 +1,4 @@
 /* One result of two on an NVIDIA GPU: mean and spread of some draws, and of others. */
-#include <cuda_runtime.h>
-
 #include "export.h"
 #include "frames.h"
 
@@ -36,9 +34,6 @@ static __global__ void pool_all(n2sr_pooled pooled)
 /* mean, std (height, width) <- of all draws. */
 N2SR_API int n2sr_cuda_pool(n2sr_pooled pooled, cudaStream_t stream)
 {
-    const dim3 block(32, 8);
-    const dim3 grid((unsigned)((pooled.width + block.x - 1) / block.x),
-                    (unsigned)((pooled.height + block.y - 1) / block.y));
-    pool_all<<<grid, block, 0, stream>>>(pooled);
+    pool_all<<<tiled(pooled.height, pooled.width, BLOCK), BLOCK, 0, stream>>>(pooled);
     return cudaGetLastError();
 }

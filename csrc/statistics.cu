@@ -1,6 +1,6 @@
 /* Mean and standard deviation of a frame on an NVIDIA GPU, and giving a result the frame's mean.
  *
- * Calls only enqueue, as in csrc/subsample.cu. Sums run in an order that depends on nothing but n.
+ * Calls only enqueue, as in csrc/draws.h. Sums run in an order that depends on nothing but n.
  */
 #include <cuda_runtime.h>
 

@@ -1,7 +1,8 @@
 /* What each thread of the CUDA kernels does, done by loops on the CPU: for machines without a GPU. */
+#include "draw.cu"
+#include "merge.cu"
 #include "pool.cu"
 #include "statistics.cu"
-#include "subsample.cu"
 
 template <typename Pixel, typename Number>
 static void draw_on_host(const void *pixels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t pitch,

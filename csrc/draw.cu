@@ -1,69 +1,7 @@
-/* The sub-sampler on an NVIDIA GPU: standardise, draw, merge. With the other .cu files
- * here one shared library without dependencies but the driver.
- *
- * Pointers are device addresses, streams cudaStream_t; every call only enqueues and returns a
- * cudaError_t (0: fine). What changes from frame to frame (the key of the draws, mean and standard
- * deviation) is read from device memory, so that a CUDA graph can be replayed. Draws and merged
- * results equal csrc/subsample.c bit for bit, given the same statistics: build with -fmad=false.
- *
- * What a thread does stands in host and device functions, so that it can be tested without a GPU.
- */
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+/* Draws on an NVIDIA GPU: standardised pixels of a frame, sub-sampled. See draws.h. */
 #include <string.h>
 
-#include "export.h"
-#include "frames.h"
-
-/* Where draws and outputs lie. Draw m of group m / group_size is written in orientation m mod 4,
- * and, where `transposes`, those of every second group transposed after that. */
-typedef struct {
-    uint32_t first_sample;
-    int n_samples, group_size, transposes;
-} n2sr_draws;
-
-N2SR_BOTH bool is_transposed(n2sr_draws draws, uint32_t sample)
-{
-    return draws.transposes && sample / (uint32_t)draws.group_size % 2 == 1;
-}
-
-/* The place of pixel (y, x) of draw m, all of them (height, width) before they are transposed. */
-N2SR_BOTH size_t place_of(n2sr_draws draws, int m, ptrdiff_t y, ptrdiff_t x, ptrdiff_t height,
-                          ptrdiff_t width)
-{
-    const uint32_t sample = draws.first_sample + (uint32_t)m;
-    const ptrdiff_t row = n2sr_flips_y(sample) ? height - 1 - y : y;
-    const ptrdiff_t column = n2sr_flips_x(sample) ? width - 1 - x : x;
-    const size_t within = is_transposed(draws, sample) ? (size_t)column * height + row
-                                                       : (size_t)row * width + column;
-    return (size_t)m * height * width + within;
-}
-
-N2SR_BOTH void store(float *to, float value) { *to = value; }
-N2SR_BOTH void store(__half *to, float value) { *to = __float2half_rn(value); }
-N2SR_BOTH float float_of(float value) { return value; }
-N2SR_BOTH float float_of(__half value) { return __half2float(value); }
-
-/* Where pixels (y, x .. x + WIDTH) of draw m lie, of draws of which the first is in orientation 0
- * and none transposed; in reverse where n2sr_flips_x(m). */
-N2SR_BOTH size_t place_of_vector(int m, ptrdiff_t y, ptrdiff_t x, ptrdiff_t height, ptrdiff_t width)
-{
-    const n2sr_draws draws = {0, 0, 1, 0};
-    return place_of(draws, m, y, n2sr_flips_x((uint32_t)m) ? x + WIDTH - 1 : x, height, width);
-}
-
-/* Whether place_of_vector tells places of whole vectors. */
-template <typename Number>
-static bool lies_in_vectors(n2sr_draws draws, const void *values, ptrdiff_t left, ptrdiff_t width)
-{
-    bool turns = false;
-    for (int m = 0; m < draws.n_samples; ++m)
-        turns = turns || is_transposed(draws, draws.first_sample + (uint32_t)m);
-    return draws.first_sample % 4 == 0 && !turns && left % WIDTH == 0 && width % WIDTH == 0 &&
-           is_aligned<vector<Number, WIDTH>>(values);
-}
-
-/* ---- draw ------------------------------------------------------------------------------ */
+#include "draws.h"
 
 template <typename Pixel> struct draw_job {
     const Pixel *pixels;
@@ -311,120 +249,7 @@ static __global__ void draw_all_vectors(draw_job<Pixel> job, const n2sr_key *key
         draw_vector(job, *key, *statistics, all, row, column, subsampled);
 }
 
-/* ---- merge ----------------------------------------------------------------------------- */
-
-/* A part of the frame: (height, width) from (top, left) of the outputs, which are
- * (of_height, of_width) each; to mean and std, whose rows are `pitch` elements apart. */
-typedef struct {
-    ptrdiff_t top, left, height, width, of_height, of_width, pitch;
-    n2sr_draws draws;
-} n2sr_part;
-
-/* values <- pixels (y, x .. x + N) of output m; N is 1, or WIDTH where outputs lie in vectors. */
-template <typename Number, int N>
-N2SR_BOTH void load_outputs(const n2sr_part &part, const Number *outputs, int m, ptrdiff_t y,
-                            ptrdiff_t x, float (&values)[N])
-{
-    if (N == 1) {
-        values[0] = float_of(outputs[place_of(part.draws, m, part.top + y, part.left + x,
-                                              part.of_height, part.of_width)]);
-        return;
-    }
-    const Number *from = outputs + place_of_vector(m, part.top + y, part.left + x, part.of_height,
-                                                   part.of_width);
-    const vector<Number, N> loaded = *(const vector<Number, N> *)from;
-    for (int j = 0; j < N; ++j)
-        values[j] = float_of(loaded.element[n2sr_flips_x((uint32_t)m) ? N - 1 - j : j]);
-}
-
-template <int N> N2SR_BOTH void store_results(float *to, const float (&values)[N])
-{
-    if (N > 1 && is_aligned<vector<float, N>>(to)) {
-        vector<float, N> stored;
-        for (int j = 0; j < N; ++j)
-            stored.element[j] = values[j];
-        *(vector<float, N> *)to = stored;
-    } else
-        for (int j = 0; j < N; ++j)
-            to[j] = values[j];
-}
-
-/* Pixels (y, x .. x + N) of the part. N_SAMPLES: how many, if known when compiled. */
-template <int N_SAMPLES, int N, typename Number>
-N2SR_BOTH void merge_pixels(const n2sr_part &part, const Number *outputs,
-                            const n2sr_statistics &statistics, ptrdiff_t y, ptrdiff_t x,
-                            float *mean, float *std)
-{
-    const int n = N_SAMPLES ? N_SAMPLES : part.draws.n_samples;
-    float values[N_SAMPLES ? N_SAMPLES : 1][N]; /* where there are too many, loaded twice */
-    float average[N] = {}, deviation[N] = {};
-    for (int m = 0; m < n; ++m) {
-        float(&value)[N] = values[N_SAMPLES ? m : 0];
-        load_outputs(part, outputs, m, y, x, value);
-        for (int j = 0; j < N; ++j)
-            average[j] += value[j];
-    }
-    for (int j = 0; j < N; ++j)
-        average[j] *= (float)(1.0 / n);
-    for (int m = 0; m < n; ++m) {
-        float(&value)[N] = values[N_SAMPLES ? m : 0];
-        if (!N_SAMPLES)
-            load_outputs(part, outputs, m, y, x, value);
-        for (int j = 0; j < N; ++j)
-            deviation[j] += (value[j] - average[j]) * (value[j] - average[j]);
-    }
-    for (int j = 0; j < N; ++j) {
-        const float variance = deviation[j] * (float)(1.0 / (n > 1 ? n - 1 : 1));
-        deviation[j] = (float)((double)sqrtf(variance) * statistics.std);
-        average[j] = (float)((double)average[j] * statistics.std + statistics.mean);
-    }
-    store_results(mean + y * part.pitch + x, average);
-    store_results(std + y * part.pitch + x, deviation);
-}
-
-/* Pixels (y, x .. x + N), as far as the part goes. */
-template <int N_SAMPLES, int N, typename Number>
-N2SR_BOTH void merge_within(const n2sr_part &part, const Number *outputs,
-                            const n2sr_statistics &statistics, ptrdiff_t y, ptrdiff_t x,
-                            float *mean, float *std)
-{
-    if (x + N <= part.width)
-        merge_pixels<N_SAMPLES, N>(part, outputs, statistics, y, x, mean, std);
-    else
-        for (; x < part.width; ++x)
-            merge_pixels<N_SAMPLES, 1>(part, outputs, statistics, y, x, mean, std);
-}
-
-/* Whether merge_within may take N = WIDTH. */
-template <typename Number> static bool merges_vectors(const n2sr_part &part, const void *outputs)
-{
-    return lies_in_vectors<Number>(part.draws, outputs, part.left, part.of_width);
-}
-
-template <typename Number, int N_SAMPLES, int N>
-static __global__ void merge_all(n2sr_part part, const Number *outputs,
-                                 const n2sr_statistics *statistics, float *mean, float *std)
-{
-    const ptrdiff_t x = ((ptrdiff_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
-    const ptrdiff_t y = (ptrdiff_t)blockIdx.y * blockDim.y + threadIdx.y;
-    if (y < part.height && x < part.width)
-        merge_within<N_SAMPLES, N>(part, outputs, *statistics, y, x, mean, std);
-}
-
 /* ---- launchers ------------------------------------------------------------------------- */
-
-static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
-{
-    return dim3((unsigned)((width + block.x - 1) / block.x),
-                (unsigned)((height + block.y - 1) / block.y));
-}
-
-static const dim3 BLOCK(32, 8), VECTORS_BLOCK(32, 4);
-
-static dim3 tiled_vectors(ptrdiff_t height, ptrdiff_t width)
-{
-    return tiled(height, (width + WIDTH - 1) / WIDTH, VECTORS_BLOCK);
-}
 
 template <typename Pixel, typename Number>
 static int draw_as(const void *pixels, ptrdiff_t height, ptrdiff_t width, ptrdiff_t pitch,
@@ -478,48 +303,10 @@ N2SR_API int n2sr_cuda_draw(const void *pixels, int dtype, ptrdiff_t height, ptr
 #undef N2SR_DRAW
 }
 
-template <typename Number, int N_SAMPLES>
-static int merge_as(const void *outputs, n2sr_part part, const n2sr_statistics *statistics,
-                    float *mean, float *std, cudaStream_t stream)
-{
-    if (merges_vectors<Number>(part, outputs))
-        merge_all<Number, N_SAMPLES, WIDTH>
-            <<<tiled_vectors(part.height, part.width), VECTORS_BLOCK, 0, stream>>>(
-                part, (const Number *)outputs, statistics, mean, std);
-    else
-        merge_all<Number, N_SAMPLES, 1>
-            <<<tiled(part.height, part.width, BLOCK), BLOCK, 0, stream>>>(
-                part, (const Number *)outputs, statistics, mean, std);
-    return cudaGetLastError();
-}
-
-template <typename Number>
-static int merge_from(const void *outputs, n2sr_part part, const n2sr_statistics *statistics,
-                      float *mean, float *std, cudaStream_t stream)
-{
-    return part.draws.n_samples == 4
-               ? merge_as<Number, 4>(outputs, part, statistics, mean, std, stream)
-               : merge_as<Number, 0>(outputs, part, statistics, mean, std, stream);
-}
-
-/* Whether a draw, or a merge, takes the kernels for aligned rows; for tests and benchmarks. */
+/* Whether a draw takes the kernel for aligned rows; for tests and benchmarks. */
 N2SR_API int n2sr_cuda_draws_vectors(n2sr_pattern pattern, n2sr_window window, n2sr_draws draws,
                                      const void *subsampled, int half)
 {
     return half ? draws_vectors<__half>(pattern, window, draws, subsampled)
                 : draws_vectors<float>(pattern, window, draws, subsampled);
-}
-
-N2SR_API int n2sr_cuda_merges_vectors(const void *outputs, int half, n2sr_part part)
-{
-    return half ? merges_vectors<__half>(part, outputs) : merges_vectors<float>(part, outputs);
-}
-
-/* mean, std <- of outputs (n_samples, of_height, of_width), float32 or, where `half`, float16. */
-N2SR_API int n2sr_cuda_merge(const void *outputs, int half, n2sr_part part,
-                             const n2sr_statistics *statistics, float *mean, float *std,
-                             cudaStream_t stream)
-{
-    return half ? merge_from<__half>(outputs, part, statistics, mean, std, stream)
-                : merge_from<float>(outputs, part, statistics, mean, std, stream);
 }
