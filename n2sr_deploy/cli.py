@@ -195,7 +195,7 @@ def doctor() -> None:
     metavar="FILE",
     help="Also write the clean phantom.",
 )
-@click.option("--shape", type=int, nargs=2, default=(512, 512), show_default=True, metavar="H W")
+@click.option("--size", type=int, nargs=2, default=(512, 512), show_default=True, metavar="H W")
 @click.option(
     "--spacing", type=float, default=24.0, show_default=True, help="Pixels between atom columns."
 )
@@ -214,7 +214,7 @@ def doctor() -> None:
 def simulate(
     output: Path,
     clean: Path | None,
-    shape: Shape,
+    size: Shape,
     spacing: float,
     gain: float,
     read_noise: float,
@@ -229,13 +229,13 @@ def simulate(
     from n2sr_deploy.phantom import clean_phantom, noisy_draw
 
     check_outputs([output] if clean is None else [output, clean], None, overwrite=overwrite)
-    phantom = clean_phantom(shape, spacing=spacing, seed=seed)
+    phantom = clean_phantom(size, spacing=spacing, seed=seed)
     noisy = noisy_draw(phantom, gain=gain, read_noise=read_noise, seed=seed)
     done = f"n2sr {VERSION}: phantom, spacing {spacing:g}, seed {seed}"
     frame = Frame(pixels=phantom, history=(done,))
     noise = f"noise of gain {gain:g}, read noise {read_noise:g}, seed {seed}"
     formats.write_frame(output, frame.with_pixels(noisy, noise), overwrite=overwrite)
-    click.echo(f"{output}: {shape[0]} x {shape[1]} phantom with {noise}")
+    click.echo(f"{output}: {size[0]} x {size[1]} phantom with {noise}")
     if clean is not None:
         formats.write_frame(clean, frame, overwrite=overwrite)
         click.echo(f"{clean}: the clean phantom")

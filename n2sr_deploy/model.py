@@ -217,7 +217,7 @@ class ExportedModel:
             trained_on = f"{meta.frame_shape[0]} x {meta.frame_shape[1]} pixels, {trained_on}"
         return (
             f"exported model, preset {meta.preset}, {meta.precision}, pattern {meta.pattern}, "
-            f"M = {meta.n_samples}, for frames of at least "
+            f"M = {meta.n_samples} (live frames: {meta.n_live_samples}), for frames of at least "
             f"{meta.pad_multiple[0]} x {meta.pad_multiple[1]} pixels; "
             f"trained on a frame of {trained_on}; weights {meta.weights_sha256[:12]}, "
             f"{len(self.onnx) / 1e6:.2g} MB, exported by n2sr {meta.n2sr_version}"

@@ -48,7 +48,7 @@ def noisy_file(noisy, tmp_path):
 
 
 def test_the_whole_chain(run, tmp_path):
-    run("simulate", "-o", "noisy.tif", "--clean", "clean.tif", "--shape", 96, 128, "--spacing", 12)
+    run("simulate", "-o", "noisy.tif", "--clean", "clean.tif", "--size", 96, 128, "--spacing", 12)
     trained = run("train", "noisy.tif", "-o", "s.safetensors", "--steps", 30)
     assert "preset balanced" in trained.stdout
     assert "step 30 of 30" in trained.stderr
@@ -269,7 +269,7 @@ def refused(result, message):
         (["denoise", "notes.txt", "-o", "x.tif"], f"it reads {formats.names()}"),
         (["simulate", "-o", "there.tif"], "exists already"),
         (["simulate", "-o", "out.tif", "--gain", "-1"], "gain is -1"),
-        (["simulate", "-o", "out.tif", "--shape", "8", "8"], "at least 32 x 32"),
+        (["simulate", "-o", "out.tif", "--size", "8", "8"], "at least 32 x 32"),
     ],
 )
 def test_bad_usage(run, tmp_path, noisy, model_path, checkpoint_path, arguments, message):
