@@ -35,10 +35,6 @@ CUDA_SOURCES = [
     Path("csrc", f"{name}.cu")
     for name in ("draw", "merge", "pool", "statistics", "convolve", "runtime")
 ]
-CUDA_HEADERS = [
-    Path("csrc", f"{name}.h")
-    for name in ("cell", "draws", "export", "frames", "philox", "subsample")
-]
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # Turing to Blackwell; later ones from the last's PTX
 CUDA_ARGS = [
     *("-O3", "-std=c++17", "-fmad=false", "-shared", "-cudart", "static", "--threads", "0"),
@@ -79,7 +75,7 @@ class BuildKernels(build_ext):
             return
         if nvcc is None:
             raise CompileError("N2SR_CUDA=require, but there is no nvcc on the PATH")
-        inputs = [*CUDA_SOURCES, *CUDA_HEADERS, Path(__file__)]
+        inputs = [*CUDA_SOURCES, *Path("csrc").glob("*.h"), Path(__file__)]
         newest = max(path.stat().st_mtime for path in inputs)
         if library.exists() and library.stat().st_mtime > newest:
             return
