@@ -19,8 +19,9 @@ from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.report import Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.page import page
+from n2sr_deploy.report.panels import panels
 from n2sr_deploy.report.reporting import known
-from n2sr_deploy.report.spectra import ring_correlation
+from n2sr_deploy.report.spectra import SEVENTH, ring_correlation
 from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.uncertainty import smoothed
 from tests.conftest import SHARED_DATA, random_pixels
@@ -655,21 +656,68 @@ def test_every_panel_draws_with_and_without_what_is_optional():
     assert drawing_module.overview_png(findings, "all").startswith(b"\x89PNG")
 
 
-def test_the_picture_has_each_verdict_whole(monkeypatch):
-    """Long ones were cut, and the legend hid peaks."""
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of all that is drawn, instead of their files."""
     figures = []
     monkeypatch.setattr(drawing_module, "_png", lambda figure, dpi: figures.append(figure) or b"")
+    return figures
+
+
+def test_the_pictures_of_a_report_align(drawn):
+    """Each was as large as what stood beside it let it be, and the noisy one had no unit."""
+    findings = measure(
+        noisy_frame(clean=5e4 * lattice(), std=3e4),
+        5e4 * lattice().astype(np.float32),
+        spread=np.full(SHAPE, 0.1, np.float32),
+    )
+    pictures = panels(findings)[:4]
+    for panel in pictures:
+        drawing_module.panel_png(panel, findings)
+    drawing_module.overview_png(findings, "all")
+    for figure in drawn:
+        figure.draw_without_rendering()
+    assert len({figure.axes[0].get_window_extent().bounds for figure in drawn[:-1]}) == 1
+    body = drawn[-1].subfigs[1]
+    boxes = [axis.get_window_extent() for axis in body.axes if axis.get_title("left")]
+    for box in boxes[1:4]:
+        assert (box.y0, *box.size) == pytest.approx((boxes[0].y0, *boxes[0].size))
+    assert np.diff([box.x0 for box in boxes[:4]]) == pytest.approx(boxes[1].x0 - boxes[0].x0)
+    for figure, unit in zip(drawn, ["counts"] * 3 + ["std of the noise"], strict=False):
+        scale = figure.axes[1]
+        assert scale.get_ylabel() == unit
+        assert scale.get_tightbbox().x1 < figure.bbox.x1
+
+
+def test_no_resolution_is_read_beyond_where_the_halves_part():
+    """Towards 0.5 they have the network's stripes in common: it looked as if they were detail."""
+    rng = np.random.default_rng(0)
+    stripes = np.where(Y % 2 == 1, 1, -1) * rng.normal(size=SHAPE[1])
+    halves = Halves(*(scene() + stripes + rng.normal(size=SHAPE) / 2 for _ in range(2)))
+    findings = measure(noisy_frame(clean=scene()), scene().astype("f"), halves=halves)
+    figure = drawing_module._figure((4, 4))
+    panel = panels(findings)[-1]
+    panel.draw(figure.add_subplot(), findings)
+    read, beyond = (line.get_data() for line in figure.axes[0].lines[-2:])
+    assert "stripes" in panel.caption
+    assert max(beyond[1][-6:]) > 0.3
+    assert min(read[1][:-1]) >= SEVENTH
+    assert read[0][-1] == beyond[0][0] >= findings.ring_correlation.crossing
+
+
+def test_the_picture_has_each_verdict_whole(drawn):
+    """Long ones were cut, and the legend hid peaks."""
     long = ("at row 17 the residual shows structure that noise does not make; " * 6).strip()
     findings = measure(noisy_frame(), lattice().astype(np.float32))
     verdicts = tuple(replace(verdict, answer=long) for verdict in findings.verdicts)
     title = "a_name_without_spaces" * 9
     drawing_module.overview_png(replace(findings, verdicts=verdicts), title)
-    header, body = figures[0].subfigs
-    drawn = [text.get_text() for text in header.texts]
-    assert drawn[0].replace("\n", "") == title
-    answers = [text for text in drawn if text in long]
+    header, body = drawn[0].subfigs
+    texts = [text.get_text() for text in header.texts]
+    assert texts[0].replace("\n", "") == title
+    answers = [text for text in texts if text in long]
     assert " ".join(answers) == " ".join([long] * len(verdicts))
-    figures[0].draw_without_rendering()
+    drawn[0].draw_without_rendering()
     edges = [text.get_window_extent() for text in header.texts]
     assert all(edge.x1 < header.bbox.x1 and edge.y0 > header.bbox.y0 for edge in edges)
     spectrum = next(axis for axis in body.axes if axis.get_title("left") == "Spectrum, denoised")

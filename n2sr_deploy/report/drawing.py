@@ -18,7 +18,10 @@ LEVELS = {
     "caution": ("!", "#B8860B"),
     "bad": ("\N{MULTIPLICATION X}", ORANGE),
 }
-_WIDTH, _BODY = 17, 11.9  # inches
+_WIDTH, _BODY = 17, 11.4  # inches, as are all lengths here
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.75, 0.75, 0.55, 0.35  # around the panels
+_ASIDE, _APART = 1.4, 1.1  # between them
+_PANEL = 4.9, 4.45
 _TITLE_LETTERS, _ANSWER_LETTERS = 92, 120  # that fit on a line
 _TITLE_LINE, _LINE, _GAP, _BELOW = 0.36, 0.21, 0.12, 0.25  # inches
 _STYLE: Any = {
@@ -28,6 +31,7 @@ _STYLE: Any = {
     "xtick.color": "#5b6673", "ytick.color": "#5b6673", "axes.spines.top": False,
     "axes.spines.right": False, "grid.color": "#e6e9ed", "legend.frameon": False,
     "legend.fontsize": 8.5, "font.family": "DejaVu Sans",
+    "axes.formatter.limits": (-3, 6),  # numbers that fit beside a panel
 }  # fmt: skip
 
 
@@ -41,10 +45,14 @@ def check_drawing() -> None:
 
 def panel_png(panel: Panel, findings: ReportFindings) -> bytes:
     """One panel as a PNG file."""
-    figure = _figure((4.9, 4.35))
+    width, height = _PANEL
     with _styled():
+        figure = _figure(_PANEL)
         axis = figure.add_subplot()
         panel.draw(axis, findings)
+        left, bottom = (_LEFT, _BOTTOM) if axis.axison else (0.04, 0.04)
+        right = _RIGHT if len(figure.axes) > 1 else 0.12  # of a colour bar's numbers
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - 0.2 / height)
         return _png(figure, 150)
 
 
@@ -57,7 +65,12 @@ def overview_png(findings: ReportFindings, title: str) -> bytes:
         figure = _figure((_WIDTH, above + _BODY))
         header, body = figure.subfigures(2, 1, height_ratios=(above, _BODY), hspace=0.0)
         _draw_header(header, above, findings, heading, answers)
-        axes = body.subplots(3, 4, gridspec_kw={"height_ratios": (1.25, 1.2, 0.9)})
+        axes = body.subplots(3, 4)
+        body.subplots_adjust(
+            _LEFT / _WIDTH, _BOTTOM / _BODY, 1 - _RIGHT / _WIDTH, 1 - _TOP / _BODY,
+            wspace=4 * _ASIDE / (_WIDTH - _LEFT - _RIGHT - 3 * _ASIDE),
+            hspace=3 * _APART / (_BODY - _BOTTOM - _TOP - 2 * _APART),
+        )  # fmt: skip
         for axis, panel in zip(axes.flat, panels(findings), strict=True):
             axis.set_title(panel.title)
             panel.draw(axis, findings)
@@ -73,7 +86,8 @@ def _figure(size: tuple[float, float]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    # No automatic layout: it moves each panel by what is written beside it.
+    figure = Figure(figsize=size, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -91,7 +91,10 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
         Panel(
             "Two half-results",
             "Fourier ring correlation of results from disjoint halves of the pixels. The network "
-            "is the same for both, so this is an upper bound.",
+            "is the same for both, so this is an upper bound. Grey: beyond the resolution read "
+            "here. A rise near 0.5 (patterns row and column) is no detail, but faint stripes of "
+            "one line that the network puts into both; a mean of four draws or more has hardly "
+            "any.",
             _draw_ring_correlation,
         ),
     )
@@ -107,7 +110,7 @@ def _peaks_told(findings: ReportFindings) -> str:
     )
 
 
-def _image(axis: Axes, image: AnyArray, findings: ReportFindings, **style: Any) -> Any:
+def _image(axis: Axes, image: AnyArray, findings: ReportFindings, unit: str, **style: Any) -> None:
     """An image without ticks, a scale bar in it and its colours beside it."""
     height, width = image.shape
     step = max(1, math.ceil(max(height, width) / _LARGEST))
@@ -117,11 +120,20 @@ def _image(axis: Axes, image: AnyArray, findings: ReportFindings, **style: Any) 
         **style,
     )  # fmt: skip
     axis.set_axis_off()
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
+    _colour_bar(axis, drawn, unit)
+    _scale_bar(axis, findings, height, width)
+
+
+def _colour_bar(axis: Axes, drawn: Any, unit: str) -> None:
+    """Beside an image, as high as it is, and of one width: images alike stay alike."""
+    from mpl_toolkits.axes_grid1 import make_axes_locatable
+
+    divider = make_axes_locatable(axis)
+    divider.set_anchor("NW")
+    bar = axis.figure.colorbar(drawn, cax=divider.append_axes("right", 0.12, pad=0.08))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
-    _scale_bar(axis, findings, height, width)
-    return bar
+    bar.set_label(unit)
 
 
 def _scale_bar(axis: Axes, findings: ReportFindings, height: int, width: int) -> None:
@@ -158,11 +170,11 @@ def _contrast(findings: ReportFindings) -> dict[str, Any]:
 
 
 def _draw_noisy(axis: Axes, findings: ReportFindings) -> None:
-    _image(axis, findings.noisy, findings, **_contrast(findings))
+    _image(axis, findings.noisy, findings, "counts", **_contrast(findings))
 
 
 def _draw_denoised(axis: Axes, findings: ReportFindings) -> None:
-    _image(axis, findings.denoised, findings, **_contrast(findings)).set_label("counts")
+    _image(axis, findings.denoised, findings, "counts", **_contrast(findings))
 
 
 def _draw_spread(axis: Axes, findings: ReportFindings) -> None:
@@ -170,13 +182,13 @@ def _draw_spread(axis: Axes, findings: ReportFindings) -> None:
         _say(axis, "not known of this file\n\nGive it with --std FILE\nor the network with --model")
         return
     high = float(np.quantile(findings.spread, 0.998))
-    _image(axis, findings.spread, findings, cmap="viridis", vmin=0, vmax=high).set_label("counts")
+    _image(axis, findings.spread, findings, "counts", cmap="viridis", vmin=0, vmax=high)
 
 
 def _draw_residual(axis: Axes, findings: ReportFindings) -> None:
     scaled = findings.residual / findings.noise.std_at(findings.denoised)
     style = {"cmap": "RdBu_r", "vmin": -4, "vmax": 4}
-    _image(axis, scaled, findings, **style).set_label("standard deviations of the noise")
+    _image(axis, scaled, findings, "std of the noise", **style)
     for place in findings.places[:20]:
         from matplotlib.patches import Circle
 
@@ -222,9 +234,7 @@ def _spectrum(axis: Axes, power: AnyArray, findings: ReportFindings) -> None:
     axis.set_ylim(reach, -reach)
     axis.locator_params(nbins=5)
     axis.set_xlabel("cycles per pixel")
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label("log10 of power / noise")
+    _colour_bar(axis, drawn, "log10 of power / noise")
 
 
 def _draw_autocorrelation(axis: Axes, findings: ReportFindings) -> None:
@@ -238,8 +248,7 @@ def _draw_autocorrelation(axis: Axes, findings: ReportFindings) -> None:
     )  # fmt: skip
     axis.set_xlabel("columns apart")
     axis.set_ylabel("rows apart")
-    bar = axis.figure.colorbar(drawn, ax=axis, fraction=0.046, pad=0.02)
-    bar.outline.set_visible(False)
+    _colour_bar(axis, drawn, "beyond the noise's")
 
 
 def _draw_correlation_lines(axis: Axes, findings: ReportFindings) -> None:
@@ -293,7 +302,7 @@ def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
     model = (
         f"noise model: gain {noise.gain:.3g}"
         if noise.gain is not None
-        else f"noise model: std {noise.std:.3g}, gain not told"
+        else f"noise model: std {noise.std:.3g},\ngain not told"
     )
     axis.plot(curve.intensity, curve.expected, color=INK, linewidth=1.5, label=model)
     axis.errorbar(
@@ -313,13 +322,16 @@ def _draw_ring_correlation(axis: Axes, findings: ReportFindings) -> None:
         )
         return
     axis.axhline(SEVENTH, color=INK, linewidth=1, linestyle="--", label="1/7")
-    axis.plot(found.frequency, found.correlation, color=BLUE, linewidth=2)
+    end = len(found.frequency)
     if found.crossing is not None:
+        end = int(np.searchsorted(found.frequency, found.crossing))
         axis.axvline(found.crossing, color=ORANGE, linewidth=1.2)
         length = f"{1 / found.crossing:.3g} px"
         if findings.pixel_size is not None:
             length += f" = {findings.pixel_size / found.crossing:.3g} {findings.unit or ''}"
         axis.text(found.crossing, 0.9, f" {length}", color=ORANGE)
+    for part, colour in ((slice(end + 1), BLUE), (slice(end, None), GREY)):
+        axis.plot(found.frequency[part], found.correlation[part], color=colour, linewidth=2)
     axis.set_xlim(0, 0.5)
     axis.set_ylim(-0.1, 1.03)
     _curve(axis, "cycles per pixel", "correlation")
