@@ -363,6 +363,30 @@ def test_the_page_calls_denoised_only_what_is(viewer, browser):
     browser.wait_for(f"{title} === 'denoised'")
 
 
+def test_the_toolbar_is_one_line_on_a_small_screen(viewer, browser):
+    """Its last button stood alone on a second one at 1300 pixels."""
+    record = {"model": "a_long_name_of_a_model.onnx", "backend": "TensorRT for RTX (float16)"}
+    viewer.write(result_of(0, record={**record, "n_samples": 4}))
+    bar = "[...document.querySelector('header').children].filter(x => x.offsetWidth)"
+    middles = f"{bar}.map(x => x.getBoundingClientRect()).map(x => (x.top + x.bottom) / 2)"
+    right = f"Math.max(...{bar}.map(x => x.getBoundingClientRect().right))"
+    browser.call("Page.navigate", url=viewer.url)
+    browser.wait_for("window.n2sr?.data")
+    for key, mode, width, is_one_line in (
+        ("1", "panels", 1280, True),
+        ("2", "slider", 1280, True),
+        ("2", "slider", 600, False),
+    ):
+        size = {"width": width, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        browser.press(key)
+        browser.wait_for(f"innerWidth === {width} && n2sr.mode === '{mode}'")
+        found = browser.evaluate(middles)
+        assert (max(found) - min(found) < 2) == is_one_line
+        assert browser.evaluate(right) <= width
+        assert browser.evaluate("document.getElementById('model').offsetWidth") > 50
+
+
 def test_the_page_in_a_browser(viewer, browser, tmp_path):
     stopping = threading.Event()
 
