@@ -12,7 +12,6 @@ a CUDA graph and timed alone: no draw, no merge, no copy from or to the host.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import resource
 import subprocess
@@ -38,7 +37,7 @@ from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import SamplingPattern, Window
-from n2sr_train import export_model, rehearsal
+from n2sr_train import export_model
 from n2sr_train.network import build_network
 
 if TYPE_CHECKING:
@@ -250,28 +249,22 @@ def draw_rows(frames: int) -> list[dict[str, Any]]:
 
 
 def cold_rows() -> list[dict[str, Any]]:
-    """The first training of a process, with a rehearsal beside the measuring and without."""
+    """Trainings, each the first of a process."""
     rows = []
     for method in ("fast", "balanced"):
-        for rehearsed in (True, False):
-            options = ["--cold", method, *([] if rehearsed else ["--unrehearsed"])]
-            command = [sys.executable, "-m", "benchmarks.gpu", *options]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows.append(json.loads(said.splitlines()[-1]))
-            print(rows[-1], flush=True)
+        command = [sys.executable, "-m", "benchmarks.gpu", "--cold", method]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        rows.append(json.loads(said.splitlines()[-1]))
+        print(rows[-1], flush=True)
     return rows
 
 
-def cold_row(method: str, *, rehearsed: bool) -> dict[str, Any]:
+def cold_row(method: str) -> dict[str, Any]:
     """Of this process, in which nothing was trained yet."""
     case = next(case for case in cases() if case.name == PAPERS_FRAMES[0])
-    unchanged = contextlib.nullcontext()
-    silent = mock.patch.object(rehearsal, "rehearse")
-    with unchanged if rehearsed else silent:
-        began = time.perf_counter()
-        row, _ = our_row(case, method, 0)
-        total_s = time.perf_counter() - began
-    return {"frame": case.name, "rehearsed": rehearsed, "total_s": total_s, **row}
+    began = time.perf_counter()
+    row, _ = our_row(case, method, 0)
+    return {"frame": case.name, "total_s": time.perf_counter() - began, **row}
 
 
 def training_rows(methods: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -326,10 +319,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=OURS, default=["fast", "balanced", "best"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cold", choices=OURS, help="only this training, printed as JSON")
-    parser.add_argument("--unrehearsed", action="store_true", help="of --cold")
     arguments = parser.parse_args()
     if arguments.cold:
-        print(json.dumps(cold_row(arguments.cold, rehearsed=not arguments.unrehearsed)))
+        print(json.dumps(cold_row(arguments.cold)))
         return
     parts: dict[str, Callable[[], Any]] = {
         "kernels": kernel_rows,

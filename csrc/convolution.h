@@ -7,7 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WIDEST 64 /* channels of a feature map */
+#include "halves.h"
+
 #define TAPS 9
 
 /* One launch. Addresses are device memory, NULL where there is nothing of that kind.
@@ -31,15 +32,6 @@ typedef struct {
     float share;           /* what `pixels` are multiplied by */
 } n2sr_convolution;
 
-/* Rows of 16 pixels are what the matrix units take. A block has WX x WY warps, a warp MT rows. */
-template <int NT, int MT_, int WX, int WY, bool STAGES_, int BLOCKS_> struct shape {
-    static const int N_TILES = NT, MT = MT_, WARPS_X = WX;
-    static const int WIDTH = 16 * WX, HEIGHT = MT * WY, THREADS = 32 * WX * WY;
-    static const int SEEN_X = WIDTH + 2, SEEN_Y = HEIGHT + 2;
-    static const bool STAGES = STAGES_; /* whether weights are brought to shared memory first */
-    static const int BLOCKS = BLOCKS_;  /* that a multiprocessor should hold */
-};
-
 /* A pixel in shared memory: its channels, filled up to whole steps of 16, and 8 more, so that the
  * eight rows that are read at a time lie in different banks. */
 static __host__ __device__ __forceinline__ int steps_of(int channels) { return (channels + 15) / 16; }
@@ -50,20 +42,6 @@ static __host__ __device__ __forceinline__ int pitch_of(int channels)
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 
-/* n / d, for n * d below 2 ** 31. */
-static __device__ __forceinline__ int divided(int n, int d)
-{
-    return (int)__umulhi(2 * (uint32_t)n, 0x80000000u / (uint32_t)d + 1);
-}
-
-static __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], const __half *row)
-{
-    const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                 : "r"(address));
-}
-
 /* d += a (16 pixels x 16 channels) * b (16 x 8). */
 static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b)
 {
@@ -73,40 +51,11 @@ static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
-static __device__ __forceinline__ uint32_t packed(float low, float high)
-{
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *(const uint32_t *)&pair;
-}
-
 static __device__ __forceinline__ uint32_t activated(uint32_t values, __half2 slope)
 {
     const __half2 pair = *(const __half2 *)&values;
     const __half2 result = __hmax2(pair, __hmul2(pair, slope));
     return *(const uint32_t *)&result;
-}
-
-static __device__ __forceinline__ uint32_t paired(__half low, __half high)
-{
-    const __half2 pair = __halves2half2(low, high);
-    return *(const uint32_t *)&pair;
-}
-
-static __device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b)
-{
-    const __half2 pair = __hmax2(*(const __half2 *)&a, *(const __half2 *)&b);
-    return *(const uint32_t *)&pair;
-}
-
-static __device__ __forceinline__ uint4 sum_of(uint4 a, uint4 b)
-{
-    uint4 sum;
-    const __half2 *x = (const __half2 *)&a, *y = (const __half2 *)&b;
-    __half2 *z = (__half2 *)&sum;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-        z[i] = __hadd2(x[i], y[i]);
-    return sum;
 }
 
 #endif

@@ -10,7 +10,32 @@
 #include "export.h"
 #include "tiles.h"
 
+#define WIDEST 64 /* channels of a feature map */
+
+/* Rows of 16 pixels are what the matrix units take. A block has WX x WY warps, a warp MT rows. */
+template <int NT, int MT_, int WX, int WY, bool STAGES_, int BLOCKS_> struct shape {
+    static const int N_TILES = NT, MT = MT_, WARPS_X = WX;
+    static const int WIDTH = 16 * WX, HEIGHT = MT * WY, THREADS = 32 * WX * WY;
+    static const int SEEN_X = WIDTH + 2, SEEN_Y = HEIGHT + 2;
+    static const bool STAGES = STAGES_; /* whether weights are brought to shared memory first */
+    static const int BLOCKS = BLOCKS_;  /* that a multiprocessor should hold */
+};
+
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+static __device__ __forceinline__ void load_matrices(uint32_t (&a)[4], const __half *row)
+{
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
+                 : "r"(address));
+}
+
+static __device__ __forceinline__ uint32_t larger(uint32_t a, uint32_t b)
+{
+    const __half2 pair = __hmax2(*(const __half2 *)&a, *(const __half2 *)&b);
+    return *(const uint32_t *)&pair;
+}
 
 template <typename S>
 static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) convolve(const n2sr_convolution job)

@@ -1,7 +1,6 @@
 /* Draws on an NVIDIA GPU: standardised pixels of a frame, sub-sampled. See draws.h. */
-#include <string.h>
-
 #include "draws.h"
+#include "halves.h"
 
 template <typename Pixel> struct draw_job {
     const Pixel *pixels;
@@ -10,6 +9,9 @@ template <typename Pixel> struct draw_job {
     n2sr_window window;
     n2sr_draws draws;
 };
+
+N2SR_BOTH void store(float *to, float value) { *to = value; }
+N2SR_BOTH void store(__half *to, float value) { *to = __float2half_rn(value); }
 
 /* All draws of cell (row, column) of the window. */
 template <typename Pixel, typename Number, int STRIDE_Y, int STRIDE_X>
@@ -77,20 +79,6 @@ N2SR_BOTH bool has_vectors(const draw_job<Pixel> &job, ptrdiff_t y, ptrdiff_t x)
            is_aligned<row_vector>(from + job.pitch);
 }
 
-/* As n2sr_permutation, of the pixels themselves: draw k keeps values[k]. */
-N2SR_BOTH void permute(float (&values)[4], uint32_t bits)
-{
-    for (int k = 0; k < 3; ++k) {
-        const uint32_t choice = n2sr_take(&bits, 4 - k);
-        const float kept = values[k];
-        for (int other = k + 1; other < 4; ++other)
-            if (choice == other - k) {
-                values[k] = values[other];
-                values[other] = kept;
-            }
-    }
-}
-
 /* The orders of the pixels of a cell of 2 x 2 by what n2sr_permutation chooses: of a word its
  * choices, of 4, 3 and 2, are the digits of floor(24 * word / 2^32). An order is eight half bytes:
  * which two bytes draws 0 to 3 take of the cell's pixels, of two bytes each. */
@@ -132,25 +120,16 @@ N2SR_BOTH uint32_t bytes_of(uint32_t a, uint32_t b, uint32_t which)
 #endif
 }
 
-N2SR_BOTH uint32_t as_halves(float low, float high)
-{
-    const __half2 halves = __floats2half2_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &halves, sizeof bits);
-    return bits;
-}
-
-/* to[k] <- draw k of WIDTH cells, given their pixels and a word each. */
-N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&words)[WIDTH],
-                           const orders &all, __half *const (&to)[4])
+/* to[k] <- draw k of WIDTH cells, given their pixels and the order of each. */
+N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&order)[WIDTH],
+                           __half *const (&to)[4])
 {
     uint32_t drawn[WIDTH][2]; /* draws 0 and 1, 2 and 3 */
     for (int j = 0; j < WIDTH; ++j) {
-        const uint32_t order = all.order[n2sr_wide_product(N_ORDERS, words[j]) >> 32];
-        const uint32_t above = as_halves(cells[j][0], cells[j][1]);
-        const uint32_t below = as_halves(cells[j][2], cells[j][3]);
-        drawn[j][0] = bytes_of(above, below, order);
-        drawn[j][1] = bytes_of(above, below, order >> 16);
+        const uint32_t above = packed(cells[j][0], cells[j][1]);
+        const uint32_t below = packed(cells[j][2], cells[j][3]);
+        drawn[j][0] = bytes_of(above, below, order[j]);
+        drawn[j][1] = bytes_of(above, below, order[j] >> 16);
     }
     for (int k = 0; k < 4; ++k) {
         const bool reversed = n2sr_flips_x((uint32_t)k);
@@ -165,20 +144,19 @@ N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&word
     }
 }
 
-N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&words)[WIDTH],
-                           const orders &, float *const (&to)[4])
+N2SR_BOTH void store_draws(const float (&cells)[WIDTH][4], const uint32_t (&order)[WIDTH],
+                           float *const (&to)[4])
 {
-    vector<float, WIDTH> stored[4];
-    for (int j = 0; j < WIDTH; ++j) {
-        float values[4];
-        for (int place = 0; place < 4; ++place)
-            values[place] = cells[j][place];
-        permute(values, words[j]);
-        for (int k = 0; k < 4; ++k)
-            stored[k].element[n2sr_flips_x((uint32_t)k) ? WIDTH - 1 - j : j] = values[k];
+    for (int k = 0; k < 4; ++k) {
+        vector<float, WIDTH> stored;
+        for (int j = 0; j < WIDTH; ++j) {
+            const uint32_t place = order[j] >> (8 * k + 1) & 3;
+            const float left = place & 2 ? cells[j][2] : cells[j][0];
+            const float right = place & 2 ? cells[j][3] : cells[j][1];
+            stored.element[n2sr_flips_x((uint32_t)k) ? WIDTH - 1 - j : j] = place & 1 ? right : left;
+        }
+        *(vector<float, WIDTH> *)to[k] = stored;
     }
-    for (int k = 0; k < 4; ++k)
-        *(vector<float, WIDTH> *)to[k] = stored[k];
 }
 
 /* All draws of cells (row, column .. column + WIDTH) of the window. */
@@ -203,11 +181,14 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
         if (first > 0)
             n2sr_random_block(key, group + (uint32_t)first / 4, (uint32_t)cell_y,
                               (uint32_t)cell_x / WIDTH, words);
+        uint32_t order[WIDTH];
+        for (int j = 0; j < WIDTH; ++j)
+            order[j] = all.order[n2sr_wide_product(N_ORDERS, words[j]) >> 32];
         Number *group_at = subsampled + (size_t)first * height * width;
         Number *to[4];
         for (int k = 0; k < 4; ++k)
             to[k] = group_at + place_of_vector(k, row, column, height, width);
-        store_draws(cells, words, all, to);
+        store_draws(cells, order, to);
     }
 }
 

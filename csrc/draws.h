@@ -40,11 +40,6 @@ N2SR_BOTH size_t place_of(n2sr_draws draws, int m, ptrdiff_t y, ptrdiff_t x, ptr
     return (size_t)m * height * width + within;
 }
 
-N2SR_BOTH void store(float *to, float value) { *to = value; }
-N2SR_BOTH void store(__half *to, float value) { *to = __float2half_rn(value); }
-N2SR_BOTH float float_of(float value) { return value; }
-N2SR_BOTH float float_of(__half value) { return __half2float(value); }
-
 /* Where pixels (y, x .. x + WIDTH) of draw m lie, of draws of which the first is in orientation 0
  * and none transposed; in reverse where n2sr_flips_x(m). */
 N2SR_BOTH size_t place_of_vector(int m, ptrdiff_t y, ptrdiff_t x, ptrdiff_t height, ptrdiff_t width)

@@ -27,7 +27,7 @@ template <typename Vector> N2SR_BOTH bool is_aligned(const void *address)
 static const dim3 BLOCK(32, 8);
 
 /* Blocks that cover (height, width). */
-static dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
+static inline dim3 tiled(ptrdiff_t height, ptrdiff_t width, dim3 block)
 {
     return dim3((unsigned)((width + block.x - 1) / block.x),
                 (unsigned)((height + block.y - 1) / block.y));

@@ -8,6 +8,9 @@ typedef struct {
     n2sr_draws draws;
 } n2sr_part;
 
+N2SR_BOTH float float_of(float value) { return value; }
+N2SR_BOTH float float_of(__half value) { return __half2float(value); }
+
 /* values <- pixels (y, x .. x + N) of output m; N is 1, or WIDTH where outputs lie in vectors. */
 template <typename Number, int N>
 N2SR_BOTH void load_outputs(const n2sr_part &part, const Number *outputs, int m, ptrdiff_t y,

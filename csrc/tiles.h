@@ -8,6 +8,29 @@
 
 /* ---- the input tile -------------------------------------------------------------------- */
 
+/* n / d, for n * d below 2 ** 31. */
+static __device__ __forceinline__ int divided(int n, int d)
+{
+    return (int)__umulhi(2 * (uint32_t)n, 0x80000000u / (uint32_t)d + 1);
+}
+
+static __device__ __forceinline__ uint32_t paired(__half low, __half high)
+{
+    const __half2 pair = __halves2half2(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint4 sum_of(uint4 a, uint4 b)
+{
+    uint4 sum;
+    const __half2 *x = (const __half2 *)&a, *y = (const __half2 *)&b;
+    __half2 *z = (__half2 *)&sum;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        z[i] = __hadd2(x[i], y[i]);
+    return sum;
+}
+
 /* Copy 16 bytes to shared memory without waiting, or write zeros. */
 static __device__ __forceinline__ void copy_piece(__half *to, const __half *from, bool is_inside)
 {

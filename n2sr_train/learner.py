@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,6 @@ def prepared(
 ) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
-    from n2sr_train.rehearsal import beside_rehearsal
 
     config = check_options(options)
     if frame.is_denoised:
@@ -104,9 +102,7 @@ def prepared(
             SMALLEST,
         )
     else:
-        noise = beside_rehearsal(
-            partial(measure_noise, frame, repaired=repaired), config, repaired.frame.shape
-        )
+        noise = measure_noise(frame, repaired=repaired)
         _log.info("found: %s", noise.describe())
         config = TrainingConfig.from_options(options, noise)
         asked_for, _, why = choose_pattern(noise)

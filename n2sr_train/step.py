@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _SMOOTHING = 0.05  # of the loss that is shown
 _WARM_UP = 3  # steps before the capture: libraries load, optimisers make their state
-STEPS_TO_RECORD = _WARM_UP + 1
-"""Steps of which the last is recorded and replayed, where a graph is."""
 
 
 class Graph(Protocol):

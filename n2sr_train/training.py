@@ -15,12 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
-from n2sr_deploy.frame import Frame
 from n2sr_deploy.kernels import put_pytorch_to_sleep
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
@@ -32,16 +30,15 @@ from n2sr_train.members import joined, part_of
 from n2sr_train.missed import MissedPlaces
 from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import starting_network
-from n2sr_train.step import STEPS_TO_RECORD, CudaGraph, TrainingStep
+from n2sr_train.step import CudaGraph, TrainingStep
 from n2sr_train.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
+    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.noise import Noise
-    from n2sr_deploy.sampling import Shape
     from n2sr_train.config import TrainingConfig
 
 _log = logging.getLogger("n2sr")
@@ -111,25 +108,6 @@ def train(
     return joined(trained, config)
 
 
-def rehearse(config: TrainingConfig, shape: Shape) -> None:
-    """Learn for a few steps from a frame of nothing but noise, and forget it.
-
-    A GPU loads each kernel when it is first called, and most of a short training may go to that.
-
-    Parameters
-    ----------
-    config
-        Of the training to come.
-    shape
-        Of its frame.
-    """
-    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    own = replace(config, network=config.network.single, start="random")
-    training = _Training(Frame(pixels=noise), own)
-    with training.deterministic():
-        training.rehearse()
-
-
 class _Training:
     """The state of one training."""
 
@@ -183,7 +161,7 @@ class _Training:
     def run(self, progress: Progress) -> Checkpoint:
         """Take all steps, or as many as time, the user and what is learned allow."""
         try:
-            with self.deterministic():
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
                 self._validate()
                 # Libraries have loaded; now the learning begins.
                 self.started, self.validating_s = time.monotonic(), 0.0
@@ -201,20 +179,6 @@ class _Training:
                 "take --preset fast or --device cpu"
             ) from error
         return self._checkpoint(why)
-
-    def rehearse(self) -> None:
-        """All that is done while learning, once."""
-        for _ in range(STEPS_TO_RECORD):
-            self._take_step()
-        self._validate()
-        if self.looks:
-            self._look_for_missed()
-            self._take_step()
-
-    @staticmethod
-    def deterministic() -> AbstractContextManager[None]:
-        """How kernels are chosen, so that a training can be repeated."""
-        return torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
 
     def _take_steps(self, progress: Progress) -> Why:
         """Until something ends them, and tell what."""
