@@ -129,8 +129,8 @@ def _tensorrt(library: str) -> str:
         require_capability(library, CudaDevice())
     except ModelError as error:
         return str(error)
-    except DeviceError:
-        return f"{version}, needs a GPU; engines: {_from_home(engine_folder())}"
+    except DeviceError as error:
+        return f"{version}; it cannot be used: {error}"
     return f"{version}; engines: {_from_home(engine_folder())}"
 
 

@@ -32,7 +32,7 @@ MAX_STRIDE = 4
 MAX_CELLS = 2**16  # along an axis: row and column of a cell share one 32-bit counter word
 MAX_SAMPLES = 1024  # far beyond where more draws help
 LIVE_SAMPLES = 4  # one draw for each pixel of a cell of 2 x 2
-DRAWS_AT_ONCE = 4  # for the network; it is no faster with more
+DRAWS_AT_ONCE = 4  # for the network; on a CPU it is no faster with more
 
 
 class Window(NamedTuple):

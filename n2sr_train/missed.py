@@ -8,7 +8,6 @@ structure; there pixels are made to count more.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,7 +56,7 @@ class MissedPlaces:
         at_once: int = 1,
     ) -> None:
         self._sampler, self._weight, self._device = sampler, config.missed_weight, device
-        self._at_once = at_once
+        self._at_once, self._blur = at_once, _Blur()
         # Where noise is shared, both halves are high for one reason, which must be rarer by itself.
         self._limit = _MISSED * (math.sqrt(2) if config.margin else 1)
         tops, lefts = (
@@ -86,20 +85,22 @@ class MissedPlaces:
         tiles = [(slice(top, top + height), slice(left, left + width)) for top, left in places]
         for first in range(0, self.n_tiles, self._at_once):
             together = tiles[first : first + self._at_once]
-            parts = zip(*map(self._sampler.judged_patch, together), strict=True)
-            subsampled, held_out, target, learned, _ = (
+            *parts, _ = zip(*map(self._sampler.judged_patch, together), strict=True)
+            subsampled, held_out, target, learned = (
                 torch.from_numpy(np.stack(part)).to(self._device) for part in parts
             )
             mean, is_told = held_out_mean(network, output, subsampled, held_out)
             told = learned * is_told  # pixels that judge must not steer what is learned
-            missed = _missed(target - mean, told, self._sampler.pattern.shared, self._limit)
+            missed = _missed(
+                target - mean, told, self._sampler.pattern.shared, self._limit, self._blur
+            )
             for tile, found in zip(together, missed[:, 0].cpu().numpy(), strict=True):
                 counts = self.counts[tile]
                 counts[found & (counts > 0)] = self._weight
 
 
 def _missed(
-    residual: torch.Tensor, told: torch.Tensor, shared: str | None, limit: float
+    residual: torch.Tensor, told: torch.Tensor, shared: str | None, limit: float, summed: _Blur
 ) -> torch.Tensor:
     """(N, 1, H, W) bool: where the residual (N, 1, H, W) of each tile has structure.
 
@@ -112,7 +113,7 @@ def _missed(
     columns = torch.arange(width, device=residual.device)[None, :]
     parity = {"row": rows + 0 * columns, "column": columns + 0 * rows, None: rows + columns}[shared]
     residual = residual * told
-    power = _summed(residual.square(), _LEVEL) / _summed(told, _LEVEL).clamp(min=1)
+    power = summed(residual.square(), _LEVEL) / summed(told, _LEVEL).clamp(min=1)
     least = _LEAST_POWER * power.mean(dim=(1, 2, 3), keepdim=True) + 1e-30
     white = residual / power.maximum(least).sqrt()
     white = white.clamp(-_LARGEST, _LARGEST)
@@ -122,10 +123,8 @@ def _missed(
         halves = []
         for half in (0, 1):
             is_in = parity % 2 == half
-            variance = _summed(told * is_in, scale / math.sqrt(2))  # of white noise
-            deviations = (
-                _summed(white * is_in, scale) / variance.clamp(min=_ENOUGH * of_half).sqrt()
-            )
+            variance = summed(told * is_in, scale / math.sqrt(2))  # of white noise
+            deviations = summed(white * is_in, scale) / variance.clamp(min=_ENOUGH * of_half).sqrt()
             spread = deviations.std(dim=(1, 2, 3), keepdim=True)
             halves.append(deviations / spread.clamp(min=1))
         is_one = (torch.minimum(*halves) > limit) | (torch.maximum(*halves) < -limit)
@@ -141,14 +140,21 @@ def _grown(mask: torch.Tensor, reach: int) -> torch.Tensor:
     return mask
 
 
-def _summed(image: torch.Tensor, scale: float) -> torch.Tensor:
-    """(N, 1, H, W): around each pixel, by a Gaussian whose highest weight is 1."""
-    by_rows, by_columns = (_gaussian(n, scale, image.device) for n in image.shape[2:])
-    return by_rows @ image @ by_columns
+class _Blur:
+    """Sums around each pixel; the Gaussians that weigh them are kept."""
 
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, float], torch.Tensor] = {}
 
-@lru_cache(maxsize=16)  # a look needs five for each axis
-def _gaussian(n: int, scale: float, device: torch.device) -> torch.Tensor:
-    """(n, n): each row a Gaussian around its place."""
-    at = torch.arange(n, device=device, dtype=torch.float32)
-    return torch.exp(-((at[:, None] - at[None, :]) ** 2) / (2 * scale**2))
+    def __call__(self, image: torch.Tensor, scale: float) -> torch.Tensor:
+        """(N, 1, H, W): around each pixel, by a Gaussian whose highest weight is 1."""
+        by_rows, by_columns = (self._gaussian(n, scale, image.device) for n in image.shape[2:])
+        return by_rows @ image @ by_columns
+
+    def _gaussian(self, n: int, scale: float, device: torch.device) -> torch.Tensor:
+        """(n, n): each row a Gaussian around its place."""
+        if (n, scale) not in self._made:
+            at = torch.arange(n, device=device, dtype=torch.float32)
+            apart = at[:, None] - at[None, :]
+            self._made[n, scale] = torch.exp(-(apart**2) / (2 * scale**2))
+        return self._made[n, scale]

@@ -477,16 +477,20 @@ def test_engines_are_built_for_what_the_pipeline_asks_for(model, size, n_samples
 # the library, as far as it can be asked without a GPU
 
 
-@pytest.mark.parametrize("capability", [75, 89, 120, 999])
+@pytest.mark.parametrize("capability", [80, 89, 120, 999])
 def test_gpus_that_rtx_is_made_for_are_taken(rtx, capability):
     backend.require_capability("tensorrt_rtx", gpu_of(capability))
 
 
-def test_a_gpu_that_rtx_is_not_made_for_is_refused_before_anything_is_built(rtx, model):
-    with pytest.raises(ModelError, match=r"8\.9, 12\.0.*Fake has 9\.0; take --backend native"):
-        building.build_engines(model, "tensorrt_rtx", (64, 96), 4, gpu_of(90))
-    with pytest.raises(ModelError, match=r"has 9\.0; take"):
-        TensorRTNetwork(b"onnx", "tensorrt_rtx", gpu_of(90), "fp16", (2, 2))
+@pytest.mark.parametrize(("capability", "told"), [(75, r"7\.5"), (90, r"9\.0"), (100, r"10\.0")])
+def test_a_gpu_that_rtx_is_not_made_for_is_refused_before_anything_is_built(
+    rtx, model, capability, told
+):
+    said = rf"8\.9, 12\.0.*Fake has {told}; take --backend native"
+    with pytest.raises(ModelError, match=said):
+        building.build_engines(model, "tensorrt_rtx", (64, 96), 4, gpu_of(capability))
+    with pytest.raises(ModelError, match=said):
+        TensorRTNetwork(b"onnx", "tensorrt_rtx", gpu_of(capability), "fp16", (2, 2))
 
 
 def test_doctor_tells_a_gpu_that_rtx_is_not_made_for(rtx, monkeypatch):

@@ -202,7 +202,9 @@ def test_doctor_tells_of_every_backend():
     assert "backend tensorrt" in told
     assert told["backend native"].startswith(("works", "missing: "))
     of_rtx = told["backend tensorrt-rtx"]
-    assert any(words in of_rtx for words in ("engines: ", "is made for GPUs", "n2sr[rtx]"))
+    if "n2sr[rtx]" not in of_rtx:  # it is installed
+        has_driver = not told["GPU"].startswith("none")
+        assert ("it cannot be used: no NVIDIA driver" in of_rtx) != has_driver
     assert told["backend cuda"].startswith(("ONNX Runtime is built for it", "missing: "))
     assert told["backend of auto"].startswith(
         "the first that works of native, tensorrt, tensorrt-rtx, cuda"

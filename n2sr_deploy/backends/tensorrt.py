@@ -31,6 +31,7 @@ _log = logging.getLogger("n2sr")
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _OLDEST = 10, 13
+_OLDEST_OF_RTX = 80  # it builds for Turing (75) only where told so, and then for nothing else
 SETTINGS: dict[str, Any] = {
     "network_flags": ("STRONGLY_TYPED",),
     "set_flags": ("REQUIRE_USER_ALLOCATION",),  # where there is one: for CUDA graphs
@@ -80,11 +81,12 @@ def require_capability(library: str, device: CudaDevice) -> None:
     ModelError
         When it is broken, or not made for this GPU.
     """
-    trt = import_library(library)
     if library != "tensorrt_rtx":
         return
+    trt = import_library(library)
     names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-    known = sorted(int(name.removeprefix("SM")) for name in names)
+    named = sorted(int(name.removeprefix("SM")) for name in names)
+    known = [capability for capability in named if capability >= _OLDEST_OF_RTX]
     if device.capability not in known and device.capability < known[-1]:
         raise ModelError(
             f"TensorRT for RTX {trt.__version__} is made for GPUs of compute capability "

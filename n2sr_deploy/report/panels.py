@@ -322,7 +322,8 @@ def _draw_ring_correlation(axis: Axes, findings: ReportFindings) -> None:
         )
         return
     axis.axhline(SEVENTH, color=INK, linewidth=1, linestyle="--", label="1/7")
-    end = len(found.frequency)
+    is_above = bool(found.correlation[0] > SEVENTH)
+    end = len(found.frequency) if is_above else 0
     if found.crossing is not None:
         end = int(np.searchsorted(found.frequency, found.crossing))
         axis.axvline(found.crossing, color=ORANGE, linewidth=1.2)
