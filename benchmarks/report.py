@@ -18,7 +18,6 @@ from benchmarks.cases import PAPER_PSNR, REPOSITORY, Pair, Simulated, cases
 from benchmarks.peers import PEERS
 from benchmarks.quality import FIVE_SECONDS, IMAGES, OURS, PAPERS_SAMPLER, PRESETS, Row, rows
 from benchmarks.results import FOLDER
-from n2sr_train import TrainingConfig
 
 DOCS = REPOSITORY / "docs"
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- until here -->"
@@ -94,23 +93,6 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
             f"{draws} |"
         )
     return "\n".join(lines)
-
-
-def with_fewer_draws(found: list[Row]) -> str:
-    """Which rows were taken before files had as many draws as now; empty where none were."""
-    old: dict[str, set[str]] = {}  # methods of each frame
-    for row in found:
-        preset = row["method"].split(",")[0]
-        is_now = row["method"] in (*PRESETS, *(name + PAPERS_SAMPLER for name in PRESETS))
-        if is_now and row["n_samples"] < TrainingConfig.named(preset).n_samples:
-            old.setdefault(row["frame"], set()).add(row["method"])
-    frames: dict[tuple[str, ...], list[str]] = {}
-    for frame, methods in sorted(old.items()):
-        frames.setdefault(tuple(sorted(methods)), []).append(frame)
-    if not frames:
-        return ""
-    told = "; ".join(f"{'; '.join(frames[m])}: {' / '.join(m)}" for m in frames)
-    return f" Taken with 4 draws, before files had 16 (0.1 to 0.4 dB less): {told}."
 
 
 def readme_tables(found: list[Row]) -> str:
@@ -262,7 +244,7 @@ def main() -> None:
         "taken on a busy machine. The arithmetic is that of the network; Muon's own adds 4 to 5 %. "
         "With pattern row or column a frame keeps half of its "
         "pixels instead of a quarter, so network and training take twice the arithmetic told for "
-        "these frames." + with_fewer_draws(found),
+        "these frames.",
         "## The presets",
         presets_table(found, goals=True),
         "![PSNR over arithmetic](benchmark.png)",
