@@ -54,6 +54,10 @@ class _InputError(click.ClickException):
     exit_code = 2
 
 
+class _Interrupted(click.ClickException):
+    exit_code = 128 + signal.SIGINT
+
+
 class _Group(click.Group):
     """Commands of this file and of the entry points; n2sr's errors become one line and exit 2."""
 
@@ -88,6 +92,8 @@ class _Group(click.Group):
             raise _InputError(" ".join(str(error).split())) from error
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}") from error
+        except KeyboardInterrupt as error:
+            raise _Interrupted("ended by Ctrl-C before it was done") from error
 
 
 @contextmanager

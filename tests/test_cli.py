@@ -462,6 +462,16 @@ def test_ctrl_c_and_sigterm_end_a_training_and_keep_the_best(tmp_path, noisy_fil
     assert (tmp_path / "s.safetensors").exists()
 
 
+def test_ctrl_c_while_nothing_is_learned_yet_is_told(noisy_file, run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("n2sr_train.learner.measure_noise", interrupted)
+    result = run("train", noisy_file, "-o", "s.safetensors", code=128 + signal.SIGINT)
+    assert result.output.splitlines()[-1] == "Error: ended by Ctrl-C before it was done"
+    assert [path.name for path in noisy_file.parent.iterdir()] == [noisy_file.name]
+
+
 def test_every_module_imports_without_the_extras():
     """A control PC has no PyTorch: nothing of n2sr_deploy may need it, or n2sr_train's front.
 
