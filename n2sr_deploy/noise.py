@@ -31,6 +31,7 @@ SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
+_FARTHER = 0.3  # correlation with the nearest kept line from which too much of the noise is seen
 _DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
 _FEW_COUNTS = 5  # a pixel
 _EQUALS = 0.1  # of the mean: the variance of few counts is known to 5 %
@@ -322,9 +323,16 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
             f"the noise is correlated along {name}s, so whole {name}s are kept or held out "
             f"(pattern {name})",
         )
+    across = (noise.along_columns if name == "row" else noise.along_rows)[1]
+    reaches = (
+        f"; it reaches farther than that ({across:.2f} two {name}s away), so noise will stay: bin "
+        "the frame by two or more first"
+        if across > _FARTHER
+        else ""
+    )
     return (
         SamplingPattern.named(name, 4),
         1,
         f"the noise is correlated along rows and columns, so one {name} of four is kept and those "
-        f"beside it are not learned from (pattern {name}, stride 4)",
+        f"beside it are not learned from (pattern {name}, stride 4){reaches}",
     )

@@ -571,6 +571,19 @@ def test_info_leaves_out_what_was_not_scanned_as_training_does(tmp_path):
     assert measure_noise(*parts).describe() in result.output
 
 
+def test_noise_that_reaches_over_the_lines_between_is_told():
+    """It stayed in the result, and nothing but the report said so."""
+    white = np.random.default_rng(0).normal(size=(256, 256))
+    far = ndimage.convolve1d(white, [0.25, 0.5, 1, 0.5, 0.25], axis=0, mode="wrap")
+    far = ndimage.convolve1d(far, [0.25, 0.5, 1, 0.5, 0.25], axis=1, mode="wrap")
+    pattern, _, why = choose_pattern(measure_noise(Frame(pixels=far)))
+    assert pattern.stride in ((4, 1), (1, 4))
+    assert "it reaches farther than that (0.4" in why
+    assert "bin the frame by two or more first" in why
+    near = draw(perfect_lattice(), 0.1, 0.05, 0.5, 0.4)
+    assert "reaches farther" not in choose_pattern(measure_noise(near))[2]
+
+
 def test_the_pattern_by_name_is_the_one_that_the_noise_asks_for():
     """Naming it dropped the margin, and so 3 dB."""
     from n2sr_deploy.learning import LearnOptions
