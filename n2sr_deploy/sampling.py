@@ -344,10 +344,10 @@ def held_out(
     window = Window(0, 0, rows, columns)
     _check_cells(window, pattern)
     place = kernels().kept(pattern, window, sample, seed, frame_index, n_threads)
-    places = np.arange(pattern.group_size, dtype=np.uint8).reshape(pattern.stride)
-    mask = place[:, None, :, None] != places[None, :, None, :]
-    whole: BoolArray = mask.reshape(shape)
-    return whole
+    mask = np.empty((rows, pattern.stride_y, columns, pattern.stride_x), np.bool_)
+    for number, (y, x) in enumerate(np.ndindex(pattern.stride)):
+        np.not_equal(place, number, out=mask[:, y, :, x])
+    return mask.reshape(shape)
 
 
 def _check_frame(frame: AnyArray) -> None:

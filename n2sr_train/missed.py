@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from n2sr_train.config import TrainingConfig
-    from n2sr_train.patches import PatchSampler
+    from n2sr_train.patches import PatchSampler, ValidationPatch
 
 _TILES = 4  # looked at each time
 _SCALES = 1.5, 3.0  # pixels: standard deviations of what smooths the residual
@@ -66,10 +66,20 @@ class MissedPlaces:
         self._tiles = [(int(top), int(left)) for top in tops for left in lefts]
         self._order = np.random.default_rng(config.seed).permutation(len(self._tiles))
         self._n_seen = 0
+        self._next: list[tuple[tuple[slice, slice], ValidationPatch]] = []
         self.n_tiles = min(_TILES, len(self._tiles))
         """Tiles that one look denoises."""
         self.counts = sampler.counts.copy()
         """(H, W) float32: how much each pixel's error counts; 0 where it is never learned from."""
+
+    def draw_next(self) -> None:
+        """Draw from the next look's tiles already now, on the host: a GPU may be busy meanwhile."""
+        height, width = self._sampler.shape
+        numbers = (self._n_seen + np.arange(self.n_tiles)) % len(self._tiles)
+        self._n_seen += self.n_tiles
+        places = [self._tiles[number] for number in self._order[numbers]]
+        tiles = [(slice(top, top + height), slice(left, left + width)) for top, left in places]
+        self._next = [(tile, self._sampler.judged_patch(tile)) for tile in tiles]
 
     @torch.no_grad()
     def look(
@@ -78,14 +88,12 @@ class MissedPlaces:
         output: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor],
     ) -> None:
         """Look at the next tiles, and let missed places count more from now on."""
-        height, width = self._sampler.shape
-        numbers = (self._n_seen + np.arange(self.n_tiles)) % len(self._tiles)
-        self._n_seen += self.n_tiles
-        places = [self._tiles[number] for number in self._order[numbers]]
-        tiles = [(slice(top, top + height), slice(left, left + width)) for top, left in places]
-        for first in range(0, self.n_tiles, self._at_once):
-            together = tiles[first : first + self._at_once]
-            *parts, _ = zip(*map(self._sampler.judged_patch, together), strict=True)
+        if not self._next:
+            self.draw_next()
+        drawn, self._next = self._next, []
+        for first in range(0, len(drawn), self._at_once):
+            tiles, patches = zip(*drawn[first : first + self._at_once], strict=True)
+            *parts, _ = zip(*patches, strict=True)
             subsampled, held_out, target, learned = (
                 torch.from_numpy(np.stack(part)).to(self._device) for part in parts
             )
@@ -94,7 +102,7 @@ class MissedPlaces:
             missed = _missed(
                 target - mean, told, self._sampler.pattern.shared, self._limit, self._blur
             )
-            for tile, found in zip(together, missed[:, 0].cpu().numpy(), strict=True):
+            for tile, found in zip(tiles, missed[:, 0].cpu().numpy(), strict=True):
                 counts = self.counts[tile]
                 counts[found & (counts > 0)] = self._weight
 

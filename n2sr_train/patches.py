@@ -127,11 +127,11 @@ class PatchSampler:
     def judged_patch(self, crop: tuple[slice, slice], turn: int = 0) -> ValidationPatch:
         """A part of the frame with one group of draws, at most four."""
         target, counts = self._cropped(crop, turn)
-        pattern, n_samples = self.pattern, min(self.pattern.group_size, 4)
+        n_samples = min(self.pattern.group_size, 4)
         seed, index = self._next_draw()
         held = [self._held_out(sample, seed, index) for sample in range(n_samples)]
         return ValidationPatch(
-            draw(target, pattern, n_samples, seed=seed, frame_index=index)[:, None],
+            self._drawn(target, n_samples, seed, index)[:, None],
             np.stack(held).astype(np.float32)[:, None],
             target[None],
             (counts > 0).astype(np.float32)[None],
@@ -158,10 +158,19 @@ class PatchSampler:
         self._n_drawn += 1
         return self._config.seed, self._n_drawn - 1
 
+    def _drawn(self, patch: FloatArray, n_samples: int, seed: int, frame_index: int) -> FloatArray:
+        """(M, h, w); a patch is too small for more threads than one."""
+        return draw(patch, self.pattern, n_samples, seed=seed, frame_index=frame_index, n_threads=1)
+
     def _held_out(self, sample: int, seed: int, frame_index: int) -> BoolArray:
         """(H, W): which pixels a draw may be compared with."""
         held = held_out(
-            self._config.pattern, self.shape, sample=sample, seed=seed, frame_index=frame_index
+            self.pattern,
+            self.shape,
+            sample=sample,
+            seed=seed,
+            frame_index=frame_index,
+            n_threads=1,
         )
         return ~_dilated(~held, self._config.margin)
 
@@ -169,7 +178,7 @@ class PatchSampler:
         """One patch of a batch: sub-sampled, (1, H, W), and how much its pixels count."""
         target, counts = self._cropped(*self._random_crop())
         seed, index = self._next_draw()
-        subsampled = draw(target, self._config.pattern, 1, seed=seed, frame_index=index)
+        subsampled = self._drawn(target, 1, seed, index)
         return subsampled, target[None], (counts * self._held_out(0, seed, index))[None]
 
     def _allowed_turns(self) -> int:

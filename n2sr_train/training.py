@@ -189,14 +189,18 @@ class _Training:
                 ended = "steps"
             elif self._time_is_up():
                 ended = "seconds"
+            judges = ended is not None or self._validation_is_due()
+            looks = self.looks and judges and ended is None
+            if looks:
+                self.missed.draw_next()  # while a GPU is still at its steps
             if ended or self.step % self._reads_every == 0:
                 self.loss = self.stepper.loss
             if not math.isfinite(self.loss):
                 return "divergence"
-            if ended or self._validation_is_due():
+            if judges:
                 self._validate()
-                if ended is None and self.looks:
-                    self._look_for_missed()
+            if looks:
+                self._look_for_missed()
             if self.config.stops_early and self.overfits():
                 ended = ended or "overfitting"
             progress(self._status())

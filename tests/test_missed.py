@@ -215,3 +215,26 @@ def test_a_checkpoint_of_before_had_no_missed_places_and_no_overhang():
     assert TrainingConfig.from_dict(values) == replace(
         TrainingConfig.named("fast"), missed_weight=1.0, overhang=0.0
     )
+
+
+def test_what_a_look_draws_can_be_drawn_before_it():
+    pixels = np.random.default_rng(0).normal(size=(SIDE, SIDE)) + column(100, 150, 40)
+    config = tiny_config(patch=SIDE // 2)
+    found = []
+    for draws_before in (False, True):
+        sampler = PatchSampler(Frame(pixels=pixels), config, (8, 8))
+        missed = MissedPlaces(sampler, config, torch.device("cpu"))
+        shown = []
+
+        def output(_, subsampled, shown=shown):
+            shown.append(subsampled)
+            return torch.zeros(len(subsampled), 1, SIDE // 2, SIDE // 2)
+
+        for _ in range(2):
+            if draws_before:
+                missed.draw_next()
+            missed.look(torch.nn.Identity(), output)
+        found.append((torch.cat(shown), missed.counts))
+    assert torch.equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+    assert (found[0][1] > 1).any()

@@ -224,6 +224,22 @@ def test_the_end_is_judged_within_the_seconds(noisy, monkeypatch):
     assert not run._time_is_up()
 
 
+def test_the_host_draws_for_a_look_before_it_waits_for_the_device(noisy, monkeypatch):
+    run = _Training(noisy, tiny_config())
+    order = []
+    loss, draw = TrainingStep.loss.fget, run.missed.draw_next
+    monkeypatch.setattr(
+        TrainingStep, "loss", property(lambda step: order.append("waits") or loss(step))
+    )
+    monkeypatch.setattr(run.missed, "draw_next", lambda: order.append("draws") or draw())
+    run.run(lambda status: order.append(status.step))
+    for step in 4, 8:
+        since = order[order.index(step - 1) + 1 : order.index(step)]
+        assert since.index("draws") < since.index("waits")
+        assert since.count("draws") == 1
+    assert order.count("draws") == 2, "there is no look at either end"
+
+
 def test_the_weights_kept_are_hardly_worse_than_the_lowest_validation_error(noisy):
     checkpoint = train(noisy, tiny_config(steps=40))
     errors = {entry["step"]: entry["validation_error"] for entry in checkpoint.history}
