@@ -70,7 +70,7 @@ class _Made:
     "--model",
     type=PATH,
     metavar="MODEL.onnx",
-    help="The network that denoised it: adds the spread and the correlation of two half-results.",
+    help="The network that denoised it: adds the spread and what unseen pixels confirm.",
 )
 @click.option(
     "--std",
@@ -205,7 +205,7 @@ def _known(
     from n2sr_deploy.report import Known, known
 
     if std is not None:
-        return Known(_measured("standard error", _same_frame(std, noisy), noisy, mended), None)
+        return Known(_measured("standard error", _same_frame(std, noisy), noisy, mended))
     if model is None:
         return None
     frame = mended.repaired.frame

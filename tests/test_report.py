@@ -16,13 +16,13 @@ from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.phantom import clean_phantom
-from n2sr_deploy.report import Halves, Known, measure, report_on
+from n2sr_deploy.report import HalfResult, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
+from n2sr_deploy.report.cross_validation import confirmation, unseen_by
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.panels import panels
 from n2sr_deploy.report.reporting import known
-from n2sr_deploy.report.spectra import SEVENTH, ring_correlation
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.sampling import SamplingPattern, held_out
 from n2sr_deploy.uncertainty import smoothed
 from tests.conftest import SHARED_DATA, random_pixels
 from tests.test_denoiser import with_fake
@@ -354,13 +354,42 @@ def test_the_noise_model_and_the_residuals_variance_agree():
     assert curve.variance == pytest.approx(0.3 * curve.intensity, rel=0.15)
 
 
-def test_halves_with_the_same_signal_correlate_and_noise_does_not():
-    rng = np.random.default_rng(0)
-    first, second = (lattice() + 0.01 * rng.normal(size=SHAPE) for _ in range(2))
-    found = ring_correlation(first, second)
-    at = np.argmin(np.abs(found.frequency - np.sqrt(2) / 12))
-    assert found.correlation[at] > 0.9
-    assert np.abs(found.correlation[-15:]).max() < 0.2
+def half_results(noisy, clean, shown):
+    """What shows this, and the noise of the pixels that each of them saw, smeared."""
+    halves = []
+    for draws in (range(2), range(2, 4)):
+        unseen = unseen_by(SamplingPattern.named("cell"), SHAPE, draws, seed=0, frame_index=0)
+        noise = smoothed(np.where(unseen, 0, noisy - clean), 2)
+        halves.append(HalfResult((shown + noise).astype(np.float32), unseen))
+    return tuple(halves)
+
+
+def test_unseen_pixels_confirm_the_lattice_and_neither_noise_nor_what_was_drawn_alike():
+    """The correlation of two half-results took whatever a network draws everywhere for detail."""
+    noisy = noisy_frame(std=0.3).pixels.astype(float)
+    invented = 0.2 * np.cos(2 * np.pi * (0.3 * X + 0.2 * Y))
+    found = confirmation(noisy, half_results(noisy, lattice(), lattice() + invented))
+
+    def at(frequency):
+        ring = np.argmin(np.abs(found.frequency - frequency))
+        return found.share[ring], found.error[ring], found.is_confirmed[ring]
+
+    share, error, is_confirmed = at(np.sqrt(2) / 12)
+    assert share == pytest.approx(1, abs=4 * error)
+    assert error < 0.05
+    assert is_confirmed
+    share, error, is_confirmed = at(np.hypot(0.3, 0.2))
+    assert share == pytest.approx(0, abs=4 * error)
+    assert error < 0.1
+    assert not is_confirmed
+    assert found.resolution == pytest.approx(np.sqrt(2) / 12, abs=2.5 / 96)  # rings beside it too
+
+
+def test_of_noise_nothing_is_confirmed():
+    noisy = np.random.default_rng(1).normal(size=SHAPE)
+    found = confirmation(noisy, half_results(noisy, np.zeros(SHAPE), np.zeros(SHAPE)))
+    assert found.resolution is None
+    assert not found.is_confirmed.any()
 
 
 def test_nothing_is_written_to():
@@ -590,17 +619,34 @@ def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_p
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.parametrize("name", ["cell", "row", "column"])
-def test_half_results_see_disjoint_pixels(model, name):
-    """Else their correlation is of the noise they share."""
-    pattern = SamplingPattern.named(name)
-    denoiser, _ = with_fake(model, pattern)  # which shows in a cell the pixels that were kept
-    frame = random_pixels((64, 64), "uint16")
-    rows, columns = pattern.stride
-    halves = known(denoiser, Frame(pixels=frame), n_samples=1).halves
-    shown = [half[::rows, ::columns] - half.mean() for half in (halves.first, halves.second)]
-    cells = frame.reshape(64 // rows, rows, 64 // columns, columns).mean(axis=(1, 3))
-    assert np.allclose(sum(shown) / 2, cells - cells.mean(), atol=0.1)
+@pytest.mark.parametrize("pattern", ["cell 2", "row 2", "column 2", "row 4", "column 4"])
+def test_a_half_result_does_not_know_the_pixels_that_it_never_saw(model, pattern):
+    name, stride = pattern.split()
+    denoiser, _ = with_fake(model, SamplingPattern.named(name, int(stride)))
+    frame = random_pixels((66, 70), "uint16")
+    for which in (0, 1):
+        half = known(denoiser, Frame(pixels=frame, index=7), n_samples=1, seed=3).halves[which]
+        assert half.unseen.mean() > 0.2
+        other = frame.copy()
+        other[half.unseen] = np.roll(frame[half.unseen], 1)  # of the same mean and deviation
+        again = known(denoiser, Frame(pixels=other, index=7), n_samples=1, seed=3).halves[which]
+        assert np.allclose(again.image, half.image, atol=0.1)
+        spoilt = frame.copy()
+        spoilt[~half.unseen] = np.roll(frame[~half.unseen], 1)
+        spoilt = known(denoiser, Frame(pixels=spoilt, index=7), n_samples=1, seed=3).halves[which]
+        assert not np.allclose(spoilt.image, half.image, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+def test_lines_beside_one_that_was_seen_do_not_judge_where_noise_reaches_them(name):
+    pattern = SamplingPattern.named(name, 4)
+    unseen = unseen_by(pattern, (64, 64), range(1), seed=0, frame_index=0)
+    lines = unseen if name == "row" else unseen.T
+    assert (lines == lines[:, :1]).all()
+    kept = ~held_out(pattern, (64, 64))
+    for number, is_kept in enumerate((kept if name == "row" else kept.T)[:, 0]):
+        assert not (is_kept and lines[max(number - 1, 0) : number + 2].any())
+    assert 0.2 < unseen.mean() < 0.5
 
 
 def test_with_a_model_a_result_is_judged_as_it_was_made(
@@ -610,7 +656,7 @@ def test_with_a_model_a_result_is_judged_as_it_was_made(
     asked = []
     monkeypatch.setattr(
         "n2sr_deploy.report.known",
-        lambda denoiser, frame, **how: asked.append((frame, how)) or Known(None, None),
+        lambda denoiser, frame, **how: asked.append((frame, how)) or Known(None),
     )
     pixels = noisy.pixels.copy()
     pixels[40, 50] = 60
@@ -651,7 +697,7 @@ def test_every_panel_draws_with_and_without_what_is_optional():
         noisy_frame(pixel_size=(0.02, 0.02), unit="nm"),
         lattice().astype(np.float32),
         spread=np.full(SHAPE, 0.1, np.float32),
-        halves=Halves(lattice(), lattice()),
+        halves=half_results(noisy_frame().pixels, lattice(), lattice()),
     )
     assert drawing_module.overview_png(findings, "all").startswith(b"\x89PNG")
 
@@ -689,20 +735,17 @@ def test_the_pictures_of_a_report_align(drawn):
         assert scale.get_tightbbox().x1 < figure.bbox.x1
 
 
-def test_no_resolution_is_read_beyond_where_the_halves_part():
-    """Towards 0.5 they have the network's stripes in common: it looked as if they were detail."""
-    rng = np.random.default_rng(0)
-    stripes = np.where(Y % 2 == 1, 1, -1) * rng.normal(size=SHAPE[1])
-    halves = Halves(*(scene() + stripes + rng.normal(size=SHAPE) / 2 for _ in range(2)))
-    findings = measure(noisy_frame(clean=scene()), scene().astype("f"), halves=halves)
-    figure = drawing_module._figure((4, 4))
-    panel = panels(findings)[-1]
-    panel.draw(figure.add_subplot(), findings)
-    read, beyond = (line.get_data() for line in figure.axes[0].lines[-2:])
-    assert "stripes" in panel.caption
-    assert max(beyond[1][-6:]) > 0.3
-    assert min(read[1][:-1]) >= SEVENTH
-    assert read[0][-1] == beyond[0][0] >= findings.ring_correlation.crossing
+def test_the_resolution_is_marked_where_the_last_ring_is_confirmed():
+    noisy = noisy_frame(pixel_size=(0.02, 0.02), unit="nm")
+    halves = half_results(noisy.pixels, lattice(), lattice())
+    findings = measure(noisy, lattice().astype("f"), halves=halves)
+    axis = drawing_module._figure((4, 4)).add_subplot()
+    panels(findings)[-1].draw(axis, findings)
+    resolution = findings.confirmation.resolution
+    assert resolution == findings.confirmation.frequency[findings.confirmation.is_confirmed][-1]
+    assert [text.get_text() for text in axis.texts] == [
+        f" {1 / resolution:.3g} px = {0.02 / resolution:.3g} nm"
+    ]
 
 
 def test_the_picture_has_each_verdict_whole(drawn):

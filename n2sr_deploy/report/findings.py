@@ -78,14 +78,20 @@ class VarianceCurve:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RingCorrelation:
-    """Fourier ring correlation of two half-results that saw disjoint pixels of the frame."""
+class Confirmation:
+    """How much of what half-results show is in the pixels they never saw; by frequency."""
 
     frequency: AnyArray
-    """(N,), cycles per pixel."""
-    correlation: AnyArray
-    crossing: float | None
-    """Frequency from which three rings are below 1/7; None: there is none, or it is the first."""
+    """(N,), cycles per pixel: the middles of rings; the ring and those beside it are summed."""
+    share: AnyArray
+    """1 where all that is shown is in the frame, 0 where nothing is; above 1 where the frame has
+    more of it."""
+    error: AnyArray
+    """Standard error of `share`."""
+    is_confirmed: AnyArray
+    """(N,) bool: whether it surely is above 0, and at least a half."""
+    resolution: float | None
+    """The highest frequency that is confirmed; None: there is none."""
 
 
 class Correlation(NamedTuple):
@@ -166,7 +172,8 @@ class ReportFindings:
     peaks: tuple[Peak, ...]
     places: tuple[Place, ...]
     """The most significant first."""
-    ring_correlation: RingCorrelation | None
+    confirmation: Confirmation | None
+    """None where the network is not known."""
     excess: Excess | None
     pixel_size: float | None
     """Along a row, in `unit`; None when unknown."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from n2sr_deploy.defects import repair
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
+from n2sr_deploy.report.cross_validation import confirmation
 from n2sr_deploy.report.findings import Excess, ReportFindings, VarianceCurve
 from n2sr_deploy.report.places import significant_places
 from n2sr_deploy.report.registration import (
@@ -20,24 +21,17 @@ from n2sr_deploy.report.registration import (
     register,
     without_signal,
 )
-from n2sr_deploy.report.spectra import Spectra, ring_correlation
+from n2sr_deploy.report.spectra import Spectra
 from n2sr_deploy.report.verdicts import verdicts
 from n2sr_deploy.spectrum import SHARED, Spectrum
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.report.cross_validation import HalfResult
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 _BLOCK = 32  # pixels; farther apart, errors are taken as independent
 _LEVELS = 16  # of intensity, on the curve of the variance
-
-
-class Halves(NamedTuple):
-    """Two results of one network, from disjoint sets of the frame's pixels."""
-
-    first: FloatArray
-    """(H, W), counts."""
-    second: FloatArray
 
 
 def measure(
@@ -45,7 +39,7 @@ def measure(
     denoised: FloatArray,
     *,
     spread: FloatArray | None = None,
-    halves: Halves | None = None,
+    halves: tuple[HalfResult, ...] = (),
     second: Frame | None = None,
 ) -> ReportFindings:
     """Measure what can be told of a denoised frame from the noisy one, and judge it.
@@ -60,7 +54,7 @@ def measure(
     spread
         (H, W) in counts: the standard error of `denoised`, as `standard_error` gives it.
     halves
-        Two half-results, for the Fourier ring correlation.
+        Half-results of the network, to be compared with the pixels they never saw.
     second
         Another exposure of the same area, registered to 0.3 pixels, for the excess error; a drift
         is measured and told.
@@ -104,7 +98,7 @@ def measure(
         variance=_variance_curve(residual, result, expected, ~repaired.hot),
         peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
-        ring_correlation=None if halves is None else ring_correlation(*map(middle_of, halves)),
+        confirmation=confirmation(repaired.frame.pixels, halves) if halves else None,
         excess=None if second is None else _excess(noisy, result, second, spread, spectra),
         pixel_size=None if size is None else size[1],
         unit=noisy.unit,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.report.spectra import LAGS, SEVENTH
+from n2sr_deploy.report.spectra import LAGS
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -89,13 +89,11 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
             _draw_variance,
         ),
         Panel(
-            "Two half-results",
-            "Fourier ring correlation of results from disjoint halves of the pixels. The network "
-            "is the same for both, so this is an upper bound. Grey: beyond the resolution read "
-            "here. A rise near 0.5 (patterns row and column) is no detail, but faint stripes of "
-            "one line that the network puts into both; a mean of four draws or more has hardly "
-            "any.",
-            _draw_ring_correlation,
+            "What unseen pixels confirm",
+            "Share of what half-results show that is in the pixels they never saw, in three rings "
+            "of frequency at a time, with two standard errors. Blue: at least a half, for sure. "
+            "Where hardly anything is shown, as at high frequencies, nothing can be told.",
+            _draw_confirmation,
         ),
     )
 
@@ -314,29 +312,29 @@ def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
     axis.legend()
 
 
-def _draw_ring_correlation(axis: Axes, findings: ReportFindings) -> None:
-    found = findings.ring_correlation
+def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
+    found = findings.confirmation
     if found is None:
         _say(
             axis, "needs the network:\n\nn2sr report … --model MODEL.onnx\nor n2sr denoise --report"
         )
         return
-    axis.axhline(SEVENTH, color=INK, linewidth=1, linestyle="--", label="1/7")
-    is_above = bool(found.correlation[0] > SEVENTH)
-    end = len(found.frequency) if is_above else 0
-    if found.crossing is not None:
-        end = int(np.searchsorted(found.frequency, found.crossing))
-        axis.axvline(found.crossing, color=ORANGE, linewidth=1.2)
-        length = f"{1 / found.crossing:.3g} px"
+    for level, style in ((1, "--"), (0, "-")):
+        axis.axhline(level, color=INK, linewidth=1, linestyle=style)
+    for which, colour in ((found.is_confirmed, BLUE), (~found.is_confirmed, GREY)):
+        axis.errorbar(
+            found.frequency[which], found.share[which], 2 * found.error[which], fmt="o",
+            color=colour, markersize=4, elinewidth=1.2,
+        )  # fmt: skip
+    if found.resolution is not None:
+        axis.axvline(found.resolution, color=ORANGE, linewidth=1.2)
+        length = f"{1 / found.resolution:.3g} px"
         if findings.pixel_size is not None:
-            length += f" = {findings.pixel_size / found.crossing:.3g} {findings.unit or ''}"
-        axis.text(found.crossing, 0.9, f" {length}", color=ORANGE)
-    for part, colour in ((slice(end + 1), BLUE), (slice(end, None), GREY)):
-        axis.plot(found.frequency[part], found.correlation[part], color=colour, linewidth=2)
+            length += f" = {findings.pixel_size / found.resolution:.3g} {findings.unit or ''}"
+        axis.text(found.resolution, 1.7, f" {length}", color=ORANGE)
     axis.set_xlim(0, 0.5)
-    axis.set_ylim(-0.1, 1.03)
-    _curve(axis, "cycles per pixel", "correlation")
-    axis.legend()
+    axis.set_ylim(-1, 2)
+    _curve(axis, "cycles per pixel", "share")
 
 
 def _curve(axis: Axes, across: str, up: str) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from n2sr_deploy import files
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.formats.units import size_in_nm
+from n2sr_deploy.report.cross_validation import HalfResult, draws_of_a_half, unseen_by
 from n2sr_deploy.report.drawing import check_drawing, overview_png
-from n2sr_deploy.report.measuring import Halves, check_shape, measure
+from n2sr_deploy.report.measuring import check_shape, measure
 from n2sr_deploy.report.page import page
 from n2sr_deploy.uncertainty import standard_error
 
@@ -45,7 +46,7 @@ class Known(NamedTuple):
 
     spread: FloatArray | None
     """(H, W), counts: the calibrated standard error."""
-    halves: Halves | None
+    halves: tuple[HalfResult, ...] = ()
 
 
 def check_report(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -94,8 +95,7 @@ def known(
 
     Returns
     -------
-    The spread, None for a single draw; and the halves: the first draws of a group against the
-    rest of it, so that no pixel is seen by both.
+    The spread, None for a single draw; and two half-results with the pixels they never saw.
 
     Raises
     ------
@@ -109,13 +109,17 @@ def known(
         uncertainty = standard_error(
             frame, denoised, lambda twin: denoiser.denoise(twin, n_samples, seed=seed)
         )
-    half = denoiser.model.metadata.pattern.group_size // 2
-    first = denoiser.denoise(frame, half, seed=seed).mean
-    both = denoiser.denoise(frame, 2 * half, seed=seed).mean
-    return Known(
-        None if uncertainty is None else uncertainty.standard_error,
-        Halves(first, 2 * both - first),
+    pattern = denoiser.model.metadata.pattern
+    n = draws_of_a_half(pattern)
+    first = denoiser.denoise(frame, n, seed=seed).mean
+    both = denoiser.denoise(frame, 2 * n, seed=seed).mean
+    halves = tuple(
+        HalfResult(
+            image, unseen_by(pattern, frame.shape, draws, seed=seed, frame_index=frame.index)
+        )
+        for image, draws in ((first, range(n)), (2 * both - first, range(n, 2 * n)))
     )
+    return Known(None if uncertainty is None else uncertainty.standard_error, halves)
 
 
 def report_on(
@@ -160,7 +164,7 @@ def report_on(
         When a file cannot be written.
     """
     check_report(path, overwrite=overwrite)
-    known = known or Known(None, None)
+    known = known or Known(None)
     findings = measure(noisy, denoised, spread=known.spread, halves=known.halves, second=second)
     html, picture = page(findings, title, lines), overview_png(findings, title)
     with files.replacing(path, overwrite=overwrite) as temporary:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n2sr_deploy.report.findings import Peak, RingCorrelation, Rings
+from n2sr_deploy.report.findings import Peak, Rings
 from n2sr_deploy.report.registration import coherence, register
 from n2sr_deploy.spectrum import SHARED, Spectrum, box_mean
 
@@ -26,7 +26,6 @@ _CONTRADICTED = 6.0  # standard errors by which the residual denies a peak
 _FLOOR_ERROR = 0.03  # share by which the noise's power may be wrong in a ring, as a standard error
 _SUPPORTED = 0.03  # share of the noise's power above which a floor's own error does not explain it
 KEPT, LOST = 0.7, 0.3  # of a peak's amplitude
-SEVENTH = 1 / 7  # of a ring correlation: where a resolution is usually read
 _MOST_PEAKS = 400
 _NEAR = np.arange(-8, 9)
 _ANNULUS = np.abs(np.hypot(_NEAR[:, None], _NEAR) - 6) < 2  # frequencies, of what is around a peak
@@ -189,23 +188,3 @@ class Spectra:
             for lags in (residual, noise)
         )
         return residual / (own[near] / own[y, x]), noise
-
-
-def ring_correlation(first: AnyArray, second: AnyArray) -> RingCorrelation:
-    """Fourier ring correlation of two images (H, W), windowed."""
-    rows, columns = (np.hanning(n + 2)[1:-1] for n in first.shape)
-    window = np.outer(rows, columns)
-    a, b = (np.fft.fft2((image - image.mean()) * window) for image in (first, second))
-    fy, fx = (np.fft.fftfreq(n) for n in first.shape)
-    ring = np.minimum((np.hypot(fy[:, None], fx[None, :]) * 2 * N_RINGS).astype(int), N_RINGS)
-
-    def summed(values: AnyArray) -> AnyArray:
-        return np.bincount(ring.ravel(), values.ravel(), minlength=N_RINGS + 1)[:N_RINGS]
-
-    power = summed(np.abs(a) ** 2) * summed(np.abs(b) ** 2)
-    correlation = summed((a * b.conj()).real) / np.sqrt(np.maximum(power, 1e-300))
-    frequency = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
-    below = correlation < SEVENTH
-    falls = below[:-2] & below[1:-1] & below[2:]  # a lattice leaves single rings empty
-    crossing = float(np.argmax(falls) / (2 * N_RINGS)) if falls.any() and not falls[0] else None
-    return RingCorrelation(frequency=frequency, correlation=correlation, crossing=crossing)
