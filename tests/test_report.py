@@ -16,7 +16,7 @@ from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.phantom import clean_phantom
-from n2sr_deploy.report import HalfResult, Known, measure, report_on
+from n2sr_deploy.report import HalfResult, Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report.cross_validation import confirmation, unseen_by
 from n2sr_deploy.report.page import page
@@ -361,7 +361,7 @@ def half_results(noisy, clean, shown):
         unseen = unseen_by(SamplingPattern.named("cell"), SHAPE, draws, seed=0, frame_index=0)
         noise = smoothed(np.where(unseen, 0, noisy - clean), 2)
         halves.append(HalfResult((shown + noise).astype(np.float32), unseen))
-    return tuple(halves)
+    return Halves(*halves)
 
 
 def test_unseen_pixels_confirm_the_lattice_and_neither_noise_nor_what_was_drawn_alike():
@@ -383,6 +383,26 @@ def test_unseen_pixels_confirm_the_lattice_and_neither_noise_nor_what_was_drawn_
     assert error < 0.1
     assert not is_confirmed
     assert found.resolution == pytest.approx(np.sqrt(2) / 12, abs=2.5 / 96)  # rings beside it too
+
+
+@pytest.mark.parametrize("name", ["row", "column"])
+def test_lines_that_are_displaced_where_they_were_seen_confirm_no_detail(name):
+    """As networks show them: it looked as if detail were confirmed at every frequency."""
+    fine = np.cos(2 * np.pi * Y / 12) * np.cos(2 * np.pi * X / 7) / 2 + 3
+    fine = fine if name == "row" else fine.T
+    axis, pattern = int(name == "column"), SamplingPattern.named(name)
+    noisy = fine + np.random.default_rng(0).normal(size=fine.shape) / 3
+    halves = []
+    for draw in range(2):
+        unseen = unseen_by(pattern, fine.shape, range(draw, draw + 1), seed=0, frame_index=0)
+        displaced = np.where(
+            np.roll(unseen, 1, axis), np.roll(fine, 1, axis), np.roll(fine, -1, axis)
+        )
+        halves.append(HalfResult(np.where(unseen, fine, displaced).astype(np.float32), unseen))
+    assert confirmation(noisy, Halves(*halves)).resolution > 0.3
+    found = confirmation(noisy, Halves(*halves, name))
+    assert found.along == name
+    assert found.resolution == pytest.approx(1 / 7, abs=2.5 / 96)
 
 
 def test_of_noise_nothing_is_confirmed():
@@ -744,7 +764,7 @@ def test_the_resolution_is_marked_where_the_last_ring_is_confirmed():
     resolution = findings.confirmation.resolution
     assert resolution == findings.confirmation.frequency[findings.confirmation.is_confirmed][-1]
     assert [text.get_text() for text in axis.texts] == [
-        f" {1 / resolution:.3g} px = {0.02 / resolution:.3g} nm"
+        f" {1 / resolution:.3g} px = {0.02 / resolution:.3g} nm "
     ]
 
 

@@ -7,13 +7,14 @@ does not.
 
 from __future__ import annotations
 
-from n2sr_deploy.report.cross_validation import HalfResult
+from n2sr_deploy.report.cross_validation import HalfResult, Halves
 from n2sr_deploy.report.findings import ReportFindings, Verdict
 from n2sr_deploy.report.measuring import check_size, measure
 from n2sr_deploy.report.reporting import Known, check_report, known, picture_of, report_on
 
 __all__ = [
     "HalfResult",
+    "Halves",
     "Known",
     "ReportFindings",
     "Verdict",

@@ -17,6 +17,7 @@ from n2sr_deploy.sampling import held_out
 from n2sr_deploy.spectrum import SHARED
 
 if TYPE_CHECKING:
+    from n2sr_deploy.report.findings import LineAxis
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray, SamplingPattern, Shape
 
 _RINGS = 48  # up to 0.5 cycles per pixel
@@ -32,6 +33,15 @@ class HalfResult(NamedTuple):
     """(H, W), counts."""
     unseen: BoolArray
     """(H, W): pixels that it never saw, whose noise is not that of any it saw."""
+
+
+class Halves(NamedTuple):
+    """Two results of one network."""
+
+    first: HalfResult
+    second: HalfResult
+    along: LineAxis | None = None
+    """Where whole lines were seen: the axis they lie along."""
 
 
 def unseen_by(
@@ -61,7 +71,7 @@ def draws_of_a_half(pattern: SamplingPattern) -> int:
     return 1 if pattern.shared is not None else pattern.group_size // 2
 
 
-def confirmation(noisy: AnyArray, halves: tuple[HalfResult, ...]) -> Confirmation:
+def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
     """Which share of what half-results show is in the pixels they never saw.
 
     Parameters
@@ -69,16 +79,18 @@ def confirmation(noisy: AnyArray, halves: tuple[HalfResult, ...]) -> Confirmatio
     noisy
         (H, W) in counts.
     halves
-        One or more.
+        What was made of it.
 
     Returns
     -------
-    By rings of frequency, three together.
+    By rings of frequency, three together. Of whole lines by frequency along them: across, a
+    half-result shows the lines it saw displaced and others not (0016-cycle-spinning.md).
     """
     noisy = middle_of(noisy)
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in noisy.shape))
     fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
-    ring = np.minimum((np.hypot(fy[:, None], fx[None, :]) * 2 * _RINGS).astype(int), _RINGS)
+    fy, fx = fy[:, None] * (halves.along != "row"), fx[None, :] * (halves.along != "column")
+    ring = np.minimum((np.hypot(fy, fx) * 2 * _RINGS).astype(int), _RINGS)
 
     def summed(values: AnyArray) -> AnyArray:
         """Over each ring and those beside it."""
@@ -86,7 +98,7 @@ def confirmation(noisy: AnyArray, halves: tuple[HalfResult, ...]) -> Confirmatio
         return np.convolve(sums, np.ones(_TOGETHER), mode="same")
 
     shown = in_common = variance = np.zeros(_RINGS)
-    for half in halves:
+    for half in halves[:2]:
         image, unseen = middle_of(half.image), middle_of(half.unseen)
         residual = unseen / unseen.mean() * (noisy - image)
         drawn, lacking = (np.fft.fft2((x - x.mean()) * window) for x in (image, residual))
@@ -101,6 +113,7 @@ def confirmation(noisy: AnyArray, halves: tuple[HalfResult, ...]) -> Confirmatio
     frequency = (np.arange(_RINGS) + 0.5) / (2 * _RINGS)
     return Confirmation(
         frequency=frequency,
+        along=halves.along,
         share=share,
         error=error,
         is_confirmed=surely,

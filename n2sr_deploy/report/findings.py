@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.noise import Noise
     from n2sr_deploy.sampling import AnyArray, FloatArray
 
+LineAxis = Literal["row", "column"]
 PeakState = Literal["kept", "weakened", "lost", "unsupported"]
 Level = Literal["good", "caution", "bad"]
 
@@ -83,6 +84,8 @@ class Confirmation:
 
     frequency: AnyArray
     """(N,), cycles per pixel: the middles of rings; the ring and those beside it are summed."""
+    along: LineAxis | None
+    """The axis whose frequency it is, of any across it; None: of rings around zero frequency."""
     share: AnyArray
     """1 where all that is shown is in the frame, 0 where nothing is; above 1 where the frame has
     more of it."""

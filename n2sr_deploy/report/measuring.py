@@ -27,7 +27,7 @@ from n2sr_deploy.spectrum import SHARED, Spectrum
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.report.cross_validation import HalfResult
+    from n2sr_deploy.report.cross_validation import Halves
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
 _BLOCK = 32  # pixels; farther apart, errors are taken as independent
@@ -39,7 +39,7 @@ def measure(
     denoised: FloatArray,
     *,
     spread: FloatArray | None = None,
-    halves: tuple[HalfResult, ...] = (),
+    halves: Halves | None = None,
     second: Frame | None = None,
 ) -> ReportFindings:
     """Measure what can be told of a denoised frame from the noisy one, and judge it.
@@ -54,7 +54,7 @@ def measure(
     spread
         (H, W) in counts: the standard error of `denoised`, as `standard_error` gives it.
     halves
-        Half-results of the network, to be compared with the pixels they never saw.
+        Two half-results of the network, to be compared with the pixels they never saw.
     second
         Another exposure of the same area, registered to 0.3 pixels, for the excess error; a drift
         is measured and told.
@@ -98,7 +98,7 @@ def measure(
         variance=_variance_curve(residual, result, expected, ~repaired.hot),
         peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
-        confirmation=confirmation(repaired.frame.pixels, halves) if halves else None,
+        confirmation=None if halves is None else confirmation(repaired.frame.pixels, halves),
         excess=None if second is None else _excess(noisy, result, second, spread, spectra),
         pixel_size=None if size is None else size[1],
         unit=noisy.unit,

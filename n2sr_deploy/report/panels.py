@@ -91,7 +91,8 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
         Panel(
             "What unseen pixels confirm",
             "Share of what half-results show that is in the pixels they never saw, in three rings "
-            "of frequency at a time, with two standard errors. Blue: at least a half, for sure. "
+            "of frequency (or steps along lines that are whole seen or unseen) at a time, with two "
+            "standard errors. Blue: at least a half, for sure. "
             "Where hardly anything is shown, as at high frequencies, nothing can be told.",
             _draw_confirmation,
         ),
@@ -331,10 +332,13 @@ def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
         length = f"{1 / found.resolution:.3g} px"
         if findings.pixel_size is not None:
             length += f" = {findings.pixel_size / found.resolution:.3g} {findings.unit or ''}"
-        axis.text(found.resolution, 1.7, f" {length}", color=ORANGE)
+        is_right = found.resolution > found.frequency[-1] / 2
+        at = {"ha": "right" if is_right else "left", "color": ORANGE}
+        axis.text(found.resolution, 1.7, f" {length} ", **at)
     axis.set_xlim(0, 0.5)
     axis.set_ylim(-1, 2)
-    _curve(axis, "cycles per pixel", "share")
+    along = "" if found.along is None else f" along {found.along}s"
+    _curve(axis, f"cycles per pixel{along}", "share")
 
 
 def _curve(axis: Axes, across: str, up: str) -> None:

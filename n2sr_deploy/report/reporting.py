@@ -9,7 +9,7 @@ import numpy as np
 from n2sr_deploy import files
 from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.formats.units import size_in_nm
-from n2sr_deploy.report.cross_validation import HalfResult, draws_of_a_half, unseen_by
+from n2sr_deploy.report.cross_validation import HalfResult, Halves, draws_of_a_half, unseen_by
 from n2sr_deploy.report.drawing import check_drawing, overview_png
 from n2sr_deploy.report.measuring import check_shape, measure
 from n2sr_deploy.report.page import page
@@ -46,7 +46,7 @@ class Known(NamedTuple):
 
     spread: FloatArray | None
     """(H, W), counts: the calibrated standard error."""
-    halves: tuple[HalfResult, ...] = ()
+    halves: Halves | None = None
 
 
 def check_report(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -111,14 +111,15 @@ def known(
         )
     pattern = denoiser.model.metadata.pattern
     n = draws_of_a_half(pattern)
-    first = denoiser.denoise(frame, n, seed=seed).mean
-    both = denoiser.denoise(frame, 2 * n, seed=seed).mean
-    halves = tuple(
+    image = denoiser.denoise(frame, n, seed=seed).mean
+    others = 2 * denoiser.denoise(frame, 2 * n, seed=seed).mean - image
+    first, second = (
         HalfResult(
-            image, unseen_by(pattern, frame.shape, draws, seed=seed, frame_index=frame.index)
+            result, unseen_by(pattern, frame.shape, draws, seed=seed, frame_index=frame.index)
         )
-        for image, draws in ((first, range(n)), (2 * both - first, range(n, 2 * n)))
+        for result, draws in ((image, range(n)), (others, range(n, 2 * n)))
     )
+    halves = Halves(first, second, pattern.shared)
     return Known(None if uncertainty is None else uncertainty.standard_error, halves)
 
 
