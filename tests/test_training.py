@@ -1021,7 +1021,7 @@ def test_an_average_over_the_weights_forgets_the_first(noisy):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["fast", "balanced"])
+@pytest.mark.parametrize("preset", ["fast", "balanced", "paper"])
 def test_a_gpu_takes_steps_without_waiting(noisy, preset):
     config = replace(TrainingConfig.named(preset), steps=30, device="cuda")
     run = _Training(noisy, config)
