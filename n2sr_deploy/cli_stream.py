@@ -62,6 +62,14 @@ _SAME_S = 0.5  # within which a second signal is the first: some programs send i
     help="auto: train again, from the weights in use, when what is left between noisy and denoised "
     "frames shows that the scene or the dose has changed.",
 )
+@click.option(
+    "--keep",
+    type=PATH,
+    metavar="MODEL.onnx",
+    help="Keep what is learned there, for -m: the latest network, or the best so far where the "
+    "stream ends before the first. Otherwise it is forgotten.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file of --keep if it exists.")
 @click.option("--view", is_flag=True, help="Show the frames on a page of this machine.")
 @click.option(
     "--view-port",
@@ -93,6 +101,8 @@ def stream_command(
     samples: int | None,
     backend: str,
     relearn: str,
+    keep: Path | None,
+    overwrite: bool,
     view: bool,
     view_port: int,
     listen: str,
@@ -123,6 +133,9 @@ def stream_command(
         files.check_input(Path(options.init))
     if model is not None and relearn == "never":
         refuse_training(options, "leave one out, or add --relearn auto")
+    _check_keeping(
+        keep, model, options, learns=model is None or relearn == "auto", overwrite=overwrite
+    )
     _check_viewing(view, view_port, listen, token)
     settings = DenoisingOptions(
         backend=backend, n_samples=samples, seed=options.seed or 0, repair=options.repair
@@ -143,7 +156,9 @@ def stream_command(
         click.echo("frames that come too fast are dropped; to keep all: --policy all", err=True)
     click.echo(f"waiting for frames from {source}", err=True)
     denoiser = LiveDenoiser(opened, str(model or ""), settings)
-    learner = LiveLearner(denoiser, options, relearns=relearn == "auto")
+    learner = LiveLearner(
+        denoiser, options, relearns=relearn == "auto", keep=keep, overwrite=overwrite
+    )
     runner = StreamRunner(
         opened_source, opened_sinks, denoiser, policy=policy, observe=learner.observe
     )
@@ -159,6 +174,24 @@ def stream_command(
     for sink in sinks:
         if counts.get(f"lost by {sink}") and not counts.get(f"written to {sink}"):
             raise click.ClickException(f"nothing was written to {sink}")
+
+
+def _check_keeping(
+    keep: Path | None, model: Path | None, options: LearnOptions, *, learns: bool, overwrite: bool
+) -> None:
+    from n2sr_deploy import files
+
+    if keep is None:
+        if overwrite:
+            raise click.UsageError("--overwrite is for the file of --keep; sinks replace nothing")
+        return
+    if not learns:
+        raise click.UsageError(
+            "--keep is for what is learned, but --model gives a trained network; leave one out, "
+            "or add --relearn auto"
+        )
+    given = [Path(path) for path in (model, options.init) if path is not None]
+    files.check_output(keep, overwrite=overwrite, inputs=given, suffix=".onnx")
 
 
 def _check_viewing(view: bool, port: int, listen: str, token: str | None) -> None:

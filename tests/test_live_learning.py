@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import ModelError, SettingError
 from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner, ResidualWatch
@@ -141,6 +143,87 @@ def test_closing_ends_a_training_that_runs(caplog):
     assert time.monotonic() - began < 10
     assert learner._process.poll() is not None
     assert "nothing was learned" not in caplog.text
+
+
+LONG = replace(QUICK, steps=100_000)
+
+
+@pytest.fixture
+def told(caplog):
+    caplog.set_level(logging.INFO, "n2sr")
+    return caplog
+
+
+def ended_once(told, words, options=LONG, **keeping):
+    """End a long training when so much has been told of it."""
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), options, **keeping)
+    with closing(learner):
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        end = time.monotonic() + 300
+        while learner._process is None or words not in told.text:
+            assert time.monotonic() < end
+            assert learner.is_training
+            time.sleep(0.01)
+
+
+def test_what_is_learned_so_far_is_kept_where_the_stream_ends(told, tmp_path):
+    """It was told to be kept, and was lost."""
+    path = tmp_path / "kept.onnx"
+    ended_once(told, "beside the stream: training, step", keep=path)
+    model = ExportedModel.open(path)
+    assert f"{path}: {model.describe()}" in told.text
+    assert "lost" not in told.text
+    LoadedModel(model, "kept", OPTIONS, (64, 64)).close()
+
+
+def test_without_a_file_to_keep_it_in_nothing_is_said_to_be_kept(told):
+    ended_once(told, "beside the stream: training, step")
+    assert "what it has learned is lost (name a file for it with --keep)" in told.text
+    assert "kept" not in told.text
+
+
+def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
+    path = tmp_path / "kept.onnx"
+    ended_once(told, "", LearnOptions(), keep=path)
+    assert f"nothing was kept in {path}: it had not begun" in told.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, monkeypatch, told):
+    path = tmp_path / "kept.onnx"
+    with monkeypatch.context() as finished:
+        finished.setattr(LiveLearner, "_learned", lambda *_: model)
+        learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        learner._thread.join()
+    assert path.read_bytes() == model.onnx, "kept as soon as it is learned"
+    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
+    learner._begin(LiveDenoiser().denoise(live_frame(1)), "re")
+    while learner._process is None:
+        time.sleep(0.01)
+    learner.close()
+    learner._denoiser.close()
+    assert f"is lost ({path} stays)" in told.text
+    assert path.read_bytes() == model.onnx
+
+
+def test_a_file_that_is_there_is_only_replaced_where_that_was_asked_for(tmp_path, model_path):
+    there = tmp_path / "there.onnx"
+    there.write_bytes(b"")
+    for arguments, told in (
+        (["--keep", str(there)], "exists already; choose another name or pass --overwrite"),
+        (["--keep", str(tmp_path / "other.txt")], "must end in .onnx"),
+        (["--overwrite"], "--overwrite is for the file of --keep"),
+        (["--keep", str(model_path), "-m", str(model_path)], "--keep is for what is learned"),
+        (
+            ["--keep", str(model_path), "-m", str(model_path), "--relearn", "auto"],
+            "is the input itself",
+        ),
+    ):
+        done = CliRunner().invoke(main, ["stream", "sim:?size=64&frames=5", *arguments])
+        assert done.exit_code == 2
+        assert told in " ".join(done.output.split())
 
 
 _A_STREAM = """

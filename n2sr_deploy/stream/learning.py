@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy import formats
-from n2sr_deploy.errors import N2SRError, SettingError
+from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.stream.denoising import LoadedModel
@@ -56,6 +56,11 @@ class LiveLearner:
     relearns
         Whether to train again, from the weights in use, when the residual shows that the scene or
         the dose has changed.
+    keep
+        An .onnx file for what is learned: each network that is swapped in, or, where the stream
+        ends before the first, the best so far. None: all is forgotten at the end.
+    overwrite
+        Whether a file that is there already may be replaced.
 
     Raises
     ------
@@ -65,9 +70,16 @@ class LiveLearner:
     """
 
     def __init__(
-        self, denoiser: LiveDenoiser, options: LearnOptions, *, relearns: bool = False
+        self,
+        denoiser: LiveDenoiser,
+        options: LearnOptions,
+        *,
+        relearns: bool = False,
+        keep: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
+        self._keep, self._overwrite, self._is_kept = keep, overwrite, False
         if options.named and (relearns or denoiser.model is None):
             self._check_options()  # else every training would fail, twice a minute
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
@@ -75,7 +87,9 @@ class LiveLearner:
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
+        self._command = ""  # of that process
         self._is_closed = False
+        self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
         self._watch = ResidualWatch()
         self.n_learned = 0
@@ -132,10 +146,15 @@ class LiveLearner:
             preset, start = self._start()
             try:
                 model = self._learned(frame, preset, start)
+                if self._is_closed:
+                    self._write(model)
+                    return
                 loaded = LoadedModel(model, name, self._denoiser.options, frame.shape)
                 break
             except (N2SRError, OSError, _FailedError) as error:
                 if self._is_closed:
+                    if self._writes_at_the_end:
+                        _log.warning("nothing was kept in %s: %s", self._keep, error)
                     return
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
@@ -149,6 +168,23 @@ class LiveLearner:
         self._watch = ResidualWatch()
         self._denoiser.swap(loaded)
         _log.info("from now on the model %s", name)
+        self._write(model)
+
+    @property
+    def _writes_at_the_end(self) -> bool:
+        """Whether a training that had not ended is kept: never in the place of one that had."""
+        return self._keep is not None and not self._is_kept
+
+    def _write(self, model: ExportedModel) -> None:
+        if self._keep is None:
+            return
+        try:
+            model.save(self._keep, overwrite=self._overwrite or self._is_kept)
+        except OutputError as error:
+            _log.warning("what was learned is not kept: %s", error)
+            return
+        self._is_kept = True
+        _log.info("%s: %s", self._keep, model.describe())
 
     def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
         folder = Path(self._folder.name)
@@ -194,8 +230,24 @@ class LiveLearner:
         model.save(self._in_use, overwrite=True)
         return preset, self._in_use
 
-    def _run(self, *arguments: str | Path) -> None:
-        self._process = subprocess.Popen(
+    def _run(self, command: str, *arguments: str | Path) -> None:
+        with self._closing:
+            if self._is_closed and not (command == "export" and self._writes_at_the_end):
+                raise _FailedError("the stream had ended")
+            self._process, self._command = self._begun(command, *arguments), command
+        last = ""
+        with self._process as process:
+            for line in process.stderr or ():
+                if line.strip():
+                    last = line.strip()
+                    _log.info("beside the stream: %s", last)
+            process.wait()  # before its lifeline is closed
+        if process.returncode != 0:
+            ended = f"it ended with {process.returncode}"
+            raise _FailedError(last or ("it had not begun" if self._is_closed else ended))
+
+    def _begun(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
             [*_python(_LIFELINE + _PROGRAM), *map(str, arguments)],
             stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.DEVNULL,
@@ -206,29 +258,34 @@ class LiveLearner:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
         )
         with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
-        if self._is_closed:
-            self._process.terminate()
-        last = ""
-        with self._process as process:
-            for line in process.stderr or ():
-                if line.strip():
-                    last = line.strip()
-                    _log.info("beside the stream: %s", last)
-            process.wait()  # before its lifeline is closed
-        if process.returncode != 0:
-            raise _FailedError(last or f"it ended with {process.returncode}")
+            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+        return process
 
     def close(self) -> None:
-        """End a training that runs."""
-        if self.is_training:
-            _log.warning("a training had not ended; what it has learned is lost")
-        self._is_closed = True
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
+        """End a training that runs, and keep the best so far where that was asked for."""
+        with self._closing:
+            if self.is_training and not self._is_closed:
+                self._end_training()
+            self._is_closed = True
         if self._thread is not None:
             self._thread.join()
         self._folder.cleanup()
+
+    def _end_training(self) -> None:
+        process = self._process
+        if self._writes_at_the_end:
+            _log.warning(
+                "a training had not ended; the best it has learned is written to %s (Ctrl-C again: "
+                "it is not)",
+                self._keep,
+            )
+            if process is not None and self._command == "train":
+                process.terminate()  # by which it ends as by Ctrl-C
+            return
+        kept = "name a file for it with --keep" if self._keep is None else f"{self._keep} stays"
+        _log.warning("a training had not ended; what it has learned is lost (%s)", kept)
+        if process is not None:
+            process.kill()  # without a word: it would say that it keeps what is lost here
 
 
 def _python(program: str) -> list[str]:
