@@ -597,9 +597,13 @@ def test_files_of_a_folder_that_is_made_later_all_count(tmp_path):
     assert read_until(source).metadata["file"] == "a.npy"
 
 
-def test_a_folder_must_be_named():
+def test_a_folder_must_be_named(tmp_path):
+    """Of a file it was told for ever that there is no such folder."""
     with pytest.raises(SettingError, match="needs a folder"):
         open_source("watch:")
+    (tmp_path / "x.tif").write_bytes(b"")
+    with pytest.raises(InputFileError, match=r"x\.tif is a file, but watch: needs a folder"):
+        open_source(f"watch:{tmp_path / 'x.tif'}")
 
 
 def test_files_that_are_there_count_if_asked_for(tmp_path):

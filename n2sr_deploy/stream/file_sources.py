@@ -69,7 +69,7 @@ class WatchSource:
     default 0.5) and it can be read; one that stays unreadable for ``patience`` seconds (default 30)
     is reported and left out. Files that are there already count with ``existing=1`` only. Hidden
     files, and files of kinds that n2sr does not read, are passed over. A name that is used again
-    is a new file.
+    is a new file. A folder that is not there is waited for; all its files count.
     """
 
     def __init__(self, address: Address) -> None:
@@ -93,8 +93,13 @@ class WatchSource:
     def open(self) -> None:
         """Look at the folder."""
         self._is_lost = True
+        if not self._folder.exists():  # acquisition programs make it with the first frame
+            raise ConnectionLostError(
+                f"there is no folder {self._folder}; check the path, or make it: files count from "
+                "then on"
+            )
         if not self._folder.is_dir():
-            raise ConnectionLostError(f"there is no folder {self._folder}")
+            raise InputFileError(f"{self._folder} is a file, but watch: needs a folder; name its")
         if self._done is None:
             self._done = {} if self._takes_existing else self._names()
         self._is_lost = False
