@@ -10,8 +10,9 @@ import numpy as np
 from n2sr_deploy import engine
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.backends.on_device import DeviceBackend
-from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key, require_capability
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
 from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
+from n2sr_deploy.backends.tensorrt_library import require_capability
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.layout import input_shapes
 from n2sr_deploy.phantom import phantom_input

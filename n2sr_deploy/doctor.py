@@ -13,7 +13,7 @@ import numpy as np
 
 from n2sr_deploy.backends.choosing import FASTEST_FIRST, ON_GPU
 from n2sr_deploy.backends.native import require_matrix_units
-from n2sr_deploy.backends.tensorrt import LIBRARIES, import_library, require_capability
+from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library, require_capability
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice, load_library
 from n2sr_deploy.engine import engine_folder, option_of
@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 _OPTIONAL = {
     "formats": "other makers' files need",
+    "em": "more makers' files need",
     "report": "n2sr report needs",
     "dask": "clusters need",
+    "live": "live frames need",
+    "micromanager": "Micro-Manager's cameras need",
 }
+"""What extras are for; those of backends are told with these."""
+_NO_GPU = "no GPU works, see GPU"
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 
 
@@ -80,18 +85,19 @@ def _required(extra: str | None) -> list[str]:
     """The packages n2sr says it needs, or one of its extras does."""
     lines = [line.partition(";") for line in requires("n2sr") or ()]
     wanted = "" if extra is None else f'extra == "{extra}"'
-    return [
+    names = [
         re.split(r"[^\w.-]", package, maxsplit=1)[0]
         for package, _, marker in lines
         if marker.strip().replace("'", '"') == wanted
     ]
+    return [name for name in names if name != "n2sr"]  # by which an extra names another
 
 
 def _native() -> str:
     try:
         require_matrix_units(CudaDevice())
     except N2SRError as error:
-        return f"missing: {error}"
+        return f"missing: {_told(error)}"
     return "works, and needs nothing but the driver"
 
 
@@ -115,7 +121,7 @@ def _cuda() -> str:
         require_cuda()
         CudaDevice()
     except N2SRError as error:
-        return f"missing: {error}"
+        return f"missing: {_told(error)}"
     return "ONNX Runtime is built for it; it needs the CUDA and cuDNN of its version"
 
 
@@ -130,8 +136,13 @@ def _tensorrt(library: str) -> str:
     except ModelError as error:
         return str(error)
     except DeviceError as error:
-        return f"{version}; it cannot be used: {error}"
+        return f"{version}; it cannot be used: {_told(error)}"
     return f"{version}; engines: {_from_home(engine_folder())}"
+
+
+def _told(error: N2SRError) -> str:
+    """The error, but for what stands under GPU already."""
+    return _NO_GPU if str(error) in _gpu() else str(error)
 
 
 def _from_home(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from n2sr_deploy import building, doctor, engine
 from n2sr_deploy.backends import tensorrt as backend
-from n2sr_deploy.backends import tensorrt_build
+from n2sr_deploy.backends import tensorrt_build, tensorrt_library
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
 from n2sr_deploy.backends.tensorrt_build import (
     build_plan,
@@ -479,7 +479,7 @@ def test_engines_are_built_for_what_the_pipeline_asks_for(model, size, n_samples
 
 @pytest.mark.parametrize("capability", [80, 89, 120, 999])
 def test_gpus_that_rtx_is_made_for_are_taken(rtx, capability):
-    backend.require_capability("tensorrt_rtx", gpu_of(capability))
+    tensorrt_library.require_capability("tensorrt_rtx", gpu_of(capability))
 
 
 @pytest.mark.parametrize(("capability", "told"), [(75, r"7\.5"), (90, r"9\.0"), (100, r"10\.0")])
@@ -501,9 +501,9 @@ def test_doctor_tells_a_gpu_that_rtx_is_not_made_for(rtx, monkeypatch):
 def test_a_library_that_is_not_installed_tells_its_extra(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", _not_there)
     with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[rtx\]'"):
-        backend.import_library("tensorrt_rtx")
+        tensorrt_library.import_library("tensorrt_rtx")
     with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[tensorrt\]'"):
-        backend.import_library("tensorrt")
+        tensorrt_library.import_library("tensorrt")
 
 
 def _not_there(name):
@@ -516,7 +516,7 @@ def test_a_broken_library_is_told(monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(ModelError, match=r"TensorRT is broken .*libnvinfer.so.11.*force-reinstall"):
-        backend.import_library("tensorrt")
+        tensorrt_library.import_library("tensorrt")
 
 
 class FakeTensorRT:

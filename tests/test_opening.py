@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from importlib.metadata import metadata
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.pipeline import Program
 from n2sr_deploy.stream import StreamRunner, denoising
 from n2sr_deploy.stream.denoising import LiveDenoiser
+from n2sr_deploy.version import VERSION
 from tests.fake_device import FakeDevice, FakeNetwork
 from tests.fake_stream import FakeSink, FakeSource, live_frame
 
@@ -204,11 +206,36 @@ def test_doctor_tells_of_every_backend():
     of_rtx = told["backend tensorrt-rtx"]
     if "n2sr[rtx]" not in of_rtx:  # it is installed
         has_driver = not told["GPU"].startswith("none")
-        assert ("it cannot be used: no NVIDIA driver" in of_rtx) != has_driver
+        assert ("it cannot be used: no GPU works, see GPU" in of_rtx) != has_driver
     assert told["backend cuda"].startswith(("ONNX Runtime is built for it", "missing: "))
     assert told["backend of auto"].startswith(
         "the first that works of native, tensorrt, tensorrt-rtx, cuda"
     )
+
+
+def test_doctor_tells_once_that_there_is_no_driver(monkeypatch):
+    def none():
+        raise DeviceError("no driver; install one")
+
+    monkeypatch.setattr(doctor, "find_driver", none)
+    monkeypatch.setattr("n2sr_deploy.cuda.runtime.find_driver", none)
+    told = dict(doctor.report())
+    assert told["GPU"] == "none: no driver; install one"
+    assert told["backend native"] == "missing: no GPU works, see GPU"
+    assert str(told).count("install one") == 1
+
+
+def test_doctor_tells_of_the_libraries_of_every_extra(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    told = dict(doctor.report())
+    of_backends, of_developers = {"openvino", "rtx", "tensorrt"}, {"bench", "demo", "dev"}
+    for extra in {*metadata("n2sr").get_all("Provides-Extra")} - of_backends - of_developers:
+        names = doctor._required(extra)
+        assert names
+        for name in names:
+            assert f"pip install 'n2sr[{extra}]'" in told[name]
+    assert "pyzmq" in told
+    assert told["n2sr"] == VERSION, "which em needs, too"
 
 
 def test_doctor_tells_why_onnx_runtime_has_no_cuda_and_what_to_do(monkeypatch):

@@ -91,7 +91,8 @@ def _native() -> NetworkLoader:
 
 
 def _tensorrt(library: str) -> NetworkLoader:
-    from n2sr_deploy.backends.tensorrt import TensorRTNetwork, import_library
+    from n2sr_deploy.backends.tensorrt import TensorRTNetwork
+    from n2sr_deploy.backends.tensorrt_library import import_library
 
     import_library(library)
 

@@ -8,7 +8,8 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.backends.tensorrt import LIBRARIES, SETTINGS, import_library, open_logger
+from n2sr_deploy.backends.tensorrt import SETTINGS, open_logger
+from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.signals import held_back
 

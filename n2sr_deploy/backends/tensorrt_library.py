@@ -1,0 +1,81 @@
+"""Finds TensorRT or TensorRT for RTX, and tells which GPUs it is made for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from n2sr_deploy.engine import option_of
+from n2sr_deploy.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from n2sr_deploy.cuda.runtime import CudaDevice
+
+LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_OLDEST = 10, 13
+_OLDEST_OF_RTX = 80  # it builds for Turing (75) only where told so, and then for nothing else
+
+
+def import_library(library: str) -> Any:
+    """``tensorrt`` or ``tensorrt_rtx``.
+
+    Raises
+    ------
+    MissingExtraError
+        When it is not installed.
+    ModelError
+        When it is broken or too old.
+    """
+    try:
+        trt = importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise _broken(library, error) from error
+        extra = _EXTRAS[library]
+        raise MissingExtraError(f"backend {option_of(library)}", library, extra) from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise _broken(library, error) from error
+    version = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if library == "tensorrt" and version < _OLDEST:
+        raise ModelError(
+            f"TensorRT {trt.__version__} is installed, but n2sr needs 10.13 or later; "
+            "pip install --upgrade tensorrt"
+        )
+    return trt
+
+
+def require_capability(library: str, device: CudaDevice) -> None:
+    """Refuse a GPU that TensorRT for RTX is not made for; it would tell so only of a built engine.
+
+    Raises
+    ------
+    MissingExtraError
+        When it is not installed.
+    ModelError
+        When it is broken, or not made for this GPU.
+    """
+    if library != "tensorrt_rtx":
+        return
+    trt = import_library(library)
+    names = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    named = sorted(int(name.removeprefix("SM")) for name in names)
+    known = [capability for capability in named if capability >= _OLDEST_OF_RTX]
+    if device.capability not in known and device.capability < known[-1]:
+        raise ModelError(
+            f"TensorRT for RTX {trt.__version__} is made for GPUs of compute capability "
+            f"{', '.join(map(dotted, known))} and later, but {device.name} has "
+            f"{dotted(device.capability)}; take --backend native, tensorrt, cuda or auto"
+        )
+
+
+def dotted(capability: int) -> str:
+    """90 as 9.0."""
+    return f"{capability // 10}.{capability % 10}"
+
+
+def _broken(library: str, error: BaseException) -> ModelError:
+    return ModelError(
+        f"{LIBRARIES[library]} is broken ({error}); install it again with: "
+        f"pip install --force-reinstall 'n2sr[{_EXTRAS[library]}]'"
+    )
