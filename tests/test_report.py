@@ -744,11 +744,13 @@ def test_the_pictures_of_a_report_align(drawn):
     for figure in drawn:
         figure.draw_without_rendering()
     assert len({figure.axes[0].get_window_extent().bounds for figure in drawn[:-1]}) == 1
-    body = drawn[-1].subfigs[1]
-    boxes = [axis.get_window_extent() for axis in body.axes if axis.get_title("left")]
+    axes = [axis for part in drawn[-1].subfigs for axis in part.axes]
+    boxes = [axis.get_window_extent() for axis in axes if axis.get_title("left")]
     for box in boxes[1:4]:
         assert (box.y0, *box.size) == pytest.approx((boxes[0].y0, *boxes[0].size))
     assert np.diff([box.x0 for box in boxes[:4]]) == pytest.approx(boxes[1].x0 - boxes[0].x0)
+    rows = [[box.y0 for box in boxes[at : at + 4]] for at in (0, 4, 8)]
+    assert min(rows[0]) - max(rows[1]) < min(rows[1]) - max(rows[2]), "no axis is below pictures"
     for figure, unit in zip(drawn, ["counts"] * 3 + ["std of the noise"], strict=False):
         scale = figure.axes[1]
         assert scale.get_ylabel() == unit
@@ -775,7 +777,7 @@ def test_the_picture_has_each_verdict_whole(drawn):
     verdicts = tuple(replace(verdict, answer=long) for verdict in findings.verdicts)
     title = "a_name_without_spaces" * 9
     drawing_module.overview_png(replace(findings, verdicts=verdicts), title)
-    header, body = drawn[0].subfigs
+    header, _, others = drawn[0].subfigs
     texts = [text.get_text() for text in header.texts]
     assert texts[0].replace("\n", "") == title
     answers = [text for text in texts if text in long]
@@ -783,7 +785,7 @@ def test_the_picture_has_each_verdict_whole(drawn):
     drawn[0].draw_without_rendering()
     edges = [text.get_window_extent() for text in header.texts]
     assert all(edge.x1 < header.bbox.x1 and edge.y0 > header.bbox.y0 for edge in edges)
-    spectrum = next(axis for axis in body.axes if axis.get_title("left") == "Spectrum, denoised")
+    spectrum = next(a for a in others.axes if a.get_title("left") == "Spectrum, denoised")
     assert spectrum.get_legend().get_window_extent().y1 < spectrum.get_window_extent().y0
 
 

@@ -18,9 +18,10 @@ LEVELS = {
     "caution": ("!", "#B8860B"),
     "bad": ("\N{MULTIPLICATION X}", ORANGE),
 }
-_WIDTH, _BODY = 17, 11.4  # inches, as are all lengths here
+_WIDTH, _HIGH = 17, 2.77  # of all and of a panel; inches, as are all lengths here
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.75, 0.75, 0.55, 0.35  # around the panels
 _ASIDE, _APART = 1.4, 1.1  # between them
+_BARE = 0.15  # below pictures, which have no axis
 _PANEL = 4.9, 4.45
 _TITLE_LETTERS, _ANSWER_LETTERS = 92, 120  # that fit on a line
 _TITLE_LINE, _LINE, _GAP, _BELOW = 0.36, 0.21, 0.12, 0.25  # inches
@@ -60,21 +61,30 @@ def overview_png(findings: ReportFindings, title: str) -> bytes:
     """All panels and the verdicts in one PNG file, for a talk."""
     heading = textwrap.wrap(title, _TITLE_LETTERS)
     answers = [textwrap.wrap(verdict.answer, _ANSWER_LETTERS) for verdict in findings.verdicts]
-    above = _TITLE_LINE * len(heading) + sum(map(_height, answers)) + _BELOW
+    heights = (
+        _TITLE_LINE * len(heading) + sum(map(_height, answers)) + _BELOW,
+        _TOP + _HIGH + _BARE,
+        _TOP + 2 * _HIGH + _APART + _BOTTOM,
+    )
     with _styled():
-        figure = _figure((_WIDTH, above + _BODY))
-        header, body = figure.subfigures(2, 1, height_ratios=(above, _BODY), hspace=0.0)
-        _draw_header(header, above, findings, heading, answers)
-        axes = body.subplots(3, 4)
-        body.subplots_adjust(
-            _LEFT / _WIDTH, _BOTTOM / _BODY, 1 - _RIGHT / _WIDTH, 1 - _TOP / _BODY,
-            wspace=4 * _ASIDE / (_WIDTH - _LEFT - _RIGHT - 3 * _ASIDE),
-            hspace=3 * _APART / (_BODY - _BOTTOM - _TOP - 2 * _APART),
-        )  # fmt: skip
-        for axis, panel in zip(axes.flat, panels(findings), strict=True):
+        figure = _figure((_WIDTH, sum(heights)))
+        header, pictures, others = figure.subfigures(3, 1, height_ratios=heights, hspace=0.0)
+        _draw_header(header, heights[0], findings, heading, answers)
+        axes = [*_axes(pictures, 1, heights[1], _BARE), *_axes(others, 2, heights[2], _BOTTOM)]
+        for axis, panel in zip(axes, panels(findings), strict=True):
             axis.set_title(panel.title)
             panel.draw(axis, findings)
         return _png(figure, 72)
+
+
+def _axes(part: Any, n_rows: int, height: float, bottom: float) -> Any:
+    """Of rows of four panels, in reading order."""
+    axes = part.subplots(n_rows, 4)
+    part.subplots_adjust(
+        _LEFT / _WIDTH, bottom / height, 1 - _RIGHT / _WIDTH, 1 - _TOP / height,
+        wspace=4 * _ASIDE / (_WIDTH - _LEFT - _RIGHT - 3 * _ASIDE), hspace=_APART / _HIGH,
+    )  # fmt: skip
+    return axes.flat
 
 
 def _height(answer: list[str]) -> float:
