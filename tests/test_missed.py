@@ -118,6 +118,23 @@ def test_noise_at_the_border_is_no_structure():
     )
 
 
+def test_a_few_pixels_alone_are_no_structure_but_every_other_row_can_show_it():
+    residual = torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    few = torch.ones_like(residual)
+    few[..., 32:64, 32:64] = 0
+    alone = residual.clone()
+    for half in (0, 1):  # two pixels of each, three apart
+        for column in (46, 49):
+            few[..., 48 + (column + half) % 2, column] = 1
+            alone[..., 48 + (column + half) % 2, column] = 10
+    assert not _missed(alone, few, None, _MISSED, _Blur()).any()
+    every_other = torch.zeros_like(residual)
+    every_other[..., ::2, :] = 1
+    assert not _missed(residual, every_other, None, _MISSED, _Blur()).any()
+    residual[..., 44:53, 44:53] += 1.8
+    assert _missed(residual, every_other, None, _MISSED, _Blur())[..., 44:53, 44:53].any()
+
+
 def test_what_judges_does_not_choose_what_counts():
     def spoil(sampler):
         near = np.hypot(ROWS - 100, COLUMNS - 148) < 12
