@@ -22,7 +22,7 @@ N2SR_BOTH void draw_cell(const draw_job<Pixel> &job, n2sr_key key, const n2sr_st
     const int stride_x = STRIDE_X ? STRIDE_X : job.pattern.stride_x;
     const uint32_t n = (uint32_t)(stride_y * stride_x);
     const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
-    const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
+    const float offset = (float)statistics.mean, factor = (float)statistics.inverse_std;
     uint64_t places = 0;
     for (int m = 0; m < job.draws.n_samples; ++m) {
         const uint32_t sample = job.draws.first_sample + (uint32_t)m;
@@ -34,7 +34,7 @@ N2SR_BOTH void draw_cell(const draw_job<Pixel> &job, n2sr_key key, const n2sr_st
         const float pixel = (float)job.pixels[y * job.pitch + x];
         const size_t at =
             place_of(job.draws, m, row, column, job.window.height, job.window.width);
-        store(subsampled + at, (pixel - shift) * factor);
+        store(subsampled + at, (pixel - offset) * factor);
     }
 }
 
@@ -167,7 +167,7 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
 {
     const ptrdiff_t cell_y = job.window.top + row, cell_x = job.window.left + column;
     const ptrdiff_t height = job.window.height, width = job.window.width;
-    const float shift = (float)statistics.mean, factor = (float)statistics.inverse_std;
+    const float offset = (float)statistics.mean, factor = (float)statistics.inverse_std;
     const uint32_t group = job.draws.first_sample / 4;
     Pixel pixels[2][2 * WIDTH];
     load_cells<IN_VECTORS>(job, 2 * cell_y, 2 * cell_x, pixels);
@@ -176,7 +176,7 @@ N2SR_BOTH void draw_cells(const draw_job<Pixel> &job, n2sr_key key,
     float cells[WIDTH][4];
     for (int j = 0; j < WIDTH; ++j)
         for (int place = 0; place < 4; ++place)
-            cells[j][place] = ((float)pixels[place / 2][2 * j + place % 2] - shift) * factor;
+            cells[j][place] = ((float)pixels[place / 2][2 * j + place % 2] - offset) * factor;
     for (int first = 0; first < job.draws.n_samples; first += 4) {
         if (first > 0)
             n2sr_random_block(key, group + (uint32_t)first / 4, (uint32_t)cell_y,

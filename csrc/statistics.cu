@@ -22,14 +22,14 @@ static __device__ void sum_block(double (&sums)[2][THREADS])
     __syncthreads();
 }
 
-/* Sums of pixel - shift and of its squares; those of whole numbers without rounding. */
+/* Sums of pixel - offset and of its squares; those of whole numbers without rounding. */
 template <typename Pixel> struct moments {
     int64_t sum = 0;
     uint64_t squares = 0;
 
-    N2SR_MEMBER void add(Pixel pixel, Pixel shift)
+    N2SR_MEMBER void add(Pixel pixel, Pixel offset)
     {
-        const int value = (int)pixel - (int)shift;
+        const int value = (int)pixel - (int)offset;
         sum += value;
         squares += (uint32_t)value * (uint32_t)value; /* of 16 bits: below 2^32 */
     }
@@ -38,9 +38,9 @@ template <typename Pixel> struct moments {
 template <> struct moments<float> {
     double sum = 0, squares = 0;
 
-    N2SR_MEMBER void add(float pixel, float shift)
+    N2SR_MEMBER void add(float pixel, float offset)
     {
-        const double value = (double)pixel - (double)shift;
+        const double value = (double)pixel - (double)offset;
         sum += value;
         squares += value * value;
     }
@@ -53,24 +53,24 @@ N2SR_BOTH moments<Pixel> moments_of(const Pixel *pixels, size_t n, size_t thread
     constexpr int N = 32 / sizeof(Pixel);
     typedef vector<Pixel, N> pixel_vector;
     moments<Pixel> found;
-    const Pixel shift = pixels[0];
+    const Pixel offset = pixels[0];
     const size_t vectors = is_aligned<pixel_vector>(pixels) ? n / N : 0;
     for (size_t i = thread; i < vectors; i += threads) {
         const pixel_vector loaded = ((const pixel_vector *)pixels)[i];
         for (int j = 0; j < N; ++j)
-            found.add(loaded.element[j], shift);
+            found.add(loaded.element[j], offset);
     }
     for (size_t i = vectors * N + thread; i < n; i += threads)
-        found.add(pixels[i], shift);
+        found.add(pixels[i], offset);
     return found;
 }
 
-/* Of n pixels, from the sums of pixel - shift and of its squares. */
-N2SR_BOTH n2sr_statistics statistics_of_sums(double sum, double squares, double shift, size_t n)
+/* Of n pixels, from the sums of pixel - offset and of its squares. */
+N2SR_BOTH n2sr_statistics statistics_of_sums(double sum, double squares, double offset, size_t n)
 {
     const double mean = sum / n, variance = squares / n - mean * mean;
     const double std = variance > 0 ? sqrt(variance) : variance * 0; /* NaN stays NaN */
-    return {shift + mean, std, 1.0 / std};
+    return {offset + mean, std, 1.0 / std};
 }
 
 /* partial[2 * block] <- sum and sum of squares of pixel - first pixel. */
@@ -108,18 +108,18 @@ static __global__ void shift_mean(float *mean, size_t n, const n2sr_statistics *
                                   const n2sr_statistics *result)
 {
     typedef vector<float, WIDTH> results;
-    const float shift = (float)(frame->mean - result->mean);
+    const float offset = (float)(frame->mean - result->mean);
     const size_t thread = (size_t)blockIdx.x * THREADS + threadIdx.x;
     const size_t threads = (size_t)gridDim.x * THREADS;
     const size_t vectors = is_aligned<results>(mean) ? n / WIDTH : 0;
     for (size_t i = thread; i < vectors; i += threads) {
         results moved = ((const results *)mean)[i];
         for (int j = 0; j < WIDTH; ++j)
-            moved.element[j] += shift;
+            moved.element[j] += offset;
         ((results *)mean)[i] = moved;
     }
     for (size_t i = vectors * WIDTH + thread; i < n; i += threads)
-        mean[i] += shift;
+        mean[i] += offset;
 }
 
 /* ---- launchers ------------------------------------------------------------------------- */

@@ -189,9 +189,9 @@ void n2sr_kept(n2sr_pattern pattern, n2sr_key key, uint32_t sample, n2sr_window 
                                    double inverse_scale, float *restrict out)                 \
     {                                                                                          \
         const pixel_t *restrict from = (const pixel_t *)pixels;                                \
-        const work_t shift = (work_t)mean, factor = (work_t)inverse_scale;                     \
+        const work_t offset = (work_t)mean, factor = (work_t)inverse_scale;                    \
         for (ptrdiff_t j = 0; j < width; ++j)                                                  \
-            out[j] = (float)(((work_t)from[j] - shift) * factor);                              \
+            out[j] = (float)(((work_t)from[j] - offset) * factor);                             \
     }
 
 STANDARDISE(uint8, uint8_t, float)
