@@ -1,24 +1,22 @@
-"""EMD, both kinds: NCEM's (Berkeley), read and written, and Velox's, read; by h5py."""
+"""EMD, by h5py: NCEM's (Berkeley), read and written; Velox's is read by `emd_velox`."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import numpy as np
 
 from n2sr_deploy.formats import record
 from n2sr_deploy.formats.base import (
-    DAMAGE,
     Axis,
     Format,
     FrameFile,
     Output,
     choose_signal,
 )
+from n2sr_deploy.formats.emd_velox import open_velox
 from n2sr_deploy.formats.hdf5_file import (
     Hdf5File,
     created,
@@ -40,13 +38,12 @@ from n2sr_deploy.formats.hdf5_nodes import (
     is_dataset,
     is_group,
     is_numeric,
-    n_bytes,
-    number,
     small,
     steps,
     text,
 )
-from n2sr_deploy.formats.metadata import acquired, plain_values, sought
+from n2sr_deploy.formats.metadata import acquired, date_time_of
+from n2sr_deploy.formats.units import plain_unit
 from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
@@ -56,9 +53,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.formats.base import ByFrame
 
 _OURS = "n2sr"  # the root's attribute that holds a record
-_LARGEST_JSON = 2**24  # bytes
 _FRAME_AXES = {"frame", "frames", "n", "t", "time", "tilt", "tilt_angle", "angle", "slice", "z"}
-_NO_UNIT = {"", "px", "pixel", "pixels", "none", "[]", "[px]", "[pixels]"}
 _UNITS = {"pm": "[p_m]", "nm": "[n_m]", "µm": "[u_m]", "mm": "[m_m]", "m": "[m]", "s": "[s]"}
 _GROUPS = ("microscope", "user", "sample", "comments")
 
@@ -80,21 +75,6 @@ _NCEM: dict[str, tuple[str, float] | str] = {
     "stage_tilt_alpha_deg": ("microscope/stage alpha", 180 / np.pi),
     "stage_tilt_beta_deg": ("microscope/stage beta", 180 / np.pi),
 }
-_VELOX: dict[str, tuple[str, float] | str] = {
-    "microscope": "Instrument/InstrumentClass",
-    "detector": "BinaryResult/Detector",
-    "beam_energy_kev": ("Optics/AccelerationVoltage", 1e-3),
-    "beam_current_na": ("Optics/LastMeasuredScreenCurrent", 1e9),
-    "convergence_mrad": ("Optics/BeamConvergence", 1e3),
-    "magnification": ("CustomProperties/StemMagnification/value", 1.0),
-    "camera_length_mm": ("Optics/CameraLength", 1e3),
-    "dwell_time_s": ("Scan/DwellTime", 1.0),
-    "stage_x_mm": ("Stage/Position/x", 1e3),
-    "stage_y_mm": ("Stage/Position/y", 1e3),
-    "stage_z_mm": ("Stage/Position/z", 1e3),
-    "stage_tilt_alpha_deg": ("Stage/AlphaTilt", 180 / np.pi),
-    "stage_tilt_beta_deg": ("Stage/BetaTilt", 180 / np.pi),
-}
 
 
 def _open(path: Path, signal: str | None) -> FrameFile:
@@ -102,7 +82,7 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     try:
         velox = opened.at("Data/Image")
         if is_group(velox):
-            return _open_velox(opened, velox, signal)
+            return open_velox(opened, velox, signal)
         return _open_ncem(opened, signal)
     except BaseException:
         opened.close()
@@ -156,18 +136,10 @@ def _dims(opened: Hdf5File, group: Any, dataset: Any) -> list[Axis]:
         dim = members.get(f"dim{axis + first}")
         offset, scale = steps(dim)
         told = attributes(dim) if is_dataset(dim) else {}
-        unit = _unit(text(told.get("units")))
+        unit = plain_unit(text(told.get("units")))
         name = text(told.get("name"))
         dims.append(Axis(name=name, size=int(size), scale=scale, offset=offset, unit=unit))
     return dims
-
-
-def _unit(spelled: str) -> str | None:
-    """``[n_m]`` as nm."""
-    if spelled.lower() in _NO_UNIT:
-        return None
-    plain = spelled.replace("[", "").replace("]", "").replace("_", "")
-    return "µ" + plain[1:] if plain.startswith("u") and len(plain) <= 2 else plain
 
 
 def _order(dims: list[Axis], *, is_reversed: bool) -> tuple[int, int, tuple[int, ...]]:
@@ -211,145 +183,8 @@ def _ncem_info(opened: Hdf5File, where: str, group: Any, row: Axis, column: Axis
     acquisition = acquired(metadata, _NCEM)
     began = own.get("acquisition times")
     if "date_time" not in acquisition and isinstance(began, float):
-        acquisition |= _date_time(began)
+        acquisition |= date_time_of(began)
     return FrameInfo(acquisition=acquisition, metadata=metadata, **calibrated(row, column))
-
-
-def _date_time(seconds: float) -> dict[str, float | str]:
-    """Of seconds since 1970, where there are any."""
-    try:
-        began = datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return {}
-    return {"date_time": began.isoformat(timespec="seconds")} if seconds > 0 else {}
-
-
-def _open_velox(opened: Hdf5File, images: Any, signal: str | None) -> FrameFile:
-    found = named(_velox_signals(opened, images))
-    name = choose_signal(opened.path, tuple(found), signal)
-    where, dataset, told = found[name]
-    shape, n_frames = dataset.shape[:2], int(dataset.shape[2])
-    opened.check(dataset, where, shape)
-    info = _velox_info(_json_of(told, 0))
-
-    def info_of(index: int) -> FrameInfo:
-        return info if index == 0 else _velox_info(_json_of(told, index))
-
-    return FrameFile(
-        opened.path,
-        shape=shape,
-        dtype=dataset.dtype,
-        pixels=frame_reader(dataset, 0, 1, (2,)),
-        axes=(_velox_time(info, n_frames),) if n_frames > 1 else (),
-        info=info,
-        info_of=info_of,
-        signal=name,
-        signals=tuple(found),
-        closing=opened.close,
-    )
-
-
-def _velox_signals(opened: Hdf5File, images: Any) -> Iterator[tuple[str, tuple[str, Any, Any]]]:
-    """A name, path, pixels (H, W, N) and metadata of each image; not of spectra or transforms."""
-    labels = _labels(opened)
-    for uuid, group in opened.members(images):
-        parts = dict(opened.members(group)) if is_group(group) else {}
-        dataset, told = parts.get("Data"), parts.get("Metadata")
-        if dataset is None or not is_numeric(dataset) or dataset.dtype.kind == "c":
-            continue
-        if len(dataset.shape) != 3:
-            continue
-        where = f"/Data/Image/{uuid}"
-        detector = text(sought(_json_of(told, 0), "BinaryResult/Detector"))
-        yield labels.get(where) or detector or uuid, (f"{where}/Data", dataset, told)
-
-
-def _labels(opened: Hdf5File) -> dict[str, str]:
-    """What Velox shows above each image, by the path of its data."""
-    labels: dict[str, str] = {}
-    displays = opened.at("Presentation/Displays/ImageDisplay")
-    for _, display in opened.members(displays) if is_group(displays) else ():
-        told = _parsed(small(display))
-        label, where = text(sought(told, "display/label")), text(sought(told, "dataPath"))
-        if label and where:
-            labels.setdefault(where, unquote(label))
-    return labels
-
-
-def _json_of(told: Any, index: int) -> dict[str, Any]:
-    """Velox's metadata of one frame: JSON, its bytes in a column."""
-    if not is_numeric(told) or len(told.shape) != 2 or 0 in told.shape:
-        return {}
-    try:
-        sizes = told.shape[0], n_bytes(told.chunks or (), told.dtype)
-        if told.dtype != np.uint8 or max(sizes) > _LARGEST_JSON:
-            return {}
-        column = told[:, min(index, told.shape[1] - 1)]
-    except DAMAGE:
-        return {}
-    return _parsed(bytes(column).split(b"\0", 1)[0].decode("utf-8", "replace"))
-
-
-def _parsed(found: Any) -> dict[str, Any]:
-    try:
-        values = json.loads(found) if isinstance(found, str) else None
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _velox_info(told: dict[str, Any]) -> FrameInfo:
-    row, column = (
-        Axis(
-            name=axis,
-            size=1,
-            scale=_number_in(told, f"BinaryResult/PixelSize/{side}") or 1.0,
-            offset=_number_in(told, f"BinaryResult/Offset/{axis}"),
-            unit=_unit(text(sought(told, f"BinaryResult/PixelUnit{axis.upper()}"))),
-        )
-        for side, axis in (("height", "y"), ("width", "x"))
-    )
-    is_told = isinstance(sought(told, "BinaryResult/PixelSize"), dict)
-    return FrameInfo(
-        acquisition=_velox_acquisition(told),
-        metadata=plain_values(told),
-        **(calibrated(row, column) if is_told else {}),
-    )
-
-
-def _number_in(told: dict[str, Any], path: str) -> float:
-    """Velox writes numbers as texts; 0 where there is none."""
-    found = sought(told, path)
-    try:
-        return number(float(found), 0.0)
-    except (TypeError, ValueError):
-        return 0.0
-
-
-def _velox_acquisition(told: dict[str, Any]) -> dict[str, float | str]:
-    acquisition = acquired(told, _VELOX)
-    detector = f"Detectors/Detector-{sought(told, 'BinaryResult/DetectorIndex')}"
-    is_scanned = sought(told, f"{detector}/DetectorType") == "ScanningDetector"
-    if sought(told, f"{detector}/DetectorType"):
-        acquisition["mode"] = "STEM" if is_scanned else "TEM"
-    if not is_scanned:
-        acquisition.pop("dwell_time_s", None)
-    table: dict[str, tuple[str, float] | str] = {
-        "exposure_s": (f"{detector}/ExposureTime", 1.0),
-        "magnification": ("Optics/NominalMagnification", 1.0),
-    }
-    acquisition = acquired(told, table) | acquisition
-    began = _number_in(told, "Acquisition/AcquisitionStartDatetime/DateTime")
-    return acquisition | _date_time(began)
-
-
-def _velox_time(info: FrameInfo, n_frames: int) -> Axis:
-    """From frame to frame, as far as it is told."""
-    is_scanned = info.acquisition.get("mode") == "STEM"
-    seconds = _number_in(dict(info.metadata), "Scan/FrameTime") if is_scanned else 0.0
-    if seconds > 0:
-        return Axis(name="time", size=n_frames, scale=seconds, unit="s")
-    return Axis(name="frame", size=n_frames)
 
 
 def _write(path: Path, output: Output) -> None:

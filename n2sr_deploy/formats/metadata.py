@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,3 +102,12 @@ def hyperspy_acquisition(metadata: Mapping[str, Any]) -> dict[str, float | str]:
     if isinstance(date, str) and date:
         found["date_time"] = f"{date}T{time}" if isinstance(time, str) and time else date
     return found
+
+
+def date_time_of(seconds: float) -> dict[str, float | str]:
+    """``date_time`` of seconds since 1970, where there are any."""
+    try:
+        began = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return {}
+    return {"date_time": began.isoformat(timespec="seconds")} if seconds > 0 else {}

@@ -33,6 +33,7 @@ _SECONDS = {
     "min": 60.0,
     "h": 3600.0,
 }
+_NO_UNIT = {"", "px", "pixel", "pixels", "none", "[]", "[px]", "[pixels]"}
 
 
 def nanometres(unit: str | None) -> float | None:
@@ -61,3 +62,11 @@ def one_unit(
     if nm[0] is None or nm[1] is None:
         return None, None
     return (height[0] * nm[0] / nm[1], width[0]), width[1]
+
+
+def plain_unit(spelled: str) -> str | None:
+    """A unit as EMD spells it: ``[n_m]`` as nm, None where there is none."""
+    if spelled.lower() in _NO_UNIT:
+        return None
+    plain = spelled.replace("[", "").replace("]", "").replace("_", "")
+    return "µ" + plain[1:] if plain.startswith("u") and len(plain) <= 2 else plain
