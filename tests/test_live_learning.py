@@ -186,7 +186,7 @@ def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_pa
     monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
     path = tmp_path / "kept.onnx"
     ended_once(told, "", LearnOptions(), keep=path)
-    assert f"nothing was kept in {path}: it had not begun" in told.text
+    assert f"nothing was kept in {path}: it was ended at once" in told.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -243,8 +243,9 @@ class LiveLearner:
                     _log.info("beside the stream: %s", last)
             process.wait()  # before its lifeline is closed
         if process.returncode != 0:
-            ended = f"it ended with {process.returncode}"
-            raise _FailedError(last or ("it had not begun" if self._is_closed else ended))
+            if self._is_closed and not last.startswith("Error: "):
+                last = "it was ended at once"  # before it could answer signals, or on Windows
+            raise _FailedError(last or f"it ended with {process.returncode}")
 
     def _begun(self, *arguments: str | Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
