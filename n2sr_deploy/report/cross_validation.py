@@ -98,7 +98,7 @@ def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
         return np.convolve(sums, np.ones(_TOGETHER), mode="same")
 
     shown = in_common = variance = np.zeros(_RINGS)
-    for half in halves[:2]:
+    for half in (halves.first, halves.second):
         image, unseen = middle_of(half.image), middle_of(half.unseen)
         residual = unseen / unseen.mean() * (noisy - image)
         drawn, lacking = (np.fft.fft2((x - x.mean()) * window) for x in (image, residual))
