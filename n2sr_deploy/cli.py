@@ -36,6 +36,7 @@ from n2sr_deploy.errors import (
 from n2sr_deploy.formats.metadata import plain_values, sought
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.kernels import describe_kernels
+from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class _InputError(click.ClickException):
 
 
 class _Interrupted(click.ClickException):
-    exit_code = 128 + signal.SIGINT
+    exit_code = INTERRUPTED_CODE
 
 
 class _Group(click.Group):
@@ -84,16 +85,26 @@ class _Group(click.Group):
             check_choice("the command", args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _telling_interrupts():  # of --help, which imports every command
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _cleaning_up():
+            with _telling_interrupts(), _cleaning_up():
                 return super().invoke(ctx)
         except N2SRError as error:
             raise _InputError(" ".join(str(error).split())) from error
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}") from error
-        except KeyboardInterrupt as error:
-            raise _Interrupted("ended by Ctrl-C before it was done") from error
+
+
+@contextmanager
+def _telling_interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise _Interrupted(INTERRUPTED) from error
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+INTERRUPTED = "ended by Ctrl-C before it was done"
+INTERRUPTED_CODE = 128 + signal.SIGINT  # as a shell tells it
+
 
 @contextmanager
 def held_back(*numbers: int) -> Iterator[list[int]]:

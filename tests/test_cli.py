@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -470,6 +471,43 @@ def test_ctrl_c_while_nothing_is_learned_yet_is_told(noisy_file, run, monkeypatc
     result = run("train", noisy_file, "-o", "s.safetensors", code=128 + signal.SIGINT)
     assert result.output.splitlines()[-1] == "Error: ended by Ctrl-C before it was done"
     assert [path.name for path in noisy_file.parent.iterdir()] == [noisy_file.name]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("n2sr_deploy.cli", ["info", "noisy.tif"]),
+        ("numpy", ["info", "noisy.tif"]),
+        ("n2sr_train.cli", ["train", "noisy.tif"]),
+        ("n2sr_train.cli", ["--help"]),
+    ],
+)
+def test_ctrl_c_while_python_imports_is_told(tmp_path, module, arguments):
+    """It printed a traceback, or "Aborted!" of --help."""
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    begins, _, name = scripts["n2sr"].partition(":")
+    script = f"""
+import sys
+from {begins} import {name}
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.exit({name}())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr.splitlines() == ["Error: ended by Ctrl-C before it was done"]
 
 
 def test_every_module_imports_without_the_extras():
