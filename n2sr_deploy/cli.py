@@ -31,6 +31,8 @@ from n2sr_deploy.errors import (
     MissingExtraError,
     ModelError,
     N2SRError,
+    OutputExistsError,
+    SettingError,
     check_choice,
 )
 from n2sr_deploy.formats.metadata import plain_values, sought
@@ -94,9 +96,23 @@ class _Group(click.Group):
             with _telling_interrupts(), _cleaning_up():
                 return super().invoke(ctx)
         except N2SRError as error:
-            raise _InputError(" ".join(str(error).split())) from error
+            invoked = self.get_command(ctx, ctx.invoked_subcommand or "")
+            raise _InputError(_told(error, invoked)) from error
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}") from error
+
+
+def _told(error: N2SRError, command: click.Command | None) -> str:
+    """An error as one line, in which settings are the options that the command has for them."""
+    told = " ".join(str(error).split())
+    params = [] if command is None else command.params
+    options = {p.name: max(p.opts, key=len) for p in params if isinstance(p, click.Option)}
+    name, _, rest = told.partition(" ")
+    if isinstance(error, SettingError) and name in options:
+        return f"{options[name]} {rest}"
+    if isinstance(error, OutputExistsError) and "overwrite" in options:
+        return f"{told} or pass --overwrite"
+    return told
 
 
 @contextmanager

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     OnResult = Callable[["FrameResult"], None]
 
 _log = logging.getLogger("n2sr")
+_OR_ALL = ", or denoise all with --stack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +192,7 @@ class _Work:
         self.indexes: Sequence[int] = (
             range(len(opened))
             if options.stack
-            else [choose(opened.path, len(opened), options.frame)]
+            else [choose(opened.path, len(opened), options.frame, or_else=_OR_ALL)]
         )
         self._learned_from = self._frame_to_learn_from()
         self.provenance = Provenance(options, len(opened), self.indexes, self._learned_from)

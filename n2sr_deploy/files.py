@@ -74,7 +74,7 @@ def check_output(
     if path.is_dir() and not _may_be_a_store(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists already; choose another name or pass --overwrite")
+        raise OutputExistsError(f"{path} exists already; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -238,7 +238,7 @@ def _checked(pixels: AnyArray) -> AnyArray:
             "convert it to one grey channel (H, W) first"
         )
     if pixels.ndim != 2:
-        hint = ". Choose one with --frame" if pixels.ndim > 2 else ""
+        hint = ". Choose one of its frames" if pixels.ndim > 2 else ""
         raise FrameError(
             f"frame has shape {pixels.shape}, but denoise takes one frame (H, W){hint}"
         )

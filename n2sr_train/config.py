@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError, check_choice
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
     from n2sr_deploy.noise import Noise
 
 
+_DEVICE = re.compile(r"auto|(cpu|cuda)(:(0|[1-9]\d?))?")
+
+
 def _within(name: str, value: float, low: float, high: float) -> None:
     whole = isinstance(low, int) and isinstance(high, int)
     if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
-        kind = "a whole number, " if whole else ""
-        raise SettingError(f"{name} is {value}, but must be {kind}{low} to {high}")
+        bounds = f"a whole number, {low} to {high}" if whole else f"{low:g} to {high:g}"
+        raise SettingError(f"{name} is {value}, but must be {bounds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +158,18 @@ class TrainingConfig:
         _within("seed", self.seed, 0, 2**63 - 1)
         if self.seconds is not None:
             _within("seconds", self.seconds, 0.1, 1e9)
+        if not _DEVICE.fullmatch(self.device):
+            raise SettingError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
         if self.margin and max(self.pattern.stride) < self.margin + 2:
             raise SettingError(
                 f"margin is {self.margin} and the pattern {self.pattern}, which leaves no pixel to "
                 f"learn from; take a stride of at least {self.margin + 2}"
             )
+
+    @property
+    def start_path(self) -> Path | None:
+        """The file that `start` names; None where it names none."""
+        return None if self.start in ("packaged", "random") else Path(self.start)
 
     @classmethod
     def named(cls, preset: str) -> TrainingConfig:

@@ -9,7 +9,7 @@ from n2sr_deploy.words import counted
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device of this name; ``auto``: a GPU where there is one.
+    """The device that `TrainingConfig.device` names; ``auto``: a GPU where there is one.
 
     Raises
     ------
@@ -18,12 +18,7 @@ def chosen_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise SettingError(f"device is {name!r}, but must be auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingError(
             f"device is {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA GPU; "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.files import check_input
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
@@ -71,10 +72,10 @@ def learn_checkpoint(
     MissingExtraError, SettingError, FrameError, TrainingError
         As `train` does, and where the extra is missing.
     """
-    require_training_extra()
+    wanted = prepared(frame, options or LearnOptions(), progress)
     from n2sr_train.training import train
 
-    checkpoint = train(*prepared(frame, options or LearnOptions(), progress))
+    checkpoint = train(*wanted)
     # That of the whole frame: what was learned from may be without blank borders.
     return replace(checkpoint, summary={**checkpoint.summary, "frame_shape": list(frame.shape)})
 
@@ -131,12 +132,15 @@ def check_options(options: LearnOptions) -> TrainingConfig:
         Where the extra is missing, a setting is out of range, or the start is no checkpoint or
         exported model, or one of another network.
     """
-    require_training_extra()
     from n2sr_train.config import TrainingConfig
+
+    config = TrainingConfig.from_options(options)  # before the seconds that PyTorch takes
+    if config.start_path is not None:
+        check_input(config.start_path)
+    require_training_extra()
     from n2sr_train.devices import chosen_device
     from n2sr_train.starting import check_start, starting_network
 
-    config = TrainingConfig.from_options(options)
     chosen_device(config.device)
     if options.pattern is None and options.stride is None:
         check_start(config)  # the noise may yet ask for the pattern of the start

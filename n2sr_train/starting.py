@@ -41,8 +41,8 @@ def starting_network(config: TrainingConfig) -> AnyNetwork:
     weights: dict[str, Tensor] | None = None
     if config.start == "packaged":
         weights = packaged_weights(config)
-    elif config.start != "random":
-        weights = _weights_of(Path(config.start), config)
+    elif config.start_path is not None:
+        weights = _weights_of(config.start_path, config)
     if weights is not None:
         _load(network, weights, config.start)
     return network
@@ -57,9 +57,9 @@ def check_start(config: TrainingConfig) -> None:
         When `config.start` names a file that is no checkpoint or exported model, or one of another
         network.
     """
-    if config.start in ("packaged", "random"):
+    if config.start_path is None:
         return
-    theirs = _opened(Path(config.start))
+    theirs = _opened(config.start_path)
     if theirs.network != config.network.single:
         raise ModelError(
             f"{config.start} holds a network of preset {theirs.preset}, but this training needs "

@@ -21,9 +21,9 @@ from click.testing import CliRunner
 
 from n2sr_deploy import Frame, doctor, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.errors import MissingExtraError, OutputExistsError, SettingError
 from n2sr_deploy.version import VERSION
-from n2sr_train import Checkpoint
+from n2sr_train import Checkpoint, LearnOptions, learn_checkpoint
 from tests.conftest import REPOSITORY
 
 QUICK = ["--steps", "2", "--device", "cpu"]
@@ -372,6 +372,48 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
         ["export", noisy_file, "-o", "s.onnx"],
     ):
         refused(run(*arguments, code=2), "pip install 'n2sr[train]'")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seconds", "0"], "--seconds is 0.0, but must be 0.1 to 1e+09"),
+        (["--steps", "0"], "--steps is 0, but must be a whole number, 1 to 100000000"),
+        (["--preset", "bst"], "--preset is 'bst', but must be one of fast,"),
+        (["--stride", "9"], "--stride is (9, 9), but each must be 1 to 4"),
+        (
+            ["--pattern", "row", "--stride", "1,2"],
+            "--stride is 1,2, but pattern row thins one axis",
+        ),
+        (["--device", "cuda:cpu"], "--device is 'cuda:cpu', but must be auto, cpu, cuda or cuda:N"),
+        (["--init", "no.onnx"], "no.onnx does not exist; check the path"),
+    ],
+)
+def test_options_of_a_training_are_refused_before_pytorch_is_imported(
+    run, noisy_file, monkeypatch, options, message
+):
+    """It took four seconds, and the message named no option."""
+    monkeypatch.setattr("n2sr_train.learner.import_module", pytest.fail)
+    for command in (["train", "-o", "s.safetensors"], ["denoise", "-o", "out.tif"]):
+        refused(run(*command, noisy_file, *options, code=2), f"Error: {message}")
+
+
+def test_python_is_told_of_settings_and_not_of_options(noisy_file, noisy):
+    with pytest.raises(SettingError, match=r"^seconds is 0, but must be"):
+        learn_checkpoint(noisy, LearnOptions(seconds=0))
+    with pytest.raises(OutputExistsError, match=r"choose another name$"):
+        write_frame(noisy_file, noisy)
+
+
+def test_a_command_is_advised_what_it_has(run, noisy, noisy_file, model_path):
+    np.save("stack.npy", np.stack([noisy.pixels] * 2))
+    chosen = "Choose it with --frame 0 to --frame 1"
+    told = run("train", "stack.npy", "-o", "s.safetensors", code=2)
+    assert told.stderr.endswith(f"{chosen}\n")
+    told = run("denoise", "stack.npy", "-o", "out.tif", code=2)
+    assert told.stderr.endswith(f"{chosen}, or denoise all with --stack\n")
+    told = run("simulate", "-o", noisy_file, code=2)
+    assert told.stderr.endswith("exists already; choose another name or pass --overwrite\n")
 
 
 def test_without_any_learner_the_error_names_the_extra(noisy, monkeypatch):

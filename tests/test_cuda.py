@@ -419,7 +419,9 @@ def test_a_full_gpu_says_so_and_goes_on():
 
 def test_without_a_driver_there_is_a_sentence(monkeypatch):
     monkeypatch.setattr(driver, "LIBRARY", "libno-such-driver.so")
-    with pytest.raises(DeviceError, match=r"no NVIDIA driver .*--backend auto runs on the CPU"):
+    with pytest.raises(
+        DeviceError, match=r"no NVIDIA driver .*n2sr runs on the CPU \(backend auto\)"
+    ):
         CudaDevice()
 
 

@@ -486,7 +486,7 @@ def test_gpus_that_rtx_is_made_for_are_taken(rtx, capability):
 def test_a_gpu_that_rtx_is_not_made_for_is_refused_before_anything_is_built(
     rtx, model, capability, told
 ):
-    said = rf"8\.9, 12\.0.*Fake has {told}; take --backend native"
+    said = rf"8\.9, 12\.0.*Fake has {told}; try backend native"
     with pytest.raises(ModelError, match=said):
         building.build_engines(model, "tensorrt_rtx", (64, 96), 4, gpu_of(capability))
     with pytest.raises(ModelError, match=said):
@@ -495,7 +495,7 @@ def test_a_gpu_that_rtx_is_not_made_for_is_refused_before_anything_is_built(
 
 def test_doctor_tells_a_gpu_that_rtx_is_not_made_for(rtx, monkeypatch):
     monkeypatch.setattr(doctor, "CudaDevice", lambda: gpu_of(100))
-    assert "has 10.0; take" in dict(doctor.report())["backend tensorrt-rtx"]
+    assert "has 10.0; try" in dict(doctor.report())["backend tensorrt-rtx"]
 
 
 def test_a_library_that_is_not_installed_tells_its_extra(monkeypatch):

@@ -157,7 +157,7 @@ def test_not_an_image(tmp_path):
         (np.zeros((20, 30, 3), np.uint8), "colour image"),
         (np.zeros((20, 30), np.complex64), "complex"),
         (np.zeros((0, 30)), "empty"),
-        (np.zeros((2, 2, 20, 30)), "Choose one with --frame"),
+        (np.zeros((2, 2, 20, 30)), "Choose one of its frames"),
         (np.full((20, 30), np.nan), "600 NaN or infinite pixels of 600"),
         (np.where(np.eye(20, 30) == 1, np.inf, 0), "20 NaN or infinite"),
         (np.array([["a", "b"]]), "takes numbers"),
@@ -271,7 +271,7 @@ def test_statistics_of_large_counts_keep_their_digits():
 def test_an_existing_file_stays_unless_it_may_be_overwritten(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(b"precious")
-    with pytest.raises(OutputError, match=r"exists already.*--overwrite"):
+    with pytest.raises(OutputError, match=r"exists already; choose another name"):
         write_frame(path, frame_of())
     assert path.read_bytes() == b"precious"
     write_frame(path, frame_of(), overwrite=True)

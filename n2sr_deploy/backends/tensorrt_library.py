@@ -65,7 +65,7 @@ def require_capability(library: str, device: CudaDevice) -> None:
         raise ModelError(
             f"TensorRT for RTX {trt.__version__} is made for GPUs of compute capability "
             f"{', '.join(map(dotted, known))} and later, but {device.name} has "
-            f"{dotted(device.capability)}; take --backend native, tensorrt, cuda or auto"
+            f"{dotted(device.capability)}; try backend native, tensorrt, cuda or auto"
         )
 
 

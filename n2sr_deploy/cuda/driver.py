@@ -48,7 +48,7 @@ def find_driver() -> Driver:
     except OSError as error:
         raise DeviceError(
             f"no NVIDIA driver ({LIBRARY} is not there); install NVIDIA's driver for the GPU; "
-            "without one, --backend auto runs on the CPU"
+            "without one, n2sr runs on the CPU (backend auto)"
         ) from error
     code = driver.cuInit(0)
     if code == _NO_DEVICE:

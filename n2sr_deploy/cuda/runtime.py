@@ -153,7 +153,7 @@ class CudaDevice:
         if capability.value < OLDEST:
             raise DeviceError(
                 f"{name.value.decode()} has compute capability {capability.value / 10}, but n2sr's "
-                f"kernels need {OLDEST / 10} (Turing) or later; --backend auto runs on the CPU"
+                f"kernels need {OLDEST / 10} (Turing) or later; backend auto runs on the CPU"
             )
         self.name = name.value.decode()
         self.capability = capability.value

@@ -255,8 +255,10 @@ def damaged(path: Path, error: Exception) -> N2SRError:
     )
 
 
-def choose(path: Path, n_frames: int, index: int | None) -> int:
+def choose(path: Path, n_frames: int, index: int | None, *, or_else: str = "") -> int:
     """Check `index` against the number of frames; None means the only one.
+
+    `or_else`: what can be done instead of choosing one, to be told.
 
     Raises
     ------
@@ -268,7 +270,7 @@ def choose(path: Path, n_frames: int, index: int | None) -> int:
     if index is None and n_frames > 1:
         raise FileFormatError(
             f"{path} holds {n_frames} frames, but n2sr takes one. "
-            f"Choose it with --frame 0 to --frame {n_frames - 1}, or denoise all with --stack"
+            f"Choose it with --frame 0 to --frame {n_frames - 1}{or_else}"
         )
     if index is not None and not 0 <= index < n_frames:
         raise FileFormatError(f"{path} has no frame {index}; it holds {n_frames}, counted from 0")
