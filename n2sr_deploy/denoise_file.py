@@ -16,8 +16,8 @@ import numpy as np
 
 from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
-from n2sr_deploy.errors import FrameError, OutputError
-from n2sr_deploy.formats.base import choose
+from n2sr_deploy.errors import OutputError
+from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import learn
 from n2sr_deploy.mending import mend
 from n2sr_deploy.provenance import Provenance, of_standard_error
@@ -121,8 +121,8 @@ def denoise_file(
     Raises
     ------
     N2SRError
-        What `open_frames`, `learn`, `open_denoiser`, `denoise` and `write_frames` raise; of a
-        frame among several, FrameError names it.
+        What `open_frames`, `learn`, `open_denoiser`, `denoise` and `write_frames` raise;
+        FrameError names the file, and the frame where there are several.
     """
     with formats.open_frames(noisy, options.signal) as opened, ExitStack() as closing:
         dtype = _kept_type(opened, options)
@@ -194,9 +194,21 @@ class _Work:
             if options.stack
             else [choose(opened.path, len(opened), options.frame, or_else=_OR_ALL)]
         )
+        # What it refuses is told before a network is learned or opened.
+        self._ahead = {self.indexes[0]: self._read(self.indexes[0])}
         self._learned_from = self._frame_to_learn_from()
         self.provenance = Provenance(options, len(opened), self.indexes, self._learned_from)
         self._of_all = None if options.per_frame else self._open_for_all()
+
+    def _read(self, index: int) -> Frame:
+        """The frame, unless there is nothing to learn from it or to denoise."""
+        frame = self._opened.read(index)
+        with self._naming(index):
+            frame.cropped(*measured_part(frame.pixels)).mean_and_std()
+        return frame
+
+    def _naming(self, index: int) -> AbstractContextManager[None]:
+        return naming(self._opened.path, index, len(self._opened))
 
     def _frame_to_learn_from(self) -> int | None:
         options, n_frames = self._options, len(self._opened)
@@ -214,16 +226,18 @@ class _Work:
         if self._learned_from is not None:
             if len(self.indexes) > 1:
                 _log.info("learning from frame %d of %d", self._learned_from, len(self.indexes))
-            return self._learned(self._opened.read(self._learned_from), self._closing)
+            frame = self._ahead.get(self._learned_from) or self._read(self._learned_from)
+            return self._learned(frame, self._closing)
         shape = self._opened.shape
-        return self._denoisers.of_file(
-            str(options.model), options.backend, shape, options.n_samples
-        )
+        with naming(self._opened.path, 0, 1):  # too small, all of them
+            return self._denoisers.of_file(
+                str(options.model), options.backend, shape, options.n_samples
+            )
 
     def _learned(self, frame: Frame, closing: ExitStack) -> Opened:
         options = self._options
         frame = frame.cropped(*measured_part(frame.pixels))
-        with self._training() as progress:
+        with self._naming(frame.index), self._training() as progress:
             model = learn(frame, options.learn, progress)
         denoiser = self._denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
         closing.callback(denoiser.close)
@@ -234,19 +248,16 @@ class _Work:
     ) -> Iterator[Frame]:
         """The denoised frames; their spreads go into a file meanwhile."""
         for n_done, index in enumerate(self.indexes, 1):
-            try:
-                frame, std = self._denoised(self._opened.read(index))
-            except FrameError as error:
-                if len(self.indexes) == 1:
-                    raise
-                raise FrameError(
-                    f"{self._opened.path}, frame {index} of {len(self.indexes)}: {error}"
-                ) from error
+            with self._naming(index):
+                frame, std = self._denoised(self._next(index))
             if spread is not None and std is not None:
                 self._put_aside(spread, std)
             self._first = self._first or frame
             yield frame
             on_frame(n_done, len(self.indexes))
+
+    def _next(self, index: int) -> Frame:
+        return self._ahead.pop(index) if index in self._ahead else self._opened.read(index)
 
     def _put_aside(self, spread: BinaryIO, std: FloatArray) -> None:
         try:

@@ -26,6 +26,7 @@ from n2sr_deploy.cli_options import (
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats import read_frame
+from n2sr_deploy.formats.base import naming
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
@@ -63,7 +64,7 @@ def train_command(
         return
     files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
     noisy_frame = read_frame(noisy, frame, signal)
-    with shown_training() as progress:
+    with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     try:
         checkpoint.save(output, overwrite=overwrite)

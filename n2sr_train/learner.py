@@ -86,6 +86,8 @@ def prepared(
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
 
+    frame = frame.cropped(*measured_part(frame.pixels))
+    frame.mean_and_std()  # refuses a constant one
     config = check_options(options)
     if frame.is_denoised:
         _log.warning(
@@ -93,7 +95,6 @@ def prepared(
             "one"
         )
     noise = None
-    frame = frame.cropped(*measured_part(frame.pixels))
     repaired = repair(frame) if options.repair else untouched(frame)
     if min(frame.shape) < SMALLEST:
         _log.warning(

@@ -202,9 +202,13 @@ def test_bad_frames(run, tmp_path, model_path, name, with_model):
     frames_that_are_wrong(tmp_path)
     before = sorted(tmp_path.iterdir())
     how = ["-m", model_path] if with_model else QUICK
-    refused(run("denoise", name, "-o", "out.tif", *how, code=2), BAD_FRAMES[name])
+    results = [run("denoise", name, "-o", "out.tif", *how, code=2)]
     if not with_model:
-        refused(run("train", name, "-o", "out.safetensors", *QUICK, code=2), BAD_FRAMES[name])
+        results.append(run("train", name, "-o", "out.safetensors", *QUICK, code=2))
+    for result in results:
+        refused(result, BAD_FRAMES[name])
+        assert f"Error: {name}" in result.stderr
+        assert "backend" not in result.stderr, "it is told before a model is opened"
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +12,7 @@ import numpy as np
 
 from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError, N2SRError
 from n2sr_deploy.frame import Frame, FrameInfo
+from n2sr_deploy.words import about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,12 +158,13 @@ class FrameFile:
             When it is not one real-valued, finite image.
         """
         index = choose(self.path, len(self), index)
-        try:
-            pixels = self._pixels(index)
-            info = self._info(index)
-            return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
-        except Exception as error:  # libraries raise whatever on damaged files
-            raise damaged(self.path, error) from error
+        with naming(self.path, index, len(self)):
+            try:
+                pixels = self._pixels(index)
+                info = self._info(index)
+                return Frame(pixels=pixels, index=index, n_frames=len(self), **vars(info))
+            except Exception as error:  # libraries raise whatever on damaged files
+                raise damaged(self.path, error) from error
 
     def acquisitions(self) -> Iterator[Mapping[str, float | str]]:
         """Each frame's acquisition, without its pixels."""
@@ -237,6 +239,16 @@ def required(module: str, purpose: str, package: str, extra: str) -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(purpose, package, extra) from error
+
+
+@contextmanager
+def naming(path: Path, index: int, n_frames: int) -> Iterator[None]:
+    """Tell which file, and which of its frames, a FrameError of the block is about."""
+    which = f"{path}, frame {index} of {n_frames}" if n_frames > 1 else str(path)
+    try:
+        yield
+    except FrameError as error:
+        raise type(error)(about(which, str(error))) from error
 
 
 def damaged(path: Path, error: Exception) -> N2SRError:

@@ -239,7 +239,7 @@ class LiveLearner:
         with self._process as process:
             for line in process.stderr or ():
                 if line.strip():
-                    last = line.strip()
+                    last = line.strip().replace(f"{arguments[0]}: ", "")  # a name nobody gave
                     _log.info("beside the stream: %s", last)
             process.wait()  # before its lifeline is closed
         if process.returncode != 0:
