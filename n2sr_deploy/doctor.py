@@ -17,7 +17,7 @@ from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library, req
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice, load_library
 from n2sr_deploy.engine import engine_folder, option_of
-from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, N2SRError
+from n2sr_deploy.errors import DeviceError, MissingExtraError, ModelError, N2SRError, installing
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
@@ -45,10 +45,10 @@ def report() -> Iterator[tuple[str, str]]:
     for package in _required(extra=None):
         yield package, _version(package) or _instead(package)
     for package in _required(extra="train"):
-        yield package, _version(package) or "missing; training needs: pip install 'n2sr[train]'"
+        yield package, _version(package) or f"missing; training needs: {installing('train')}"
     for extra, what in _OPTIONAL.items():
         for package in _required(extra=extra):
-            yield package, _version(package) or f"missing; {what}: pip install 'n2sr[{extra}]'"
+            yield package, _version(package) or f"missing; {what}: {installing(extra)}"
     yield "kernels", describe_kernels()
     yield "CUDA kernels", _cuda_kernels()
     yield "backend ONNX Runtime", _onnxruntime()

@@ -111,8 +111,17 @@ class MissingExtraError(N2SRError, ImportError):
     def __init__(self, purpose: str, package: str, extra: str) -> None:
         super().__init__(
             f"{purpose} needs {package!r}, which is not installed. "
-            f"Install it with: pip install 'n2sr[{extra}]'"
+            f"Install it with: {installing(extra)}"
         )
+
+
+def installing(extra: str) -> str:
+    """The command that adds an extra, from any folder.
+
+    n2sr is in no package index. pip needs none for it: it takes the one that is installed, whose
+    extras it reads.
+    """
+    return f"pip install 'n2sr[{extra}]'"
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import time
+import tomllib
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -38,6 +39,7 @@ from n2sr_deploy.errors import (
 )
 from n2sr_deploy.layout import input_shapes
 from n2sr_deploy.pipeline import FramePipeline, Program
+from tests.conftest import REPOSITORY
 from tests.fake_device import FakeDevice, FakeNetwork
 
 SHAPE = (4, 1, 48, 64)
@@ -510,12 +512,22 @@ def _not_there(name):
     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
+def test_what_is_installed_again_is_what_the_extra_installs(library):
+    """n2sr itself, of which no package index knows, was to be."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    first = project["optional-dependencies"][tensorrt_library._EXTRAS[library]][0]
+    assert first.partition(">")[0] == tensorrt_library._PACKAGES[library]
+
+
 def test_a_broken_library_is_told(monkeypatch):
     def broken(name):
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(ModelError, match=r"TensorRT is broken .*libnvinfer.so.11.*force-reinstall"):
+    with pytest.raises(
+        ModelError, match=r"TensorRT is broken .*libnvinfer.so.11.*force-reinstall tensorrt-cu13"
+    ):
         tensorrt_library.import_library("tensorrt")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 _OLDEST = 10, 13
 _OLDEST_OF_RTX = 80  # it builds for Turing (75) only where told so, and then for nothing else
 
@@ -77,5 +78,5 @@ def dotted(capability: int) -> str:
 def _broken(library: str, error: BaseException) -> ModelError:
     return ModelError(
         f"{LIBRARIES[library]} is broken ({error}); install it again with: "
-        f"pip install --force-reinstall 'n2sr[{_EXTRAS[library]}]'"
+        f"pip install --force-reinstall {_PACKAGES[library]}"
     )

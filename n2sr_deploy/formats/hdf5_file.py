@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.errors import FileFormatError, FrameError
+from n2sr_deploy.errors import FileFormatError, FrameError, installing
 from n2sr_deploy.formats.base import (
     DAMAGE,
     MAX_PIXELS,
@@ -254,7 +254,7 @@ class Hdf5File:
                 raise FileFormatError(
                     f"{self.path} is compressed at {name} by filter {code} "
                     f"({described.decode('ascii', 'replace').strip() or 'unnamed'}), which needs "
-                    "another package; pip install 'n2sr[formats]', or save it uncompressed"
+                    f"another package; {installing('formats')}, or save it uncompressed"
                 )
 
     def _check_virtual(self, dataset: Any, name: str, n_links: int) -> None:
