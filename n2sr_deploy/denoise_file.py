@@ -238,7 +238,8 @@ class _Work:
         options = self._options
         frame = frame.cropped(*measured_part(frame.pixels))
         with self._naming(frame.index), self._training() as progress:
-            model = learn(frame, options.learn, progress)
+            model, told = learn(frame, options.learn, progress)
+        _log.info("learned: %s", told)
         denoiser = self._denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
         closing.callback(denoiser.close)
         return denoiser

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from n2sr_deploy.errors import MissingExtraError
 
@@ -63,8 +63,8 @@ class TrainingStatus:
     """Steps in all, unless time runs out."""
     elapsed_s: float
     """Since the training began."""
-    remaining_s: float
-    """Estimated."""
+    remaining_s: float | None
+    """Estimated; None at the first step, which loads and compiles what the others use."""
     loss: float
     """Mean squared error on held-out pixels, smoothed; 1 is the frame's variance."""
     validation_error: float
@@ -77,14 +77,22 @@ if TYPE_CHECKING:
     Progress = Callable[[TrainingStatus], None]
 
 
+class Learned(NamedTuple):
+    """What a learner gives."""
+
+    model: ExportedModel
+    told: str
+    """What was learned, and how, in words."""
+
+
 class Learner(Protocol):
     """What is registered under the entry-point group."""
 
-    def __call__(self, frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
+    def __call__(self, frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
         """Learn a network from one noisy frame."""
 
 
-def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
+def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
     """Learn a network from one noisy frame with the learner that is installed.
 
     Raises

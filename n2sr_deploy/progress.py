@@ -53,14 +53,14 @@ def _shown(console: Console) -> Iterator[Callable[[TrainingStatus], None]]:
             task = progress.add_task("training", total=None, figures="", left="")
 
             def show(status: TrainingStatus) -> None:
-                total = status.elapsed_s + status.remaining_s
+                remaining = status.remaining_s
                 progress.update(
                     task,
                     completed=status.elapsed_s,
-                    total=total,
+                    total=None if remaining is None else status.elapsed_s + remaining,
                     description=f"training, step {status.step} of {status.n_steps}",
                     figures=_figures(status),
-                    left=time_left(status.remaining_s),
+                    left=time_left(remaining or 0.0),
                 )
 
             yield show
@@ -150,7 +150,7 @@ class _Lines:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _LINE_EVERY_S
-            self._print(status, time_left(status.remaining_s))
+            self._print(status, time_left(status.remaining_s or 0.0))
 
     def end(self) -> None:
         """Tell the last step, however early it came."""

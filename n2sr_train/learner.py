@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.files import check_input
-from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.learning import Learned, LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
-    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.noise import Noise
     from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import TrainingConfig
@@ -40,13 +39,12 @@ def require_training_extra() -> None:
                 raise MissingExtraError("training or exporting", package, "train") from error
 
 
-def learn(frame: Frame, options: LearnOptions, progress: Progress) -> ExportedModel:
+def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
     """Train on one noisy frame and export; what `train` and `export_model` raise, it raises."""
     checkpoint = learn_checkpoint(frame, options, progress)
     from n2sr_train.export import export_model
 
-    _log.info("learned: %s", checkpoint.describe())
-    return export_model(checkpoint)
+    return Learned(export_model(checkpoint), checkpoint.describe())
 
 
 def learn_checkpoint(

@@ -22,14 +22,16 @@ def part_of(progress: Progress | None, before: list[Checkpoint], n_members: int)
     n_left = n_members - len(before) - 1
 
     def show(status: TrainingStatus) -> None:
-        whole = status.elapsed_s + status.remaining_s
+        remaining = status.remaining_s
+        if remaining is not None:
+            remaining += n_left * (status.elapsed_s + remaining)
         told(
             replace(
                 status,
                 step=steps + status.step,
                 n_steps=steps + status.n_steps * (n_left + 1),
                 elapsed_s=seconds + status.elapsed_s,
-                remaining_s=status.remaining_s + n_left * whole,
+                remaining_s=remaining,
             )
         )
 

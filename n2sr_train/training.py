@@ -140,6 +140,7 @@ class _Training:
         self.flop = 0.0
         self.validation_flop = 0.0
         self.validating_s = 0.0
+        self.first_step_s = 0.0
         self.loss = math.nan
         self.history: list[dict[str, float]] = []
         self.started = time.monotonic()
@@ -210,6 +211,8 @@ class _Training:
         self.stepper.take(self._rate())
         self.flop += self.stepper.flop
         self.step += 1
+        if self.step == 1:
+            self.first_step_s = self._elapsed()
 
     @property
     def _reads_every(self) -> int:
@@ -301,10 +304,12 @@ class _Training:
         self.flop += self.validation_flop
 
     def _status(self) -> TrainingStatus:
-        elapsed = self._elapsed()
-        remaining = (self.config.steps - self.step) * elapsed / self.step
-        if self.config.seconds is not None:
-            remaining = min(remaining, max(self.config.seconds - elapsed, 0.0))
+        elapsed, remaining = self._elapsed(), None
+        if self.step > 1:
+            pace_s = (elapsed - self.first_step_s) / (self.step - 1)
+            remaining = (self.config.steps - self.step) * pace_s
+            if self.config.seconds is not None:
+                remaining = min(remaining, max(self.config.seconds - elapsed, 0.0))
         return TrainingStatus(
             step=self.step,
             n_steps=self.config.steps,

@@ -160,6 +160,14 @@ def test_progress_tells_every_step(noisy):
     assert errors[-1] < errors[0]
 
 
+def test_a_slow_first_step_does_not_lengthen_the_time_left(noisy, monkeypatch):
+    """It compiles: of a minute, a quarter of an hour was told to be left."""
+    seen = []
+    monkeypatch.setattr(_Training, "_elapsed", lambda self: 100.0 + self.step if self.step else 0.0)
+    train(noisy, tiny_config(), seen.append)
+    assert [status.remaining_s for status in seen] == [None, *(12.0 - k for k in range(2, 13))]
+
+
 def test_ctrl_c_keeps_what_was_learned_since_the_last_judgement(noisy, caplog):
     def progress(status):
         if status.step == 40:

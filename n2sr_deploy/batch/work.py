@@ -193,8 +193,9 @@ class _Share:
         """As `shown_training`."""
 
         def on_step(status: TrainingStatus) -> None:
-            total = status.elapsed_s + status.remaining_s
-            self._learned = _OF_TRAINING * status.elapsed_s / total if total > 0 else 0.0
+            total = status.elapsed_s + (status.remaining_s or 0.0)
+            if status.remaining_s is not None and total > 0:
+                self._learned = _OF_TRAINING * status.elapsed_s / total
             self._tell(self._learned)
 
         yield on_step
