@@ -288,12 +288,8 @@ def _file_lines(opened: FrameFile, frame: Frame) -> list[str]:
     return [
         *signals,
         *axes,
-        *(
-            [f"a count means: (count - {known.offset:g}) * {known.scale:g} {known.unit or ''}"]
-            if known is not None and means
-            else []
-        ),
-        *([f"microscope: {told}"] if told else []),
+        *([f"a count means: {_meaning(known)}"] if known is not None and means else []),
+        *([f"acquired with: {told}"] if told else []),
         *(
             [f"metadata (--metadata prints it): {', '.join(frame.metadata)}"]
             if frame.metadata
@@ -301,6 +297,15 @@ def _file_lines(opened: FrameFile, frame: Frame) -> list[str]:
         ),
         *(f"history: {line}" for line in frame.history),
     ]
+
+
+def _meaning(intensity: Intensity) -> str:
+    """Of a count: ``(count - 3) * 2 e-``; no word of an offset or factor that changes nothing."""
+    offset = intensity.offset
+    counts = f"(count {'+' if offset < 0 else '-'} {abs(offset):g})" if offset else "count"
+    is_told = intensity.scale != 1 or intensity.unit
+    factor = f" * {intensity.scale:g}" if is_told else ""
+    return f"{counts}{factor} {intensity.unit or ''}".rstrip()
 
 
 def _in_words(name: str, value: float | str) -> str:

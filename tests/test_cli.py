@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from click.testing import CliRunner
 from n2sr_deploy import Frame, doctor, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, OutputExistsError, SettingError
+from n2sr_deploy.formats.metadata import acquired
+from n2sr_deploy.frame import Intensity
 from n2sr_deploy.version import VERSION
 from n2sr_train import Checkpoint, LearnOptions, learn_checkpoint
 from tests.conftest import REPOSITORY
@@ -103,6 +106,27 @@ def test_a_seed_gives_the_same_result(run, noisy_file, model_path):
 def test_info_says_why_it_tells_no_noise(run, pixels, words):
     np.save("frame.npy", pixels)
     assert words in run("info", "frame.npy").stdout
+
+
+@pytest.mark.parametrize(
+    ("intensity", "words"),
+    [
+        (Intensity(scale=256.0), "count * 256"),
+        (Intensity(unit="e-"), "count * 1 e-"),
+        (Intensity(scale=0.5, offset=3.0, unit="e-"), "(count - 3) * 0.5 e-"),
+        (Intensity(offset=-3.0), "(count + 3)"),
+    ],
+)
+def test_info_says_what_a_count_means(run, noisy, intensity, words):
+    """It said "(count - 0) * 256 "."""
+    write_frame("noisy.tif", replace(noisy, intensity=intensity))
+    assert f"  a count means: {words}\n" in run("info", "noisy.tif").stdout
+
+
+def test_what_a_program_does_not_know_is_not_told():
+    table = {"microscope": "name", "detector": "detector", "mode": "mode"}
+    told = {"name": "Unknown", "detector": "HAADF", "mode": ""}
+    assert acquired(told, table) == {"detector": "HAADF"}
 
 
 def test_one_frame_of_a_stack(run, noisy, model_path):

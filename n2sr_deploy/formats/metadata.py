@@ -29,6 +29,8 @@ HYPERSPY: dict[str, tuple[str, float] | str] = {
     "stage_tilt_beta_deg": ("Stage/tilt_beta", 1.0),
 }
 
+_NOTHING = ("", "unknown")  # what programs write that do not know
+
 
 def plain_values(value: Any, *, largest: int = 4096) -> Any:
     """The value as JSON can keep it: mappings, lists, numbers, strings.
@@ -78,7 +80,7 @@ def acquired(
     for name, where in table.items():
         path, factor = where if isinstance(where, tuple) else (where, None)
         found = sought(metadata, path)
-        if found is None or isinstance(found, (dict, list)) or found == "":
+        if found is None or isinstance(found, (dict, list)) or str(found).lower() in _NOTHING:
             continue
         if factor is None:
             values[name] = str(found)
