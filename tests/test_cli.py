@@ -199,12 +199,18 @@ def frames_that_are_wrong(folder):
     formats.write_frame(folder / "whole.mrc", Frame(pixels=good))
     (folder / "cut.mrc").write_bytes((folder / "whole.mrc").read_bytes()[:-4000])
     (folder / "text.tif").write_text("no image")
+    (folder / "text.mrc").write_text("no image" * 200)
+    (folder / "text.npy").write_text("no image")
+    (folder / "photo.tif").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
     (folder / "nothing.dm3").touch()
 
 
 BAD_FRAMES = {
     "missing.tif": "does not exist; check the path",
-    "text.tif": "not a TIFF file",
+    "text.tif": "is named as TIFF is, but holds something else",
+    "text.mrc": "is named as MRC is, but holds something else",
+    "text.npy": "is truncated, holds Python objects or is another kind of file; save it again",
+    "photo.tif": "is a JPEG image, whatever its name says, not TIFF; take the file that the",
     "nothing.dm3": "is empty (0 bytes)",
     "rgb.tif": "convert it to one grey channel",
     "stack.npy": "Choose it with --frame 0 to --frame 1",
@@ -216,7 +222,7 @@ BAD_FRAMES = {
     "inf.npy": "NaN or infinite pixels of 4096; replace each",
     "constant.npy": "nothing to learn from it, and nothing to denoise",
     "cut.mrc": "it says it has (1, 64, 64) pixels of float32",
-    "truncated.tif": "is truncated, damaged or not what it seems",
+    "truncated.tif": "is truncated, damaged or not what it seems; copy it again, or save it again",
 }
 
 

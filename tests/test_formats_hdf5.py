@@ -778,3 +778,11 @@ def test_places_that_fall_are_where_the_file_says(tmp_path, suffix, falls):
         assert at == pytest.approx(np.sort(places[axis]))
     order = tuple(slice(None, None, -1 if one else 1) for one in falls)
     assert np.array_equal(frame.pixels, pixels[order])
+
+
+@pytest.mark.parametrize("name", ["a.emd", "a.hspy", "a.h5"])
+def test_what_only_its_extension_calls_hdf5_is_refused_in_our_words(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no image" * 200)
+    with pytest.raises(FileFormatError, match=rf"{name} is named as \w+ is, but holds") as told:
+        open_frames(tmp_path / name)
+    assert isinstance(told.value.__cause__, OSError), "the library's words stay as the cause"

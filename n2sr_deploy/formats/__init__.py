@@ -21,6 +21,7 @@ from n2sr_deploy.formats.base import (
     FrameFile,
     Output,
     damaged,
+    misnamed,
     n_places,
 )
 from n2sr_deploy.words import counted
@@ -82,6 +83,8 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
     try:
         return found.open(path, signal)
     except Exception as error:  # libraries raise whatever on damaged files
+        if not isinstance(error, (N2SRError, MemoryError)) and not _is_by_content(found, path):
+            raise misnamed(path, found.name) from error
         raise damaged(path, error) from error
 
 
@@ -287,11 +290,21 @@ def _held(dtype: np.dtype[Any], types: tuple[str, ...]) -> np.dtype[Any]:
     return np.dtype(next((held for held in types if np.can_cast(dtype, held)), np.float32))
 
 
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _is_by_content(found: Format, path: Path) -> bool:
+    if path.is_dir() or found is em.FORMAT:  # of whose files nothing is known
+        return True
+    return found.recognises(path, _head(path))
+
+
 def _of_file(path: Path) -> Format | None:
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(512)
+    head = _head(path)
     for candidate in FORMATS:
         if candidate.recognises(path, head):
             return candidate

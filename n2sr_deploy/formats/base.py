@@ -38,6 +38,9 @@ DAMAGE = (
     ValueError,
 )
 
+# What else goes by a microscope's extension, by its first bytes.
+_OTHERS = {b"\xff\xd8\xff": "a JPEG image", b"\x89PNG": "a PNG image"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
@@ -263,7 +266,24 @@ def damaged(path: Path, error: Exception) -> N2SRError:
             "pip install imagecodecs, or save it uncompressed"
         )
     return FileFormatError(
-        f"{path} is truncated, damaged or not what it seems: {error or type(error).__name__}"
+        f"{path} is truncated, damaged or not what it seems; copy it again, or save it again where "
+        f"it was made. Reading it ended with: {error or type(error).__name__}"
+    )
+
+
+def misnamed(path: Path, name: str) -> FileFormatError:
+    """When only a file's extension is that of the format of this name."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    is_other = next((other for magic, other in _OTHERS.items() if head.startswith(magic)), None)
+    if is_other is not None:
+        return FileFormatError(
+            f"{path} is {is_other}, whatever its name says, not {name}; take the file that the "
+            "microscope wrote"
+        )
+    return FileFormatError(
+        f"{path} is named as {name} is, but holds something else, or is damaged at its beginning; "
+        "name it by what it is, or save it again where it was made"
     )
 
 

@@ -13,7 +13,6 @@ from n2sr_deploy.formats.base import (
     Format,
     FrameFile,
     choose_signal,
-    damaged,
     distinct,
     required,
 )
@@ -70,7 +69,7 @@ def _open(path: Path, signal: str | None) -> FrameFile:
             tags = _nested(file.allTags)
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold on to the file's memory
-        raise damaged(path, error) from error
+        raise
     images = {name: image for name, image in _images(tags) if _is_image(image)}
     signal = choose_signal(path, tuple(images), signal)
     return _opened(path, images, signal)

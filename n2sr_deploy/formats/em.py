@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats.base import (
     DAMAGE,
     Axis,
     Format,
     FrameFile,
     choose_signal,
+    damaged,
     distinct,
     required,
 )
@@ -94,9 +94,7 @@ def _read(rsciio: Any, path: Path) -> list[_Signal]:
             return found
     if found or not failures:
         return found
-    raise FileFormatError(
-        f"{path} is truncated, damaged or not what it seems: {'; '.join(failures)}"
-    )
+    raise damaged(path, ValueError("; ".join(failures)))
 
 
 def _read_by(module: str, path: Path) -> list[dict[str, Any]]:

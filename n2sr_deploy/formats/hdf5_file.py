@@ -13,7 +13,6 @@ from n2sr_deploy.errors import FileFormatError, FrameError, installing
 from n2sr_deploy.formats.base import (
     DAMAGE,
     MAX_PIXELS,
-    damaged,
     required,
     whole_image,
 )
@@ -93,7 +92,7 @@ class Hdf5File:
 
     Raises
     ------
-    FileFormatError
+    FileFormatError, OSError
         When it is truncated, damaged or no HDF5 file.
     MissingExtraError
         When h5py is not installed.
@@ -108,9 +107,9 @@ class Hdf5File:
         try:
             _check_heaps(path)
             self.root = self._opened(path)
-        except DAMAGE as error:
+        except DAMAGE:
             self.close()
-            raise damaged(path, error) from error
+            raise
 
     def __enter__(self) -> Hdf5File:
         return self

@@ -57,12 +57,9 @@ _FEI = (
 
 def _open(path: Path, signal: str | None) -> FrameFile:
     only_signal(path, signal)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # small deviations from the standard are common
-            file = mrcfile.mmap(path, mode="r", permissive=True)
-    except (ValueError, OSError) as error:
-        raise FileFormatError(f"{path} is truncated or no MRC file: {error}") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small deviations from the standard are common
+        file = mrcfile.mmap(path, mode="r", permissive=True)
     try:
         return _opened(path, file)
     except BaseException:
@@ -106,6 +103,8 @@ def _missing(path: Path, file: Any) -> str:
     try:
         dtype = mrcfile.utils.dtype_from_mode(header.mode)
     except ValueError:
+        if not bytes(header.map).startswith(b"MAP"):
+            raise  # it is no MRC file
         return f"has pixels of mode {int(header.mode)}, which n2sr cannot read; convert it"
     shape = tuple(int(n) for n in (header.nz, header.ny, header.nx))
     if min(shape) < 1:

@@ -30,7 +30,10 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise FileFormatError(f"{path} is no whole NumPy array of numbers: {error}") from error
+        raise FileFormatError(
+            f"{path} is no whole NumPy array of numbers: it is truncated, holds Python objects or "
+            "is another kind of file; save it again with numpy.save"
+        ) from error
     if not isinstance(pixels, np.ndarray):
         pixels.close()
         raise FileFormatError(f"{path} is an .npz archive; save the one array as .npy")
