@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy import formats
+from n2sr_deploy import files, formats
 from n2sr_deploy.backends import BACKENDS, check_backend
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_SAMPLES, MAX_STRIDE, PATTERN_NAMES
@@ -181,13 +181,18 @@ def training_options(command: Command) -> Command:
 
 
 def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> None:
-    """Refuse, before any work, what could not be written afterwards, and the raw file itself."""
+    """Refuse, before any work, what could not be written afterwards, and the raw file itself.
+
+    What killed commands left of these outputs is removed.
+    """
     for output in outputs:
         formats.check_writable(output, overwrite=overwrite, inputs=[raw] if raw else [])
     if len({output.resolve() for output in outputs}) < len(outputs):
         raise click.UsageError(
             f"{outputs[0]} is named for two outputs; give each a file of its own"
         )
+    for output in outputs:
+        files.remove_leftovers(output)
 
 
 def refuse_training(options: LearnOptions, hint: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
 import re
 import shutil
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-_MARK = 12  # hexadecimal digits
+_MARK, _NODE, _PID = 12, 6, 8  # hexadecimal digits in the name of a temporary file
 _MARGIN = 2**24  # bytes, for what a format keeps beside the pixels, and a library until it closes
 _STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
 
@@ -89,13 +90,44 @@ def _may_be_a_store(path: Path) -> bool:
 
 
 def temporary_of(path: Path) -> Path:
-    """Give a new name beside `path` that tells, to `mark_of`, whose temporary file it is."""
-    return path.with_name(f".n2sr-{mark_of(path)}{uuid.uuid4().hex[_MARK:]}{path.suffix}")
+    """Give a new name beside `path` that tells whose temporary file it is, and who writes it."""
+    writer = f"{_mark(platform.node(), _NODE)}{os.getpid():0{_PID}x}"
+    return path.with_name(f".n2sr-{mark_of(path)}{writer}{uuid.uuid4().hex[:_NODE]}{path.suffix}")
 
 
 def mark_of(path: Path) -> str:
     """What stands after ``.n2sr-`` in the names of temporary files of `path`."""
-    return hashlib.sha256(path.name.encode(errors="surrogateescape")).hexdigest()[:_MARK]
+    return _mark(path.name, _MARK)
+
+
+def _mark(name: str, n_digits: int) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:n_digits]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that killed processes of this machine left.
+
+    What another machine writes is not known here, nor, on Windows, which processes there are.
+    """
+    if os.name == "nt":
+        return
+    ours = re.escape(mark_of(path) + _mark(platform.node(), _NODE))
+    ending = re.escape(path.suffix)  # not that of an old store put aside
+    for left in path.parent.glob(".n2sr-*"):
+        found = re.fullmatch(rf"\.n2sr-{ours}([0-9a-f]{{{_PID}}})[0-9a-f]+{ending}", left.name)
+        if found is not None and not _is_running(int(found[1], 16)):
+            with suppress(OSError):  # another user's
+                remove(left)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # which only asks
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from n2sr_deploy import Frame, doctor, formats, learning, read_frame, write_frame
+from n2sr_deploy import Frame, doctor, files, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, OutputExistsError, SettingError
 from n2sr_deploy.formats.metadata import acquired
@@ -496,6 +496,28 @@ def test_a_terminated_command_leaves_no_temporary_file(tmp_path, model_path):
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert [path.name for path in tmp_path.iterdir()] == ["stack.npy"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells no process that is gone")
+def test_what_a_killed_command_left_is_removed_when_its_output_is_written_next(run, tmp_path):
+    script = (
+        "import os, signal; from pathlib import Path; from n2sr_deploy.files import replacing\n"
+        "with replacing(Path('a.tif'), overwrite=False) as temporary:\n"
+        "    temporary.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    (left,) = tmp_path.glob(".n2sr-*")
+    # Of another output, of a process that runs, and what was put aside.
+    others = [files.temporary_of(tmp_path / "b.tif"), files.temporary_of(tmp_path / "a.tif")]
+    others.append(left.with_name(f"{left.name}-old"))
+    for path in others:
+        path.write_bytes(b"precious")
+    run("simulate", "-o", "b.npy")
+    assert left.exists()
+    run("simulate", "-o", "a.tif")
+    assert not left.exists()
+    assert all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize(
