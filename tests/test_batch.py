@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from n2sr_deploy import formats, read_frame, write_frame
 from n2sr_deploy.batch import BatchOptions, local, run_batch
 from n2sr_deploy.batch import work as work_module
-from n2sr_deploy.batch.manifest import NAME, Manifest
+from n2sr_deploy.batch.manifest import NAME, Entry, Manifest
 from n2sr_deploy.batch.plan import planned
 from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
@@ -227,6 +227,21 @@ def test_a_second_batch_into_the_folder_is_refused(run, raw, tmp_path, model_pat
         result = run("raw", "-o", "out", "-m", model_path, code=2)
     assert "another batch writes into out; wait for it to end" in result.stderr
     run("raw", "-o", "out", "-m", model_path)
+
+
+def test_a_store_put_aside_stays_while_it_is_all_there_is(tmp_path):
+    """A batch killed between two renames had put the old result aside; the next one removed it."""
+    aside = temporary_of(tmp_path / "a.zspy").with_suffix(".zspy-old")
+    aside.mkdir()
+    (aside / "kept").write_text("all there is")
+    entry = Entry(output="a.zspy", outcome="started", input="a", size=1, mtime_ns=1, settings={})
+    with Manifest(tmp_path) as manifest:
+        manifest.append([entry])
+        assert manifest.remove_leftovers() == 0
+        assert (aside / "kept").exists()
+        (tmp_path / "a.zspy").mkdir()
+        assert manifest.remove_leftovers() == 1
+    assert not aside.exists()
 
 
 class Answers:

@@ -163,12 +163,14 @@ class Manifest:
     def remove_leftovers(self) -> int:
         """Remove what killed runs left of their outputs; tell how many files there were."""
         outputs = [self._folder / name for name in self.outputs()]
-        ours = {(path.parent, files.mark_of(path)) for path in outputs}
-        left = [
-            path
-            for path in self._folder.rglob(".n2sr-*")
-            if (found := _TEMPORARY.fullmatch(path.name)) and (path.parent, found[1]) in ours
-        ]
+        ours = {(path.parent, files.mark_of(path)): path for path in outputs}
+        left = []
+        for path in self._folder.rglob(".n2sr-*"):
+            found = _TEMPORARY.fullmatch(path.name)
+            output = found and ours.get((path.parent, found[1]))
+            # An old store put aside may be all there is.
+            if output and (output.exists() or not path.name.endswith("-old")):
+                left.append(path)
         for path in left:
             files.remove(path)
         return len(left)
