@@ -204,7 +204,7 @@ class _Work:
         """The frame, unless there is nothing to learn from it or to denoise."""
         frame = self._opened.read(index)
         with self._naming(index):
-            frame.cropped(*measured_part(frame.pixels)).mean_and_std()
+            frame.cropped(*measured_part(frame.pixels)).check_varies()
         return frame
 
     def _naming(self, index: int) -> AbstractContextManager[None]:

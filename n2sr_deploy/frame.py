@@ -129,6 +129,18 @@ class Frame(FrameInfo):
         height, width = self.pixels.shape
         return height, width
 
+    def check_varies(self) -> None:
+        """Refuse a constant frame, and load no kernels for it: PyTorch should be loaded first.
+
+        Raises
+        ------
+        FrameError
+            When all pixels are equal.
+        """
+        lowest = self.pixels.min()
+        if lowest == self.pixels.max():
+            raise _constant(float(lowest))
+
     def mean_and_std(self) -> tuple[float, float]:
         """Mean and standard deviation of the pixels, by which networks see them standardised.
 
@@ -157,10 +169,7 @@ class Frame(FrameInfo):
                 f"subtract {mean:g} first"
             )
         if not std > abs(mean) * _RESOLVED:
-            raise FrameError(
-                f"frame is constant (every pixel is {mean:g}): there is nothing to learn from it, "
-                "and nothing to denoise"
-            )
+            raise _constant(mean)
         return mean, std
 
     def _mean_and_std_in_float64(self) -> tuple[float, float]:
@@ -214,6 +223,13 @@ def is_resolved(mean: float, std: float) -> bool:
 
 def _is_representable(mean: float, std: float) -> bool:
     return abs(mean) + 100 * std < _LARGEST
+
+
+def _constant(value: float) -> FrameError:
+    return FrameError(
+        f"frame is constant (every pixel is {value:g}): there is nothing to learn from it, and "
+        "nothing to denoise"
+    )
 
 
 def _checked(pixels: AnyArray) -> AnyArray:

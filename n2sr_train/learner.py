@@ -85,7 +85,7 @@ def prepared(
     from n2sr_train.config import TrainingConfig
 
     frame = frame.cropped(*measured_part(frame.pixels))
-    frame.mean_and_std()  # refuses a constant one
+    frame.check_varies()
     config = check_options(options)
     if frame.is_denoised:
         _log.warning(

@@ -348,6 +348,7 @@ def test_bad_input_is_refused_with_a_sentence(call, error, message):
 
 
 DENOISING = ("--version",)  # which tells of the kernels
+IN_ONE_GO = ("denoise", "noisy.npy", "-o", "d.npy", "--steps=1", "--device=cpu")
 TRAINING = ("train", "noisy.npy", "-o", "a.safetensors", "--steps=1", "--device=cpu")
 
 
@@ -360,6 +361,7 @@ TRAINING = ("train", "noisy.npy", "-o", "a.safetensors", "--steps=1", "--device=
         ({}, TRAINING, "2000"),
         ({"GOMP_SPINCOUNT": "30"}, TRAINING, "30"),
         ({"OMP_WAIT_POLICY": "passive"}, TRAINING, "0"),
+        ({}, IN_ONE_GO, "2000"),
     ],
 )
 def test_threads_sleep_between_frames_and_spin_briefly_between_the_steps_of_a_training(
