@@ -221,7 +221,7 @@ def frame_rows(frames: int) -> list[dict[str, Any]]:
             workload = bench.Workload(
                 sizes=[size],
                 backends=backends,
-                n_frames=max(20, frames * 512 * 512 // (size[0] * size[1])),
+                n_frames=max(100, frames * 512 * 512 // (size[0] * size[1])),
             )
             result = bench.measure(model, workload)
             print(f"preset {preset}; PyTorch's network {yardstick}")
@@ -236,7 +236,7 @@ def draw_rows(frames: int) -> list[dict[str, Any]]:
     for preset in ("fast", "balanced"):
         model = export_model(untrained(preset), precision="fp16")
         for size in SIZES:
-            n_frames = max(20, frames // 4 * 512 * 512 // (size[0] * size[1]))
+            n_frames = max(100, frames // 4 * 512 * 512 // (size[0] * size[1]))
             workload = bench.Workload(
                 sizes=[size], backends=["native"], n_samples=16, n_frames=n_frames
             )

@@ -15,6 +15,7 @@ from n2sr_deploy.errors import SettingError
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import PIXEL_TYPES
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -252,7 +253,7 @@ def _lines(row: Mapping[str, Any]) -> list[str]:
         speed += f"; {row['own_share']:.1%} of the time beside infer"
     mac = "" if row["mac_per_pixel"] is None else f"{row['mac_per_pixel']:.0f} MAC a pixel, "
     return [
-        f"{row['backend']}: {_what(row)}",
+        f"{row['backend']}: {_what(row)}, {counted(row['frames'], 'frame')}",
         "    ms " + "".join(f"{name:>13}" for name in columns),
         *(
             f"    p{p}" + "".join(f"{times[f'p{p}']:13.2f}" for times in columns.values())

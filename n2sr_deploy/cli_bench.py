@@ -65,9 +65,9 @@ def bench_command(
     """Measure how long MODEL takes for a frame, stage by stage, in milliseconds.
 
     A frame lies in memory before and its mean and spread after; files are not part of it. p50,
-    p90 and p99 are percentiles over the frames, of each stage and, by the clock, of all;
-    frames/s is of one frame after the other and, on a GPU, of two in flight. MAC are the
-    network's multiply-accumulates for all draws.
+    p90 and p99 are percentiles over the frames, of each stage and, by the clock, of all (a p99
+    needs a hundred); frames/s is of one frame after the other and, on a GPU, of two in flight.
+    MAC are the network's multiply-accumulates for all draws.
     """
     from n2sr_deploy import bench
     from n2sr_deploy.model import ExportedModel

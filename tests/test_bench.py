@@ -162,6 +162,7 @@ def test_the_table_tells_all_that_was_measured(result):
     assert "MAC a pixel and draw" in lines[3]
     row = result["rows"][0]
     block = lines[5:11]
+    assert block[0] == "ONNX Runtime (CPU): 32 x 48 uint16, M = 4, 3 frames"
     assert block[1].split() == ["ms", "standardise", "draw", "infer", "merge", "in", "all"]
     for p, line in zip((50, 90, 99), block[2:5], strict=True):
         times = [*row["stages_ms"].values(), row["total_ms"]]
