@@ -1,22 +1,25 @@
 """A frame by preset fast, M = 4, against balanced and the paper's network, M = 50, in one run.
 
-    python -m benchmarks.latency [--size 512 512 --size 1024 1024] [--frames 20]
+    python -m benchmarks.latency [--size 512 512 --size 1024 1024] [--frames 100]
 
 Networks are untrained: their weights do not change how long they take. Frames of all of n2sr's
 backends alternate; the paper's network is measured at the first size only. Preset fast on ONNX
 Runtime is measured against the same network in a bare session, as its library makes one, rounds of
 both in turn. What bounds a stage is measured beside it: a copy of as many bytes as it reads and
-writes for draw and merge, a product of large float32 matrices for the network.
+writes for draw and merge, products of large matrices in the row's precision for the network.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
+import torch
+from torch.nn.functional import conv2d
 
 from benchmarks.results import begin_as_deployed, keep
 from n2sr_deploy import Denoiser, bench
@@ -35,8 +38,11 @@ SIZES = (512, 512), (1024, 1024)
 OWN_SHARE = 0.1  # asked: of a frame's time, at most this beside the network's
 BARE_RUN = 1.2  # asked: times the library's bare run, at most
 BALANCED = 3.0  # asked: times preset fast's, at most
-MATRIX = 2048  # rows and columns
+SIDES = 512, 1024  # of square matrices
+MAPS = (4, 64, 64, 64), (4, 128, 32, 32)  # (N, C, H, W) to convolve
+TIMES = 200  # each product, of which the fastest counts
 ROUNDS = 7
+BARE_FRAMES = 20  # of each round
 
 
 def untrained(recipe: str | TrainingConfig) -> Checkpoint:
@@ -66,15 +72,38 @@ def copy_rate() -> float:
     return 2 * source.size / min(times)
 
 
-def matrix_rate() -> float:
-    """Floating-point operations a second of a float32 matrix product."""
-    a, b = np.random.default_rng(0).normal(size=(2, MATRIX, MATRIX)).astype(np.float32)
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * MATRIX**3 / min(times)
+def matrix_rate(precision: str) -> float:
+    """Floating-point operations a second of matrix products in this precision, at most.
+
+    A 3 x 3 convolution is such a product, (N H W, 9 C) times (9 C, C). On processors that they do
+    not know, OpenBLAS and MKL, which multiply float32 matrices, take units of half the width; what
+    convolves, oneDNN, does not.
+    """
+    dtype = getattr(torch, precision)
+    rates = []
+    with torch.inference_mode():
+        for side in SIDES:
+            a, b = torch.randn(2, side, side).to(dtype)
+            rates.append(2 * side**3 / least_s(lambda a=a, b=b: a @ b))
+        for n, channels, rows, columns in MAPS:
+            maps, kernels = (
+                torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+                for shape in ((n, channels, rows, columns), (channels, channels, 3, 3))
+            )
+            flop = 2 * n * rows * columns * 9 * channels**2
+            rates.append(flop / least_s(lambda m=maps, k=kernels: conv2d(m, k, padding=1)))
+    return max(rates)
+
+
+def least_s(run: Callable[[], object]) -> float:
+    """Of `TIMES` runs: others only tell of what else the machine did."""
+    return min(_taken_s(run, TIMES))
+
+
+def precision_of(row: dict[str, Any]) -> str:
+    """What the network of a row computes in, as PyTorch calls it; backends tell in their names."""
+    found = re.search(r"\b(bfloat16|float16)\b", row["backend"])
+    return found[0] if found else "float32"
 
 
 def moved_bytes(row: dict[str, Any]) -> dict[str, int]:
@@ -119,14 +148,19 @@ def against_bare_run(size: Shape, n_frames: int) -> dict[str, Any]:
 
 
 def median_s(run: Callable[[], object], n: int) -> float:
-    """Of so many runs, after one to warm up."""
+    """Of so many runs."""
+    return float(np.median(_taken_s(run, n)))
+
+
+def _taken_s(run: Callable[[], object], n: int) -> list[float]:
+    """By each of so many runs, after one to warm up."""
     run()
     taken = []
     for _ in range(n):
         began = time.perf_counter()
         run()
         taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+    return taken
 
 
 def put_limits(row: dict[str, Any], mac_per_pixel: float, copy: float, matrix: float) -> None:
@@ -138,9 +172,9 @@ def put_limits(row: dict[str, Any], mac_per_pixel: float, copy: float, matrix: f
         stage: stages[stage] / (n_bytes / copy) for stage, n_bytes in moved_bytes(row).items()
     }
     print(
-        f"{_what(row)}: its network at {row['share_of_matrix_rate']:.0%} of the matrix rate "
-        f"({matrix / 1e9:.0f} GFLOP/s); draw {row['times_a_copy']['draw']:.1f} and merge "
-        f"{row['times_a_copy']['merge']:.1f} times a copy ({copy / 1e9:.1f} GB/s)"
+        f"{_what(row)}: its network at {row['share_of_matrix_rate']:.0%} of the matrix rate in "
+        f"{precision_of(row)} ({matrix / 1e9:.0f} GFLOP/s); draw {row['times_a_copy']['draw']:.1f} "
+        f"and merge {row['times_a_copy']['merge']:.1f} times a copy ({copy / 1e9:.1f} GB/s)"
     )
 
 
@@ -168,7 +202,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, action="append", metavar=("H", "W"))
-    parser.add_argument("--frames", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=100, help="of each size; p99 needs 100")
     parser.add_argument("--papers-frames", type=int, default=1)
     parser.add_argument("--backends", nargs="+", choices=list(ON_CPU), default=list(ON_CPU))
     arguments = parser.parse_args()
@@ -183,10 +217,11 @@ def main() -> None:
         n_frames=arguments.papers_frames,
         n_warm_up=0,
     )
-    bare = [against_bare_run(size, arguments.frames) for size in sizes]
-    copy, matrix = copy_rate(), matrix_rate()
+    bare = [against_bare_run(size, min(BARE_FRAMES, arguments.frames)) for size in sizes]
+    copy = copy_rate()
+    matrix = {name: matrix_rate(name) for name in sorted({*map(precision_of, fast["rows"])})}
     for row in fast["rows"]:
-        put_limits(row, fast["model"]["mac_per_pixel"], copy, matrix)
+        put_limits(row, fast["model"]["mac_per_pixel"], copy, matrix[precision_of(row)])
     put_ratios(fast, balanced, papers["rows"][0])
     rates = {"copy_bytes_per_s": copy, "matrix_flop_per_s": matrix}
     figures = {

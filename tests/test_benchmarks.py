@@ -240,7 +240,7 @@ def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
     monkeypatch.setattr(latency, "export_model", lambda checkpoint: model)
     monkeypatch.setattr(latency, "keep", lambda name, figures: kept.update(figures))
     monkeypatch.setattr(latency, "copy_rate", lambda: 1e9)
-    monkeypatch.setattr(latency, "matrix_rate", lambda: 1e9)
+    monkeypatch.setattr(latency, "matrix_rate", {"float32": 1e9, "bfloat16": 1e12}.get)
     sizes = ["--size", "64", "64", "--size", "64", "128"]
     given = ["latency", *sizes, "--frames", "1", "--backends", "ort"]
     monkeypatch.setattr(sys, "argv", given)
@@ -257,9 +257,43 @@ def test_latency_compares_presets_at_every_size_and_the_paper_at_the_first(
     for row in kept["bare_runs"]:
         assert row["times_bare_run"] > 0
         assert 0 < row["bare_run_ms"] < 1e3
+    assert kept["rates"]["matrix_flop_per_s"] == {"float32": 1e9}
     told = capsys.readouterr().out
+    assert told.count("of the matrix rate in float32 (1 GFLOP/s)") == 2
     assert told.count("beside infer (at most 10%); balanced takes") == 2
     assert told.count("times (at most 1.2)") == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("ONNX Runtime (CPU)", "float32"),
+        ("OpenVINO (CPU, float32)", "float32"),
+        ("OpenVINO (CPU, bfloat16)", "bfloat16"),
+        ("OpenVINO (CPU, float16)", "float16"),
+    ],
+)
+def test_a_network_is_held_to_products_in_its_own_precision(backend, precision):
+    """It was float32's for all: 222 % of it in bfloat16."""
+    assert latency.precision_of({"backend": backend}) == precision
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_matrix_rate_is_the_best_of_all_products(precision, monkeypatch):
+    """It was one product's, by a library that did not use all of the processor."""
+    taken = iter([4.0, 2.0, 1.0, 4.0])  # seconds
+    products = []
+
+    def least_s(product):
+        products.append(product())
+        return next(taken)
+
+    monkeypatch.setattr(latency, "least_s", least_s)
+    monkeypatch.setattr(latency, "SIDES", (8, 16))
+    monkeypatch.setattr(latency, "MAPS", ((2, 8, 4, 5), (1, 8, 4, 4)))
+    assert latency.matrix_rate(precision) == 2 * 2 * 4 * 5 * 9 * 8 * 8
+    assert {str(product.dtype) for product in products} == {f"torch.{precision}"}
+    assert [tuple(product.shape) for product in products[2:]] == [(2, 8, 4, 5), (1, 8, 4, 4)]
 
 
 def test_frames_overlapped_are_those_one_after_another(model, monkeypatch):
