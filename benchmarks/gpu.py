@@ -1,6 +1,6 @@
 """On a GPU: kernels against a copy, frames host to host beside PyTorch, trainings, and memory.
 
-    python -m benchmarks.gpu [--parts kernels frames draws trainings cold memory paper]
+    python -m benchmarks.gpu [--parts kernels stages frames draws trainings cold memory paper]
 
 Needs n2sr's CUDA kernels and PyTorch with CUDA; backends that are not installed are told and left
 out. Times of kernels are those of many replays of a CUDA graph, whose inputs exceed the GPU's
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.cases import cases
+from benchmarks.gpu_stages import REPEATS, ROUNDS, copy_seconds, seconds_of, stage_rows
 from benchmarks.latency import untrained
 from benchmarks.quality import OURS, PAPERS_FRAMES, describe, our_row
 from benchmarks.results import keep
@@ -46,32 +47,10 @@ if TYPE_CHECKING:
 
 SIDE, N_SAMPLES = 4096, 4
 SIZES = (512, 512), (1024, 1024), (4096, 4096)
-REPEATS = 20  # in a graph
-ROUNDS = 7
 MATRIX = 8192
-PARTS = "kernels", "frames", "draws", "trainings", "cold", "memory", "paper"
+PARTS = "kernels", "stages", "frames", "draws", "trainings", "cold", "memory", "paper"
 AT_ONCE = 4, 16  # draws given to the network
 MANY = 100_000  # frames of 128 x 128
-
-
-def seconds_of(device: CudaDevice, work: Callable[[int], None]) -> float:
-    """What some work takes on the device: the median over rounds of a graph of repeats."""
-    stream = device.stream()
-    work(stream)
-    device.wait(stream)
-    device.begin_capture(stream)
-    for _ in range(REPEATS):
-        work(stream)
-    graph = device.end_capture(stream)
-    times = []
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        device.replay(graph, stream)
-        device.wait(stream)
-        times.append((time.perf_counter() - began) / REPEATS)
-    device.end_graph(graph)
-    device.end_stream(stream)
-    return float(np.median(times[1:]))
 
 
 def kernel_rows() -> list[dict[str, Any]]:
@@ -130,13 +109,7 @@ def kernel_rows() -> list[dict[str, Any]]:
                     lambda stream: device.statistics(pixels, scratch, statistics, stream),
                 )
             for name, (n_bytes, enqueue) in work.items():
-                source, target = room(n_bytes // 2), room(n_bytes // 2)
-                copied = seconds_of(
-                    device,
-                    lambda stream, to=target, of=source, n=n_bytes // 2: device._call(
-                        "copy", to, of, n, stream
-                    ),
-                )
+                copied = copy_seconds(device, n_bytes)
                 taken = seconds_of(device, enqueue)
                 rows.append(
                     {
@@ -149,6 +122,18 @@ def kernel_rows() -> list[dict[str, Any]]:
                     }
                 )
                 print(rows[-1], flush=True)
+    return rows
+
+
+def all_stage_rows(matrix_flop_per_s: float) -> list[dict[str, Any]]:
+    """Stages of frames of every size, by both presets of one network."""
+    device = CudaDevice()
+    rows = []
+    for preset in ("fast", "balanced"):
+        model = export_model(untrained(preset), precision="fp16")
+        for size in SIZES:
+            found = stage_rows(device, model, size, N_SAMPLES, matrix_flop_per_s)
+            rows += [{**row, "preset": preset} for row in found]
     return rows
 
 
@@ -326,6 +311,7 @@ def main() -> None:
         return
     parts: dict[str, Callable[[], Any]] = {
         "kernels": kernel_rows,
+        "stages": lambda: all_stage_rows(figures["matrix_flop_per_s"]),
         "frames": lambda: frame_rows(arguments.frames),
         "draws": lambda: draw_rows(arguments.frames),
         "cold": cold_rows,
