@@ -99,3 +99,30 @@ def test_the_figures_of_readme_are_those_of_the_benchmarks():
         if row["kernel"] in ("draw, pattern cell", "merge"):
             for key, digits in (("times_memcpy", 2), ("times_faster_than_numpy", 0)):
                 assert f"{row[key]:.{digits}f}" in README, (row["kernel"], key)
+
+
+def test_the_latencies_of_readme_are_those_of_the_benchmarks():
+    text = " ".join(README.split())
+    avx512, amx = (of_small_frames(name) for name in ("latency", "latency-amx"))
+    openvino, ort = avx512["OpenVINO (CPU, bfloat16)"], avx512["ONNX Runtime (CPU)"]
+    ours, p99 = openvino["total_ms"]["p50"], openvino["total_ms"]["p99"]
+    n = openvino["frames"]
+    assert f"{ours:.1f} ms with OpenVINO (M = 4; p99 of {n} frames: {p99:.1f} ms)" in text
+    assert f"{ort['total_ms']['p50']:.0f} ms with ONNX Runtime" in text
+    times = (
+        row["times_faster_than_the_paper"] for row in (openvino, amx["OpenVINO (CPU, bfloat16)"])
+    )
+    assert (
+        "that is {:.0f} times as fast as the paper's network in float32 on ONNX Runtime at its "
+        "M = 50, and {:.0f} times on two cores with AMX".format(*times)
+    ) in text
+
+
+def of_small_frames(name):
+    """The rows of 512 x 512 of a latency benchmark, and that they are compared as README says."""
+    path = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
+    figures = json.loads(path.read_text())["figures"]
+    (papers,) = figures["papers"]["rows"]
+    assert (papers["backend"], papers["n_samples"]) == ("ONNX Runtime (CPU)", 50)
+    assert (papers["size"], figures["papers"]["model"]["precision"]) == ([512, 512], "fp32")
+    return {row["backend"]: row for row in figures["ours"]["rows"] if row["size"] == [512, 512]}
