@@ -7,7 +7,7 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _OPTIONAL = {
     "formats": "other makers' files need",
@@ -34,8 +34,15 @@ _OPTIONAL = {
     "micromanager": "Micro-Manager's cameras need",
 }
 """What extras are for; those of backends are told with these."""
+_NAMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 _NO_GPU = "no GPU works, see GPU"
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+
+
+class _Backend(NamedTuple):
+    works: bool
+    """As far as can be told without a model."""
+    told: str
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -51,16 +58,16 @@ def report() -> Iterator[tuple[str, str]]:
             yield package, _version(package) or f"missing; {what}: {installing(extra)}"
     yield "kernels", describe_kernels()
     yield "CUDA kernels", _cuda_kernels()
-    yield "backend ONNX Runtime", _onnxruntime()
-    yield "backend OpenVINO", _openvino()
-    yield "backend native", _native()
-    for library in LIBRARIES:
-        yield f"backend {option_of(library)}", _tensorrt(library)
-    yield "backend cuda", _cuda()
-    yield (
-        "backend of auto",
-        f"the first that works of {', '.join(ON_GPU)} on a GPU, then of {', '.join(FASTEST_FIRST)}",
-    )
+    backends = {
+        "ort": _onnxruntime(),
+        "openvino": _openvino(),
+        "native": _native(),
+        **{option_of(library): _tensorrt(library) for library in LIBRARIES},
+        "cuda": _cuda(),
+    }
+    for name, backend in backends.items():
+        yield f"backend {_NAMES.get(name, name)}", backend.told
+    yield "backend of auto", _of_auto(backends)
     yield "processor", _processor()
     yield "GPU", _gpu()
     if _version("torch"):
@@ -93,51 +100,65 @@ def _required(extra: str | None) -> list[str]:
     return [name for name in names if name != "n2sr"]  # by which an extra names another
 
 
-def _native() -> str:
+def _of_auto(backends: Mapping[str, _Backend]) -> str:
+    """What is taken on this machine, and why."""
+    order = *ON_GPU, *FASTEST_FIRST
+    working = [name for name in order if backends[name].works]
+    if not working:
+        return f"none of {', '.join(order)} works"
+    told = f"{working[0]}, the first that works of {', '.join(order)}"
+    others = ", ".join(working[1:])
+    return f"{told}; for models that it cannot run: {others}" if others else told
+
+
+def _native() -> _Backend:
     try:
         require_matrix_units(CudaDevice())
     except N2SRError as error:
-        return f"missing: {_told(error)}"
-    return "works, and needs nothing but the driver"
+        return _Backend(False, f"missing: {_told(error)}")
+    return _Backend(True, "works, and needs nothing but the driver")
 
 
-def _onnxruntime() -> str:
-    if _version("onnxruntime") and _version("onnxruntime-gpu"):
-        return (
-            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; "
-            "uninstall both, then install the one you want"
-        )
+def _onnxruntime() -> _Backend:
     try:
         from n2sr_deploy.backends.ort import describe
     except ModelError as error:
-        return str(error)
-    return describe()
+        works, told = False, str(error)
+    else:
+        works, told = True, describe()
+    if _version("onnxruntime") and _version("onnxruntime-gpu"):
+        told = (
+            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; "
+            "uninstall both, then install the one you want"
+        )
+    return _Backend(works, told)
 
 
-def _cuda() -> str:
+def _cuda() -> _Backend:
     try:
         from n2sr_deploy.backends.ort import require_cuda
 
         require_cuda()
         CudaDevice()
     except N2SRError as error:
-        return f"missing: {_told(error)}"
-    return "ONNX Runtime is built for it; it needs the CUDA and cuDNN of its version"
+        return _Backend(False, f"missing: {_told(error)}")
+    told = "ONNX Runtime is built for it; it needs the CUDA and cuDNN of its version"
+    return _Backend(True, told)
 
 
-def _tensorrt(library: str) -> str:
+def _tensorrt(library: str) -> _Backend:
     """Without a driver nothing of it is started: it may end the process."""
     try:
         version = import_library(library).__version__
     except (MissingExtraError, ModelError) as error:
-        return f"missing: {error}"
+        return _Backend(False, f"missing: {error}")
     try:
         require_capability(library, CudaDevice())
     except ModelError as error:
-        return str(error)
+        return _Backend(False, str(error))
     except DeviceError as error:
-        return f"{version}; it cannot be used: {_told(error)}"
-    return f"{version}; engines: {_from_home(engine_folder())}"
+        return _Backend(False, f"{version}; it cannot be used: {_told(error)}")
+    return _Backend(True, f"{version}; engines: {_from_home(engine_folder())}")
 
 
 def _told(error: N2SRError) -> str:
@@ -151,17 +172,18 @@ def _from_home(folder: Path) -> Path:
     return Path("~", folder.relative_to(home)) if folder.is_relative_to(home) else folder
 
 
-def _openvino() -> str:
+def _openvino() -> _Backend:
     try:
         from n2sr_deploy.backends.openvino import describe
     except MissingExtraError as error:
-        return f"missing: {error}"
+        return _Backend(False, f"missing: {error}")
     except (ImportError, OSError) as error:
-        return f"broken: {error}; install it again with: pip install --force-reinstall openvino"
+        again = "install it again with: pip install --force-reinstall openvino"
+        return _Backend(False, f"broken: {error}; {again}")
     try:
-        return describe()
+        return _Backend(True, describe())
     except RuntimeError as error:
-        return f"broken: {' '.join(str(error).split())}"
+        return _Backend(False, f"broken: {' '.join(str(error).split())}")
 
 
 def _processor() -> str:

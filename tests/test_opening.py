@@ -208,9 +208,42 @@ def test_doctor_tells_of_every_backend():
         has_driver = not told["GPU"].startswith("none")
         assert ("it cannot be used: no GPU works, see GPU" in of_rtx) != has_driver
     assert told["backend cuda"].startswith(("ONNX Runtime is built for it", "missing: "))
-    assert told["backend of auto"].startswith(
-        "the first that works of native, tensorrt, tensorrt-rtx, cuda"
-    )
+
+
+GPUS = "native, tensorrt, tensorrt-rtx, cuda"
+
+
+@pytest.mark.parametrize(
+    ("working", "told"),
+    [
+        (
+            {"native", "cuda", "openvino", "ort"},
+            f"native, the first that works of {GPUS}, openvino, ort; "
+            "for models that it cannot run: cuda, openvino, ort",
+        ),
+        ({"ort"}, f"ort, the first that works of {GPUS}, openvino, ort"),
+        (set(), f"none of {GPUS}, openvino, ort works"),
+    ],
+)
+def test_doctor_tells_what_auto_takes(monkeypatch, working, told):
+    for name, function in {
+        "ort": "_onnxruntime",
+        "openvino": "_openvino",
+        "native": "_native",
+        "cuda": "_cuda",
+    }.items():
+        found = doctor._Backend(name in working, "as a test has it")
+        monkeypatch.setattr(doctor, function, lambda found=found: found)
+    monkeypatch.setattr(doctor, "_tensorrt", lambda _: doctor._Backend(False, "missing"))
+    assert dict(doctor.report())["backend of auto"] == told
+
+
+def test_doctor_tells_what_auto_takes_here(model):
+    told = dict(doctor.report())["backend of auto"].partition(",")[0]
+    opened = [open_denoiser(model, name, shape=SHAPE) for name in ("auto", told)]
+    assert opened[0].name == opened[1].name
+    for denoiser in opened:
+        denoiser.close()
 
 
 def test_doctor_tells_once_that_there_is_no_driver(monkeypatch):
