@@ -31,7 +31,7 @@ from benchmarks.gpu_stages import REPEATS, ROUNDS, copy_seconds, seconds_of, sta
 from benchmarks.latency import untrained
 from benchmarks.quality import OURS, PAPERS_FRAMES, describe, our_row
 from benchmarks.results import keep
-from n2sr_deploy import bench, layout
+from n2sr_deploy import Denoiser, bench, layout
 from n2sr_deploy.backends.choosing import ON_GPU, check_backend
 from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
 from n2sr_deploy.cuda.runtime import CudaDevice
@@ -45,12 +45,15 @@ from n2sr_train.network import build_network
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from n2sr_deploy import Denoised, ExportedModel
+
 SIDE, N_SAMPLES = 4096, 4
 SIZES = (512, 512), (1024, 1024), (4096, 4096)
 MATRIX = 8192
 PARTS = "kernels", "stages", "frames", "draws", "trainings", "cold", "memory", "paper"
 AT_ONCE = 4, 16  # draws given to the network
-MANY = 100_000  # frames of 128 x 128
+MANY, WARM = 100_000, 1000  # frames of 128 x 128
+ALLOWED = 0.01  # of a result's standard deviation, from the CPU's; float16 costs 0.002
 
 
 def kernel_rows() -> list[dict[str, Any]]:
@@ -280,15 +283,48 @@ def memory_after_many() -> dict[str, float]:
             if pipeline.n_in_flight == 2:
                 pipeline.collect()
             pipeline.submit(frames[n % 4], N_SAMPLES, frame_index=n)
-            if n in (1000, MANY - 1):
+            if n in (WARM, MANY - 1):
                 free, _ = torch.cuda.mem_get_info()
                 held.append((resident_bytes(), -free))
         seconds = time.perf_counter() - began
         while pipeline.n_in_flight:
-            pipeline.collect()
+            last = pipeline.collect()
+    error = difference_from_cpu(model, last, frames[(MANY - 1) % 4], MANY - 1)
     host, gpu = (after - before for before, after in zip(*held, strict=True))
-    print(f"{MANY} frames in {seconds:.1f} s: {host} bytes more, {gpu} on the GPU", flush=True)
-    return {"frames": MANY, "seconds": seconds, "host_bytes": host, "gpu_bytes": gpu}
+    print(
+        f"{MANY} frames in {seconds:.1f} s: {host} bytes more, {gpu} on the GPU; the last differs "
+        f"from the CPU's by {error:.2g} of its standard deviation",
+        flush=True,
+    )
+    return {
+        "frames": MANY,
+        "seconds": seconds,
+        "host_bytes": host,
+        "gpu_bytes": gpu,
+        "last_differs_by": error,
+    }
+
+
+def difference_from_cpu(
+    model: ExportedModel, found: Denoised, frame: np.ndarray, frame_index: int
+) -> float:
+    """Root mean square, in standard deviations of ONNX Runtime's result.
+
+    Raises
+    ------
+    RuntimeError
+        Where mean or spread differs by more than `ALLOWED`.
+    """
+    with Denoiser(model, backend="ort") as denoiser:
+        wanted = denoiser.denoise(frame, N_SAMPLES, frame_index=frame_index)
+    off = [found.mean - wanted.mean, found.std - wanted.std]
+    error = float(np.sqrt(np.mean(np.square(off), axis=(1, 2))).max() / wanted.mean.std())
+    if not error <= ALLOWED:
+        raise RuntimeError(
+            f"frame {frame_index} on the GPU differs from the CPU's by {error:.3g} of its standard "
+            f"deviation, but at most {ALLOWED:g} is allowed"
+        )
+    return error
 
 
 def resident_bytes() -> int:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from benchmarks import latency, live, overlap, peers, quality, results
+from benchmarks import gpu, latency, live, overlap, peers, quality, results
 from benchmarks.cases import Pair, Simulated, atom_columns, fitted, frc_half, gaussian, poisson
 from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
 from n2sr_deploy import Frame
 from n2sr_deploy.noise import Noise
+from tests.gpus import FAKE_NATIVE, GPU
 
 
 def columns_on_a_grid(spacing=20, offset=0.0):
@@ -294,6 +295,25 @@ def test_the_matrix_rate_is_the_best_of_all_products(precision, monkeypatch):
     assert latency.matrix_rate(precision) == 2 * 2 * 4 * 5 * 9 * 8 * 8
     assert {str(product.dtype) for product in products} == {f"torch.{precision}"}
     assert [tuple(product.shape) for product in products[2:]] == [(2, 8, 4, 5), (1, 8, 4, 4)]
+
+
+def test_the_last_of_many_frames_is_compared_with_the_cpus(monkeypatch):
+    """On a GPU that is none, by n2sr's kernels; a frame that drew as another did is found out."""
+    where, given = GPU(FAKE_NATIVE), []
+    monkeypatch.setattr(gpu, "MANY", 6)
+    monkeypatch.setattr(gpu, "WARM", 2)
+    monkeypatch.setattr(gpu, "open_denoiser", lambda model, *_, **__: where.pipeline(model))
+    monkeypatch.setattr(gpu.torch.cuda, "mem_get_info", lambda: (0, 0))
+    assert 0 < gpu.memory_after_many()["last_differs_by"] < gpu.ALLOWED / 2
+    compared = gpu.difference_from_cpu
+    monkeypatch.setattr(gpu, "difference_from_cpu", lambda *told: given.append(told) or 0.0)
+    gpu.memory_after_many()
+    model, found, frame, frame_index = given[0]
+    assert frame_index == 5
+    with pytest.raises(RuntimeError, match=r"frame 4 on the GPU differs .* at most 0\.01"):
+        compared(model, found, frame, 4)
+    with pytest.raises(RuntimeError, match="differs from the CPU's"):
+        compared(model, replace(found, std=1.1 * found.std), frame, 5)
 
 
 def test_frames_overlapped_are_those_one_after_another(model, monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from n2sr_deploy import Denoiser, Frame, SamplingPattern
+from n2sr_deploy import Frame, SamplingPattern
 from n2sr_deploy.cuda import pinned
 from n2sr_deploy.errors import (
     DeviceError,
@@ -24,16 +24,22 @@ from n2sr_deploy.sampling import DRAWS_AT_ONCE
 from n2sr_deploy.tiling import tiles
 from tests.conftest import random_pixels, tiny_config
 from tests.fake_device import FakeDevice, FakeNetwork
+from tests.gpus import FAKE, GPU, WHERE, assert_as_on_the_cpu
+
+
+@pytest.fixture(params=WHERE)
+def gpu(request):
+    """What is right on all of them."""
+    gpu = GPU(request.param)
+    yield gpu
+    gpu.assert_empty()
 
 
 @pytest.fixture
 def device():
-    device = FakeDevice()
-    yield device
-    assert not device.memory, "device memory was not given back"
-    assert not device.pins, "pinned memory was not given back"
-    assert not device.streams
-    assert not device.graphs
+    gpu = GPU(FAKE)
+    yield gpu.device
+    gpu.assert_empty()
 
 
 def pipeline_on(device, model, n_in_flight=2, **settings):
@@ -48,37 +54,39 @@ def pipeline(device, model):
         yield pipeline
 
 
-def assert_as_on_the_cpu(found, model, frame, n_samples=None, tolerance=1e-5, **key):
-    with Denoiser(model, backend="ort") as denoiser:
-        wanted = denoiser.denoise(frame, n_samples, **key)
-    scale = tolerance * (frame.pixels if isinstance(frame, Frame) else frame).std()
-    assert np.abs(found.mean - wanted.mean).max() <= scale
-    assert np.abs(found.std - wanted.std).max() <= scale
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "int32", "float64"])
-def test_frames_are_denoised_as_on_the_cpu(pipeline, model, dtype):
-    for index in range(3):  # planned, recorded, replayed
-        frame = random_pixels((50, 70), dtype, seed=index)
-        found = pipeline.denoise(frame, seed=3, frame_index=index)
-        assert_as_on_the_cpu(found, model, frame, seed=3, frame_index=index)
-        assert np.isclose(found.mean.mean(dtype=np.float64), frame.mean(dtype=np.float64))
+def test_frames_are_denoised_as_on_the_cpu(gpu, model, dtype):
+    with gpu.pipeline(model) as pipeline:
+        for index in range(7):  # planned, recorded, and replayed, in both slots
+            frame = random_pixels((50, 70), dtype, seed=index % 3)
+            found = pipeline.denoise(frame, seed=3, frame_index=index)
+            gpu.assert_as_on_the_cpu(found, model, frame, seed=3, frame_index=index)
+            assert np.isclose(found.mean.mean(dtype=np.float64), frame.mean(dtype=np.float64))
+        gpu.assert_replayed(2)
 
 
-@pytest.mark.parametrize("pattern", ["cell", "row", "column"])
-@pytest.mark.parametrize("n_samples", [1, 4, 5, 16])
-@pytest.mark.parametrize("shape", [(64, 64), (70, 50)])
-def test_all_patterns_orientations_and_numbers_of_draws(device, noisy, pattern, n_samples, shape):
+@pytest.fixture(scope="module", params=["cell", "row", "column"])
+def model_of_pattern(request, noisy):
     from n2sr_train import export_model, train
 
-    model = export_model(train(noisy, tiny_config(pattern=SamplingPattern.named(pattern), steps=1)))
-    if pattern == "cell":
+    pattern = SamplingPattern.named(request.param)
+    model = export_model(train(noisy, tiny_config(pattern=pattern, steps=1)))
+    if request.param == "cell":
         model = replace(model, metadata=replace(model.metadata, n_orientations=8))
+    return model
+
+
+@pytest.mark.parametrize("n_samples", [1, 4, 5, 16])
+@pytest.mark.parametrize("shape", [(64, 64), (70, 50)])
+def test_all_patterns_orientations_and_numbers_of_draws(
+    gpu, model_of_pattern, noisy, n_samples, shape
+):
     frame = noisy.pixels[: shape[0], : shape[1]]
-    with pipeline_on(device, model) as pipeline:
-        for _ in range(3):
-            found = pipeline.denoise(frame, n_samples)
-    assert_as_on_the_cpu(found, model, frame, n_samples)
+    with gpu.pipeline(model_of_pattern, n_in_flight=1) as pipeline:
+        for index in range(3):  # planned, recorded, replayed
+            found = pipeline.denoise(frame, n_samples, frame_index=index)
+        gpu.assert_replayed(1)
+    gpu.assert_as_on_the_cpu(found, model_of_pattern, frame, n_samples, frame_index=2)
 
 
 def test_a_network_in_float16(device, model, noisy):
@@ -100,15 +108,19 @@ def test_a_frame_is_recorded_once_and_replayed_without_allocating(pipeline, devi
     assert device.n_waits == before + 6, "one wait a frame"
 
 
-def test_every_replay_draws_anew_and_sees_its_own_frame(pipeline, noisy):
+def test_every_replay_draws_anew_and_sees_its_own_frame(gpu, model, noisy):
     dark = Frame(pixels=noisy.pixels / 3)
-    for _ in range(4):
-        pipeline.denoise(noisy)
-    first, second = (pipeline.denoise(noisy, frame_index=n) for n in (1, 2))
-    assert not np.array_equal(first.mean, second.mean)
-    again = pipeline.denoise(noisy, frame_index=1)
-    assert np.array_equal(first.mean, again.mean)
-    assert pipeline.denoise(dark).mean.mean() == pytest.approx(noisy.pixels.mean() / 3, rel=1e-5)
+    with gpu.pipeline(model) as pipeline:
+        for _ in range(4):
+            pipeline.denoise(noisy)
+        first, second = (pipeline.denoise(noisy, frame_index=n) for n in (1, 2))
+        assert not np.array_equal(first.mean, second.mean)
+        again = pipeline.denoise(noisy, frame_index=1)
+        assert np.array_equal(first.mean, again.mean)
+        mean = pipeline.denoise(dark).mean.mean()
+        assert mean == pytest.approx(noisy.pixels.mean() / 3, rel=1e-5)
+        gpu.assert_replayed(2)
+    gpu.assert_as_on_the_cpu(second, model, noisy, frame_index=2)
 
 
 def test_a_network_that_cannot_be_recorded_is_run_each_time(device, model, noisy):
@@ -120,42 +132,45 @@ def test_a_network_that_cannot_be_recorded_is_run_each_time(device, model, noisy
         assert pipeline._program.network.n_enqueued == 5
 
 
-def test_frames_in_flight_come_back_in_order(pipeline, model, noisy):
+def test_frames_in_flight_come_back_in_order(gpu, model, noisy):
     frames = [Frame(pixels=noisy.pixels * (n + 1)) for n in range(7)]
     found = []
-    pipeline.submit(frames[0], frame_index=0)
-    for index in range(1, 7):
-        pipeline.submit(frames[index], frame_index=index)
-        assert pipeline.n_in_flight == 2
+    with gpu.pipeline(model) as pipeline:
+        pipeline.submit(frames[0], frame_index=0)
+        for index in range(1, 7):
+            pipeline.submit(frames[index], frame_index=index)
+            assert pipeline.n_in_flight == 2
+            found.append(pipeline.collect())
         found.append(pipeline.collect())
-    found.append(pipeline.collect())
-    assert pipeline.n_in_flight == 0
+        assert pipeline.n_in_flight == 0
+        gpu.assert_replayed(2)
     for index, result in enumerate(found):
         mean = result.mean.mean(dtype=np.float64)
         assert mean == pytest.approx(frames[index].pixels.mean(), rel=1e-5)
-        assert_as_on_the_cpu(result, model, frames[index], frame_index=index)
+        gpu.assert_as_on_the_cpu(result, model, frames[index], frame_index=index)
 
 
-def test_results_are_the_callers_whatever_comes_after(device, model, noisy):
+def test_results_are_the_callers_whatever_comes_after(gpu, model, noisy):
     """Later frames, another program, the end of the pipeline."""
     frames = [Frame(pixels=noisy.pixels * (n + 1)) for n in range(8)]
-    with pipeline_on(device, model) as pipeline:
+    pins = gpu.device.pins
+    with gpu.pipeline(model) as pipeline:
         found = [pipeline.denoise(frame) for frame in frames[:4]]
         for frame in frames[4:6]:
             pipeline.submit(frame)
-        pipeline.swap(Program(model, FakeNetwork(model, device), device))
+        pipeline.swap(gpu.program(model))
         found += [pipeline.collect(), pipeline.collect()]
         found += [pipeline.denoise(frame) for frame in frames[6:]]
-    assert len(device.pins) == 2 * len(frames)
+    assert len(pins) == 2 * len(frames)
     for frame, result in zip(frames, found, strict=True):
-        assert_as_on_the_cpu(result, model, frame)
+        gpu.assert_as_on_the_cpu(result, model, frame)
     kept = found[3].std[10:20, ::2].T  # of which nothing else is left
     wanted = kept.copy()
     del found, result
-    assert len(device.pins) == 1
+    assert len(pins) == 1
     assert np.array_equal(kept, wanted)
     del kept
-    assert not device.pins
+    assert not pins
 
 
 def test_a_result_is_not_overwritten_while_anything_looks_into_it(pipeline, device, noisy):
@@ -260,14 +275,16 @@ def test_more_frames_in_flight_than_fit_are_refused(pipeline, noisy):
         pipeline.collect()
 
 
-def test_frames_of_other_shapes_and_types_midway(pipeline, device, model):
+def test_frames_of_other_shapes_and_types_midway(gpu, model):
     kinds = [((64, 48), "uint16"), ((50, 70), "uint16"), ((64, 48), "float32"), ((90, 33), "uint8")]
-    for n in range(12):
-        shape, dtype = kinds[n * 5 % 4]
-        frame = random_pixels(shape, dtype, seed=n)
-        assert_as_on_the_cpu(pipeline.denoise(frame), model, frame)
-    of_kinds = 2 * 2 * 3  # no more than two kinds of frames a slot are kept
-    assert len(device.pins) <= of_kinds + 2 * (2 + 2), "and no more results than may be"
+    with gpu.pipeline(model) as pipeline:
+        for n in range(12):
+            shape, dtype = kinds[n * 5 % 4]
+            frame = random_pixels(shape, dtype, seed=n)
+            gpu.assert_as_on_the_cpu(pipeline.denoise(frame), model, frame)
+        of_kinds = 2 * 2 * 3  # no more than two kinds of frames a slot are kept
+        of_results = 2 * (2 + 2)  # and no more results than may be
+        assert len(gpu.device.pins) <= of_kinds + of_results
 
 
 @pytest.mark.parametrize(("share", "tiled"), [(0.9, False), (0.5, False), (0.2, True)])
@@ -489,41 +506,52 @@ def test_a_network_for_whole_frames_only_on_a_full_gpu(model, noisy):
     assert not device.memory
 
 
-def test_a_model_is_swapped_between_two_frames(device, model, noisy):
+def test_a_model_is_swapped_between_two_frames(gpu, model, noisy):
     from n2sr_train import export_model, train
 
     other = export_model(train(noisy, tiny_config(seed=5, steps=3)))
-    with pipeline_on(device, model) as pipeline:
+    with gpu.pipeline(model) as pipeline:
         before = pipeline._program.network
+        for index in range(4):
+            pipeline.denoise(noisy, frame_index=index)
+        gpu.assert_replayed(2)
         pipeline.submit(noisy, frame_index=0)
-        pipeline.swap(Program(other, FakeNetwork(other, device), device))
-        assert not before.closed
+        pipeline.swap(gpu.program(other))
+        assert not gpu.closed
         pipeline.submit(noisy, frame_index=1)
         found = pipeline.collect()
-        assert before.closed, "though the result lies in memory that it pinned"
-        assert_as_on_the_cpu(pipeline.collect(), other, noisy, frame_index=1)
-        assert_as_on_the_cpu(found, model, noisy, frame_index=0)
+        assert gpu.closed == [before], "though the result lies in memory that it pinned"
+        gpu.assert_as_on_the_cpu(pipeline.collect(), other, noisy, frame_index=1)
+        gpu.assert_as_on_the_cpu(found, model, noisy, frame_index=0)
         assert pipeline.model is other
+        for index in range(2, 6):  # recorded and replayed, while the first one's graphs are gone
+            found = pipeline.denoise(noisy, frame_index=index)
+            gpu.assert_as_on_the_cpu(found, other, noisy, frame_index=index)
+        gpu.assert_replayed(2)
         after = pipeline._program.network
-        pipeline.swap(Program(model, FakeNetwork(model, device), device))
-        assert after.closed, "nothing of it was in flight"
+        pipeline.swap(gpu.program(model))
+        assert gpu.closed == [before, after], "nothing of it was in flight"
 
 
-def test_a_program_prepared_in_another_thread_delays_no_frame(device, model, noisy):
-    with pipeline_on(device, model) as pipeline:
+def test_a_program_prepared_in_another_thread_delays_no_frame(gpu, model, noisy):
+    device = gpu.device
+    with gpu.pipeline(model) as pipeline:
         pipeline.denoise(noisy)
-        program = Program(model, FakeNetwork(model, device), device)
+        program = gpu.program(model)
         worker = threading.Thread(target=program.prepare, args=(noisy,))
         worker.start()
         while worker.is_alive():
             found = pipeline.denoise(noisy, frame_index=5)
-            assert_as_on_the_cpu(found, model, noisy, frame_index=5)
+            gpu.assert_as_on_the_cpu(found, model, noisy, frame_index=5)
         worker.join()
         counts = device.n_allocations, device.n_captures
         pipeline.swap(program)
-        for _ in range(4):
-            pipeline.denoise(noisy)
+        for index in range(4):
+            found = pipeline.denoise(noisy, frame_index=index)
+            gpu.assert_as_on_the_cpu(found, model, noisy, frame_index=index)
+            del found
         assert (device.n_allocations, device.n_captures) == counts
+        gpu.assert_replayed(2)
 
 
 @pytest.mark.parametrize(
