@@ -137,8 +137,7 @@ def find_kernels(key: EngineKey) -> bytes | None:
     path = path_of(key).with_suffix(".kernels")
     try:
         _check_owner(path.parent)
-        _check_owner(path)
-        content = path.read_bytes()
+        content = _trusted(path)
     except FileNotFoundError:
         return None
     except (OSError, ModelError) as error:
@@ -161,15 +160,14 @@ def find(key: EngineKey) -> bytes | None:
     """
     path = path_of(key)
     try:
-        if not (path.exists() and path.with_suffix(".json").exists()):
-            return None
-        for part in (path.parent, path, path.with_suffix(".json")):
-            _check_owner(part)
-        told = _read(path.with_suffix(".json"))
-        plan = path.read_bytes()
+        _check_owner(path.parent)
+        plan, described = _trusted(path), _trusted(path.with_suffix(".json"))
+    except FileNotFoundError:
+        return None
     except OSError as error:
         _log.warning("engine %s cannot be read (%s): it is not used", path, error.strerror or error)
         return None
+    told = _parsed(described)
     if told is None or told.get("plan_sha256") != hashlib.sha256(plan).hexdigest():
         _log.warning("engine %s is damaged, or of another version of n2sr: it is not used", path)
         return None
@@ -276,11 +274,21 @@ def _unwritable(error: OSError) -> str:
     )
 
 
-def _check_owner(path: Path) -> None:
-    """Raise ModelError when users other than this one may write what is at `path`."""
+def _trusted(path: Path) -> bytes:
+    """What a file holds that this user alone may write; ModelError of another.
+
+    The file that is checked is the one that is read, whatever is put in its place meanwhile.
+    """
+    with path.open("rb") as file:
+        _check_owner(path, file.fileno())
+        return file.read()
+
+
+def _check_owner(path: Path, opened: int | None = None) -> None:
+    """Raise ModelError when users other than this one may write what is at `path`, or is open."""
     if os.name != "posix":
         return  # the user's cache folder on Windows is closed to others by inheritance
-    found = path.stat()
+    found = path.stat() if opened is None else os.fstat(opened)
     if found.st_uid != os.getuid():
         raise ModelError(
             f"{path} belongs to another user, so it is not trusted: an engine is a program; "
@@ -294,11 +302,20 @@ def _check_owner(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """What is told of an engine in a file; None where that cannot be read, or as `_parsed`."""
+    try:
+        return _parsed(path.read_bytes())
+    except OSError as error:
+        _log.debug("%s cannot be read: %s", path, error)
+        return None
+
+
+def _parsed(described: bytes) -> dict[str, Any] | None:
     """What is told of an engine; None where that is damaged or of another version of n2sr."""
     try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        _log.debug("%s cannot be read: %s", path, error)
+        told = json.loads(described)
+    except ValueError as error:
+        _log.debug("what is told of an engine cannot be read: %s", error)
         return None
     if not isinstance(told, dict) or told.get("n2sr_engine") != FORMAT_VERSION:
         return None

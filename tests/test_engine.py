@@ -134,6 +134,35 @@ def test_what_belongs_to_another_user_is_not_trusted(cache, monkeypatch):
         engine.keep(a_key(), b"a plan", PROPS)
 
 
+@ON_POSIX
+@pytest.mark.parametrize("part", ["plan", "kernels"])
+def test_what_is_read_is_what_was_checked(cache, monkeypatch, part):
+    """A file that was checked by its path could be another when it was opened."""
+    path = engine.keep(a_key(), b"a plan", PROPS).with_suffix(f".{part}")
+    engine.keep_kernels(a_key(), b"compiled")
+    own, other, swapped = path.read_bytes(), path.with_suffix(".other"), []
+    other.write_bytes(b"another's")
+    other.chmod(0o666)
+    stat, fstat = os.stat, os.fstat
+
+    def swapping(look):
+        def looked(at, **how):
+            """As it was; then another file lies in its place."""
+            found = look(at, **how)
+            if not swapped and os.path.samestat(found, stat(path)):
+                swapped.append(other.replace(path))
+            return found
+
+        return looked
+
+    monkeypatch.setattr(os, "stat", swapping(stat))
+    monkeypatch.setattr(os, "fstat", swapping(fstat))
+    find = {"plan": engine.find, "kernels": engine.find_kernels}[part]
+    assert find(a_key()) == {"plan": b"a plan", "kernels": b"compiled"}[part]
+    assert swapped
+    assert path.read_bytes() != own
+
+
 @pytest.mark.parametrize("damaged", ["plan", "json"])
 def test_a_damaged_engine_is_told_and_not_used(cache, damaged, caplog):
     path = engine.keep(a_key(), b"a plan", PROPS).with_suffix(f".{damaged}")
@@ -276,11 +305,11 @@ def test_where_nothing_can_be_written_each_step_tells_the_fix(cache, read_only, 
     assert engine.find(a_key()) is None
 
 
-@pytest.mark.parametrize("refused", ["read_bytes", "stat", "exists"])
+@pytest.mark.parametrize("refused", ["open", "stat"])
 def test_an_engine_that_cannot_be_read_is_told_and_not_used(cache, monkeypatch, caplog, refused):
     from pathlib import Path
 
-    def refuse(self, **how):
+    def refuse(self, *how, **more):
         raise PermissionError(13, "Permission denied")
 
     engine.keep(a_key(), b"a plan", PROPS)
