@@ -96,9 +96,12 @@ def _build(
     with engine.building(key):
         if rebuild or engine.find(key) is None:
             engine.check_room(len(model.onnx))  # a plan takes as much, and minutes to build
-            plan = build_plan(model.onnx, library, model.metadata.precision, shape, progress)
+            meta = model.metadata
+            plan = build_plan(
+                model.onnx, library, meta.precision, shape, meta.pattern.stride, progress
+            )
             _verify(model, library, plan, shape, device)
-            engine.keep(key, plan, model.metadata.to_props())
+            engine.keep(key, plan, meta.to_props())
 
 
 def _verify(

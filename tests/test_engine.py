@@ -391,20 +391,46 @@ def preset_models(request):
     return {precision: export_model(checkpoint, precision) for precision in ("fp32", "fp16")}
 
 
-def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models, caplog):
+def test_every_preset_is_compiled_in_both_precisions(rtx, preset_models):
     phases = []
     for precision, model in preset_models.items():
         (shape,) = input_shapes(model, (512, 512), 4)
+        assert shape == (4, 1, 256, 256)
         plan = build_plan(
-            model.onnx, "tensorrt_rtx", precision, shape, lambda *done: phases.append(done)
+            model.onnx, "tensorrt_rtx", precision, shape, (2, 2), lambda *done: phases.append(done)
         )
-        check_plan(plan, precision)
+        check_plan(plan, precision, shape, (2, 2))
+        for told in (
+            b'dims={ 4 1 256 256 } mem_prop=0 name="subsampled.1"',
+            b'dims={ 4 1 512 512 } mem_prop=0 name="denoised.1"',
+        ):
+            assert plan.count(told) == 1
+        for another, stride in (
+            ((4, 1, 256, 128), (2, 2)),
+            ((1, 1, 256, 256), (2, 2)),
+            (shape, (2, 1)),
+        ):
+            with pytest.raises(ModelError, match=r"subsampled 4 x 1 x 256 x 256 float, denoised 4"):
+                check_plan(plan, precision, another, stride)
         other, weights = {"fp32": ("fp16", "float"), "fp16": ("fp32", "half")}[precision]
         with pytest.raises(ModelError, match=f"weights of type {weights}, but {other} was asked"):
-            check_plan(plan, other)
+            check_plan(plan, other, shape, (2, 2))
     assert phases
     assert all(0 <= share <= 1 for _, share in phases)
-    assert "does not tell" not in caplog.text
+
+
+def test_a_plan_of_another_shape_is_refused(rtx, model, monkeypatch):
+    """As of a library that builds for another than it was asked for."""
+    compiled = tensorrt_build._compiled
+    shape, other = (4, 1, 32, 32), (4, 1, 32, 64)
+
+    def for_another(trt, onnx, precision, shape, monitor):
+        return compiled(trt, onnx, precision, other, monitor)
+
+    monkeypatch.setattr(tensorrt_build, "_compiled", for_another)
+    told = "4 x 1 x 64 x 128 float, but subsampled 4 x 1 x 32 x 32 float, denoised 4 x 1 x 64 x 64"
+    with pytest.raises(ModelError, match=told):
+        build_plan(model.onnx, "tensorrt_rtx", "fp32", shape, (2, 2))
 
 
 @pytest.mark.parametrize("asked", ["fp32", "fp16"])
@@ -418,7 +444,7 @@ def test_a_library_that_computes_in_another_type_than_the_network_is_refused(
     model = export_model(checkpoint, "fp16" if asked == "fp32" else "fp32")
     (shape,) = input_shapes(model, (128, 128), 4)
     with pytest.raises(ModelError, match=f"the engine computes with weights.*{asked} was asked"):
-        build_plan(model.onnx, "tensorrt_rtx", asked, shape)
+        build_plan(model.onnx, "tensorrt_rtx", asked, shape, (2, 2))
 
 
 @pytest.mark.parametrize("when", ["it logs", "it tells of its progress"])
@@ -441,7 +467,7 @@ def test_ctrl_c_while_the_library_builds_is_not_lost(rtx, model, monkeypatch, wh
     (shape,) = input_shapes(model, (64, 64), 4)
     try:
         with pytest.raises(KeyboardInterrupt):
-            build_plan(model.onnx, "tensorrt_rtx", "fp32", shape, progress)
+            build_plan(model.onnx, "tensorrt_rtx", "fp32", shape, (2, 2), progress)
         assert len(came) >= 3
         assert signal.getsignal(number) is signal.default_int_handler
     finally:
@@ -471,12 +497,12 @@ def test_inputs_outputs_and_types_are_those_of_the_model(rtx, preset_models):
 
 def test_what_is_no_model_is_refused_with_the_parsers_words(rtx):
     with pytest.raises(ModelError, match=r"TensorRT for RTX cannot read the model: .+"):
-        build_plan(b"no model", "tensorrt_rtx", "fp32", SHAPE)
+        build_plan(b"no model", "tensorrt_rtx", "fp32", SHAPE, (2, 2))
 
 
 def test_a_shape_that_the_network_cannot_take_is_refused(rtx, model):
     with pytest.raises(ModelError, match=r"cannot compile the model: .+"):
-        build_plan(model.onnx, "tensorrt_rtx", "fp32", (4, 3, 48, 64))
+        build_plan(model.onnx, "tensorrt_rtx", "fp32", (4, 3, 48, 64), (2, 2))
 
 
 @pytest.mark.parametrize(
@@ -575,6 +601,9 @@ class FakeTensorRT:
     class TensorIOMode:
         INPUT, OUTPUT = "in", "out"
 
+    class DataType:
+        FLOAT, HALF = "float32", "float16"
+
     class ExecutionContextAllocationStrategy:
         USER_MANAGED = "by the user"
 
@@ -619,8 +648,10 @@ class FakeEngine:
         self.workspace = address
 
     def get_tensor_shape(self, name):
-        assert name == "subsampled"
-        return SHAPE
+        return {"subsampled": SHAPE, "denoised": (4, 1, 96, 128)}[name]
+
+    def get_tensor_dtype(self, name):
+        return "float32"
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -778,6 +809,29 @@ def test_memory_that_only_the_logger_is_told_of_is_known_to_be_missing(cache, tr
     trt.told, trt.raises = "Error Code 1: Cuda Runtime (Out Of Memory)", raises
     with pytest.raises(OutOfDeviceMemoryError, match=r"memory is full .*Cuda Runtime"):
         network_of().context(SHAPE, 7).enqueue(256, 512)
+
+
+@pytest.mark.parametrize(
+    ("asked", "other"),
+    [
+        ("get_tensor_shape", {"subsampled": (4, 1, 48, 48), "denoised": (4, 1, 96, 128)}),
+        ("get_tensor_shape", {"subsampled": SHAPE, "denoised": (4, 1, 96, 96)}),
+        ("get_tensor_dtype", {"subsampled": "float32", "denoised": "float16"}),
+        ("get_tensor_dtype", {"subsampled": "float16", "denoised": "float32"}),
+        ("get_tensor_mode", {"subsampled": "out", "denoised": "in"}),
+        ("get_tensor_name", {0: "denoised", 1: "denoised"}),
+    ],
+)
+def test_an_engine_that_takes_or_gives_something_else_is_refused(
+    cache, trt, monkeypatch, asked, other
+):
+    keep_engine()
+    monkeypatch.setattr(FakeEngine, asked, lambda self, what: other[what])
+    network = network_of()
+    told = r"engine takes and gives .*, but subsampled \(4, 1, 48, 64\) and denoised \(4, 1, 96, 12"
+    with pytest.raises(ModelError, match=told):
+        network.context(SHAPE, 7)
+    assert not network._device.memory
 
 
 def test_a_context_whose_memory_is_refused_keeps_none(cache, trt, monkeypatch):
@@ -1001,7 +1055,7 @@ def compiled(monkeypatch, cache, trt, model):
     """What is compiled; `compiled.error` makes it compute something else."""
     built = []
 
-    def fake_plan(onnx, library, precision, shape, progress=None):
+    def fake_plan(onnx, library, precision, shape, stride, progress=None):
         built.append(shape)
         if progress:
             progress("tactics", 0.5)
@@ -1079,46 +1133,66 @@ def test_an_engine_that_computes_in_another_type_is_not_kept(compiled, model, ca
     assert not list(cache.glob("*.plan"))
 
 
-def test_what_an_engine_tells_of_its_weights_is_compared(caplog):
+def test_what_an_engine_tells_of_its_weights_is_compared():
     told = '{"Layers": ["a name", {"Weights": {"Type": "%s"}}, {"Weights": {}}, {"Bias": {}}]}'
     check_engine(told % "Float", "fp32")
     check_engine(told % "Half", "fp16")
-    assert not caplog.records
     with pytest.raises(ModelError, match="type Float, but fp16"):
         check_engine(told % "Float", "fp16")
 
 
-CONSTANT = b"tensor={ name=w const_payload_size=%d dims={ %s } strides={ 1 } type=%s }"
+CONSTANT = b"tensor={ name=w const_payload_size=%d dims={ %s } strides={ 1 } type=%s }\n"
+TENSOR = b'tensor={ alignment=32 dims={ %s } name="%s.1" strides={ 9 1 } type=%s }\n'
+TAKEN = TENSOR % (b"4 1 48 64", b"subsampled", b"float")
+GIVEN = TENSOR % (b"4 1 96 128", b"denoised", b"float")
 
 
-def constants(*of_type):
-    """As a plan of TensorRT for RTX tells of two convolutions' weights and of a bias."""
+def plan_of(*of_type, taken=TAKEN, given=GIVEN):
+    """As a plan of TensorRT for RTX tells of what it takes and gives, of two convolutions' weights
+    and of a bias."""
     dims = b"16 2 3 3", b"24 16 3 3", b"1 16 1 1"
     told = (CONSTANT % (64, d, t) for d, t in zip(dims, of_type, strict=True))
-    return b"\0\xff".join(told)
+    return b"\0\xff".join([taken, *told, given])
 
 
-def test_what_a_plan_tells_of_its_weights_is_compared(caplog):
-    check_plan(constants(b"half", b"half", b"half"), "fp16")
-    check_plan(constants(b"half", b"half", b"float"), "fp16")  # sums may be float
-    check_plan(constants(b"float", b"float", b"float"), "fp32")
-    assert not caplog.records
+def test_what_a_plan_tells_of_its_weights_is_compared():
+    check_plan(plan_of(b"half", b"half", b"half"), "fp16", SHAPE, (2, 2))
+    check_plan(plan_of(b"half", b"half", b"float"), "fp16", SHAPE, (2, 2))  # sums may be float
+    check_plan(plan_of(b"float", b"float", b"float"), "fp32", SHAPE, (2, 2))
     with pytest.raises(ModelError, match="type float, half, but fp16 was asked for"):
-        check_plan(constants(b"half", b"float", b"half"), "fp16")
+        check_plan(plan_of(b"half", b"float", b"half"), "fp16", SHAPE, (2, 2))
     with pytest.raises(ModelError, match="type half, but fp32 was asked for"):
-        check_plan(constants(b"half", b"half", b"float"), "fp32")
+        check_plan(plan_of(b"half", b"half", b"float"), "fp32", SHAPE, (2, 2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"taken": TENSOR % (b"4 1 48 64", b"subsampled", b"half")},
+        {"given": TENSOR % (b"4 1 96 128", b"denoised", b"half")},
+        {"taken": TENSOR % (b"2 1 48 64", b"subsampled", b"float")},
+        {"given": TENSOR % (b"4 1 96 64", b"denoised", b"float")},
+        {"given": TENSOR % (b"4 1 96 128", b"another", b"float")},
+        {"taken": b""},
+        {"taken": b"", "given": b""},
+        {"given": GIVEN + TENSOR % (b"1 1 96 128", b"denoised", b"float")},
+    ],
+)
+def test_a_plan_that_takes_or_gives_something_else_is_refused(other):
+    wanted = "subsampled 4 x 1 x 48 x 64 float, denoised 4 x 1 x 96 x 128 float was asked for"
+    with pytest.raises(ModelError, match=f"the engine takes and gives .*, but {wanted}"):
+        check_plan(plan_of(b"half", b"half", b"half", **other), "fp16", SHAPE, (2, 2))
 
 
 ONE_LAYER = '{"Layers": [{"LayerType": "Myelin"}, "a name"]}'
 
 
 @pytest.mark.parametrize("information", [ONE_LAYER, "", "no JSON", "{}", "[]", '{"Layers": null}'])
-def test_an_engine_that_does_not_tell_its_precision_is_told(information, caplog):
-    check_engine(information, "fp16")
-    assert "does not tell the type of its weights" in caplog.text
-    caplog.clear()
-    check_plan(information.encode(), "fp16")
-    assert "does not tell the type of its weights" in caplog.text
+def test_an_engine_that_does_not_tell_its_precision_is_refused(information):
+    with pytest.raises(ModelError, match="does not tell the type of its weights"):
+        check_engine(information, "fp16")
+    with pytest.raises(ModelError, match="does not tell the type of its weights"):
+        check_plan(information.encode(), "fp16", SHAPE, (2, 2))
 
 
 def run(*arguments):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import engine
 from n2sr_deploy.backends.tensorrt_library import (
@@ -180,8 +180,10 @@ class TensorRTNetwork:
         )
         if kernels is not None and running is not None:
             kernels.keep()
+        of_result = shape[0], 1, shape[2] * self._stride[0], shape[3] * self._stride[1]
+        tensors = Tensors(shape, of_result)
         return TensorRTContext(
-            self._trt, loaded, running, shape, stream, self._device, self._logger
+            self._trt, loaded, running, tensors, stream, self._device, self._logger
         )
 
     def engine_information(self, shape: InputShape) -> str:
@@ -305,6 +307,37 @@ class Kernels:
         return kernels
 
 
+class Tensors(NamedTuple):
+    """What an engine takes and gives: float32 of these shapes."""
+
+    subsampled: InputShape
+    denoised: InputShape
+
+    def check(self, trt: Any, loaded: Any) -> None:
+        """Raise ModelError when an engine takes or gives something else."""
+        names = [loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)]
+        modes, mode = trt.TensorIOMode, loaded.get_tensor_mode
+        found = {
+            (name, mode(name), tuple(loaded.get_tensor_shape(name)), loaded.get_tensor_dtype(name))
+            for name in names
+        }
+        wanted = {
+            ("subsampled", modes.INPUT, self.subsampled, trt.DataType.FLOAT),
+            ("denoised", modes.OUTPUT, self.denoised, trt.DataType.FLOAT),
+        }
+        if found != wanted:
+            told = ", ".join(
+                f"{name} {shape} {dtype}"
+                for name, _, shape, dtype in sorted(
+                    found, key=lambda tensor: tensor[0], reverse=True
+                )
+            )
+            raise ModelError(
+                f"the engine takes and gives {told}, but subsampled {self.subsampled} and denoised "
+                f"{self.denoised} in float32 are what the model does; build it again"
+            )
+
+
 class TensorRTContext:
     """An engine with memory to work in, on one stream."""
 
@@ -313,7 +346,7 @@ class TensorRTContext:
         trt: Any,
         loaded: Any,
         running: Any,
-        shape: InputShape,
+        tensors: Tensors,
         stream: int,
         device: CudaDevice,
         logger: Any,
@@ -322,13 +355,7 @@ class TensorRTContext:
         self._context = running
         if self._context is None:
             raise DeviceError(f"TensorRT cannot run the engine here ({logger.told()})")
-        names = sorted(
-            (loaded.get_tensor_name(i) for i in range(loaded.num_io_tensors)),
-            key=lambda name: loaded.get_tensor_mode(name) != trt.TensorIOMode.INPUT,
-        )
-        self._input, self._output = names
-        if tuple(loaded.get_tensor_shape(self._input)) != shape:
-            raise ModelError(f"the engine takes another input than {shape}; build it again")
+        tensors.check(trt, loaded)
         n_bytes = max(int(loaded.device_memory_size_v2), 1)
         self._memory: int | None = device.allocate(n_bytes)
         try:
@@ -348,8 +375,8 @@ class TensorRTContext:
 
     def enqueue(self, subsampled: int, outputs: int) -> None:
         """Run it on device memory."""
-        accepted = self._context.set_tensor_address(self._input, subsampled)
-        accepted = self._context.set_tensor_address(self._output, outputs) and accepted
+        accepted = self._context.set_tensor_address("subsampled", subsampled)
+        accepted = self._context.set_tensor_address("denoised", outputs) and accepted
         run = self._context.execute_async_v3
         if not accepted or not _asked(self._logger, lambda: run(self._stream)):
             raise DeviceError(f"TensorRT failed ({self._logger.told()})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import signal
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from n2sr_deploy.backends.base import InputShape
+    from n2sr_deploy.sampling import Shape
 
-_log = logging.getLogger("n2sr")
+    _Tensor = tuple[str, tuple[int, ...], str]  # name, shape, type
+
+_OTHERS = "Another version of the library may do better; --backend native and cuda need no engine"
 _TYPES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}}  # as engines tell of weights
 # How a plan of TensorRT for RTX tells of the constants in it: of 3 x 3 convolutions' weights, which
 # every network has. Its inspector does not tell them, and loads a plan only where there is a GPU.
 _WEIGHTS = re.compile(
     rb"tensor=\{[^}]*const_payload_size=\d+ dims=\{ \d+ \d+ 3 3 \}.*?type=(\w+) \}"
+)
+# And how of what it takes and gives, by the names of exported models.
+_TAKEN_AND_GIVEN = re.compile(
+    rb"tensor=\{[^{}]*dims=\{ ([\d ]+) \}[^{}]*"
+    rb'name="(subsampled|denoised)\.1"[^\n]*? type=(\w+) \}'
 )
 
 
@@ -32,6 +39,7 @@ def build_plan(
     library: str,
     precision: str,
     shape: InputShape,
+    stride: Shape,
     progress: Callable[[str, float], object] | None = None,
 ) -> bytes:
     """Compile a model for input of one shape. TensorRT for RTX needs no GPU for it.
@@ -46,6 +54,8 @@ def build_plan(
         ``fp32`` or ``fp16``: what every convolution must compute in.
     shape
         (M, 1, H / stride_y, W / stride_x) of the input.
+    stride
+        Of the model's pattern.
     progress
         Called with the phase and the share of it that is done.
 
@@ -56,8 +66,8 @@ def build_plan(
     Raises
     ------
     MissingExtraError, ModelError
-        When the library is missing or broken, cannot read the model or compile it, or would not
-        compute in the precision.
+        When the library is missing or broken, cannot read the model or compile it, would not
+        compute in the precision, or takes or gives something else than the model.
     """
     trt = import_library(library)
     # The library swallows what its calls of Python raise: Ctrl-C while it logs would go unheard.
@@ -66,7 +76,7 @@ def build_plan(
     if signals:  # of a handler that raises nothing
         raise KeyboardInterrupt
     if library == "tensorrt_rtx":  # an engine of TensorRT tells it when it is loaded
-        check_plan(plan, precision)
+        check_plan(plan, precision, shape, stride)
     return plan
 
 
@@ -125,22 +135,46 @@ def check_network(trt: Any, network: Any, precision: str) -> None:
         )
 
 
-def check_plan(plan: bytes, precision: str) -> None:
-    """Compare what a plan of TensorRT for RTX computes with against what it was asked for.
+def check_plan(plan: bytes, precision: str, shape: InputShape, stride: Shape) -> None:
+    """Compare what a plan of TensorRT for RTX tells of itself with what was asked for.
 
     Parameters
     ----------
     plan
-        As it was built. Where it does not tell the type of its weights, that is logged.
+        As it was built.
     precision
         ``fp32`` or ``fp16``.
+    shape
+        (M, 1, H / stride_y, W / stride_x) of the input.
+    stride
+        Of the model's pattern.
 
     Raises
     ------
     ModelError
-        When there are weights of another type.
+        When there are weights of another type, input or output have another name, shape or type
+        (float32), or the plan does not tell.
     """
     _check_types({found.decode() for found in _WEIGHTS.findall(plan)}, precision)
+    found: set[_Tensor] = {
+        (name.decode(), tuple(map(int, dims.split())), told.decode())
+        for dims, name, told in _TAKEN_AND_GIVEN.findall(plan)
+    }
+    of_result = shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]
+    wanted: set[_Tensor] = {("subsampled", shape, "float"), ("denoised", of_result, "float")}
+    if found != wanted:
+        raise ModelError(
+            f"the engine takes and gives {_listed(found) or 'what it does not tell'}, but "
+            f"{_listed(wanted)} was asked for; nothing was kept. {_OTHERS}"
+        )
+
+
+def _listed(tensors: set[_Tensor]) -> str:
+    """The input first."""
+    return ", ".join(
+        f"{name} {' x '.join(map(str, dims))} {told}"
+        for name, dims, told in sorted(tensors, reverse=True)
+    )
 
 
 def check_engine(information: str, precision: str) -> None:
@@ -149,15 +183,15 @@ def check_engine(information: str, precision: str) -> None:
     Parameters
     ----------
     information
-        What the engine's inspector tells, JSON. Where it tells of no weights, as when the whole
-        network became one layer, or is no JSON, that is logged.
+        What the engine's inspector tells, JSON.
     precision
         ``fp32`` or ``fp16``.
 
     Raises
     ------
     ModelError
-        When there are weights of another type.
+        When there are weights of another type; or it tells of none, as when the whole network
+        became one layer, or is no JSON.
     """
     try:
         layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
@@ -170,15 +204,14 @@ def check_engine(information: str, precision: str) -> None:
 def _check_types(found: set[str], precision: str) -> None:
     """Of an engine's weights."""
     if not found:
-        _log.warning(
-            "the engine does not tell the type of its weights: that it computes in %s is known of "
-            "the network it was built of only",
-            precision,
+        raise ModelError(
+            "the engine does not tell the type of its weights, so whether it computes in "
+            f"{precision} cannot be known; nothing was kept. {_OTHERS}"
         )
-    elif not {told.lower() for told in found} <= _TYPES[precision]:
+    if not {told.lower() for told in found} <= _TYPES[precision]:
         raise ModelError(
             f"the engine computes with weights of type {', '.join(sorted(found))}, but {precision} "
-            "was asked for; nothing was kept. Another version of the library may do better"
+            f"was asked for; nothing was kept. {_OTHERS}"
         )
 
 
