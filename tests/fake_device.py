@@ -408,6 +408,20 @@ class FakeNetwork:
         self.n_open += 1
         return context
 
+    def enqueue(self, shape, stream, subsampled, outputs):
+        n, _, h, w = shape
+        of_result = n, 1, h * self.stride[0], w * self.stride[1]
+        dtype = np.float16 if self.is_half else np.float32
+        self.n_enqueued += 1
+
+        def work():
+            given = self.device.at(subsampled, shape, dtype).astype(np.float32)
+            found = np.empty(of_result, np.float32)
+            self.backend.infer(given, found)
+            self.device.at(outputs, of_result, dtype)[...] = found
+
+        self.device.enqueue(stream, work)
+
     def close(self):
         assert self.n_open == 0, "closed before its contexts"
         self.closed = True
@@ -420,18 +434,7 @@ class FakeContext:
         self.workspace = network.device.allocate(WORKSPACE * int(np.prod(shape)))
 
     def enqueue(self, subsampled, outputs):
-        network, (n, _, h, w) = self.network, self.shape
-        shape = n, 1, h * network.stride[0], w * network.stride[1]
-        dtype = np.float16 if network.is_half else np.float32
-        network.n_enqueued += 1
-
-        def work():
-            given = network.device.at(subsampled, self.shape, dtype).astype(np.float32)
-            found = np.empty(shape, np.float32)
-            network.backend.infer(given, found)
-            network.device.at(outputs, shape, dtype)[...] = found
-
-        network.device.enqueue(self.stream, work)
+        self.network.enqueue(self.shape, self.stream, subsampled, outputs)
 
     def close(self):
         self.network.device.free(self.workspace)

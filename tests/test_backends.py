@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,11 @@ from n2sr_deploy.backends import choosing, open_backend, ort
 from n2sr_deploy.backends.choosing import ON_CPU
 from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
+from n2sr_deploy.backends.tensorrt import TensorRTNetwork
+from n2sr_deploy.backends.tensorrt_build import build_plan
+from n2sr_deploy.backends.tensorrt_library import import_library, require_capability
 from n2sr_deploy.cli import main
+from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import (
     DeviceError,
     MissingExtraError,
@@ -31,10 +36,12 @@ from n2sr_deploy.errors import (
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.phantom import phantom_input
 from tests.fake_device import FakeDevice, FakeNetwork
+from tests.fake_tensorrt import FakeGPU, FakeTensorRT, plan_for
+from tests.gpus import FAKE, FAKE_NATIVE
 
-FAKE = "a GPU that is none"
-FAKE_NATIVE = "n2sr's kernels on it"
+FAKE_TENSORRT = "TensorRT on it"
 ON_A_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "native")]
+TENSORRT = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @pytest.fixture(params=[*ON_CPU, *ON_A_GPU])
@@ -45,16 +52,73 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(params=[*ON_CPU, FAKE, FAKE_NATIVE, *ON_A_GPU])
-def opened(request, model):
+class Plans(Mapping):
+    """Of engines for every shape of input, each built when it is first asked for."""
+
+    def __init__(self, build):
+        self._build, self._built = build, {}
+
+    def __getitem__(self, shape):
+        if shape not in self._built:
+            self._built[shape] = self._build(shape)
+        return self._built[shape]
+
+    def __len__(self):
+        return len(self._built)
+
+    def __iter__(self):
+        return iter(self._built)
+
+
+@pytest.fixture(scope="module")
+def plans(model):
+    """Of each library, kept from test to test."""
+    precision, stride = model.metadata.precision, model.metadata.pattern.stride
+
+    def of(library):
+        return Plans(lambda shape: build_plan(model.onnx, library, precision, shape, stride))
+
+    return {library: of(library) for library in TENSORRT.values()}
+
+
+def tensorrt_for(library, model, plans):
+    """Opens the real library; skips where it is missing, or not made for this GPU."""
+    device, stride = CudaDevice(), model.metadata.pattern.stride
+    try:
+        import_library(library)
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    try:
+        require_capability(library, device)
+    except ModelError as error:
+        pytest.skip(str(error))
+    given = library, device, model.metadata.precision, stride, plans[library]
+    return lambda: DeviceBackend(TensorRTNetwork(model.onnx, *given), device, stride)
+
+
+@pytest.fixture(
+    params=[
+        *(*ON_CPU, FAKE, FAKE_NATIVE, FAKE_TENSORRT, *ON_A_GPU),
+        *(pytest.param(name, marks=pytest.mark.gpu) for name in TENSORRT),
+    ]
+)
+def opened(request, model, monkeypatch, plans):
     """Opens each kind of backend."""
-    if request.param in (FAKE, FAKE_NATIVE):
-        device = FakeDevice()
+    if request.param in TENSORRT:
+        yield tensorrt_for(TENSORRT[request.param], model, plans)
+        return
+    if request.param in (FAKE, FAKE_NATIVE, FAKE_TENSORRT):
+        device = FakeGPU()
+        if request.param == FAKE_TENSORRT:
+            FakeTensorRT(FakeNetwork(model, device)).install(monkeypatch)
 
         def network():
             if request.param == FAKE:
                 return FakeNetwork(model, device)
-            return NativeNetwork(model.onnx, device, (2, 2))
+            if request.param == FAKE_NATIVE:
+                return NativeNetwork(model.onnx, device, (2, 2))
+            given = "tensorrt", device, "fp32", (2, 2), Plans(plan_for)
+            return TensorRTNetwork(model.onnx, *given)
 
         yield lambda: DeviceBackend(network(), device, (2, 2))
         assert not device.memory | device.pins | device.streams

@@ -41,8 +41,8 @@ from n2sr_deploy.layout import input_shapes
 from n2sr_deploy.pipeline import FramePipeline, Program
 from tests.conftest import REPOSITORY
 from tests.fake_device import FakeDevice, FakeNetwork
+from tests.fake_tensorrt import SHAPE, FakeEngine, FakeGPU, FakeRTX, FakeRTXEngine, FakeTensorRT
 
-SHAPE = (4, 1, 48, 64)
 ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
 PROPS = {"n2sr.preset": '"fast"'}
 
@@ -586,131 +586,6 @@ def test_a_broken_library_is_told(monkeypatch):
         tensorrt_library.import_library("tensorrt")
 
 
-class FakeTensorRT:
-    """As much of the library as running an engine takes."""
-
-    __version__ = "11.4.0"
-    __name__ = "tensorrt"
-
-    class ILogger:
-        ERROR, INTERNAL_ERROR = 1, 0
-
-        def __init__(self):
-            pass
-
-    class TensorIOMode:
-        INPUT, OUTPUT = "in", "out"
-
-    class DataType:
-        FLOAT, HALF = "float32", "float16"
-
-    class ExecutionContextAllocationStrategy:
-        USER_MANAGED = "by the user"
-
-    starts = loads = contexts = runs = True
-    told = ""  # to the logger, by what fails
-    raises = None  # what that raises instead of giving nothing
-
-    def outcome(self, works, result):
-        if not works and self.told:
-            self.logger.log(1, self.told)
-        if not works and self.raises:
-            raise self.raises
-        return result if works else None
-
-    def Runtime(self, logger):  # noqa: N802
-        self.logger = logger
-        return self.outcome(self.starts, self)
-
-    def deserialize_cuda_engine(self, plan):
-        return self.outcome(self.loads, FakeEngine(self))
-
-
-class FakeEngine:
-    num_io_tensors = 2
-    device_memory_size_v2 = 1000
-
-    def __init__(self, trt):
-        self.trt, self.addresses, self.ran_on = trt, {}, []
-
-    def get_tensor_name(self, index):
-        return ("denoised", "subsampled")[index]
-
-    def get_tensor_mode(self, name):
-        return {"subsampled": "in", "denoised": "out"}[name]
-
-    def create_execution_context(self, strategy):
-        assert strategy == "by the user"
-        return self.trt.outcome(self.trt.contexts, self)
-
-    def set_device_memory(self, address, n_bytes):
-        assert n_bytes == 1000
-        self.workspace = address
-
-    def get_tensor_shape(self, name):
-        return {"subsampled": SHAPE, "denoised": (4, 1, 96, 128)}[name]
-
-    def get_tensor_dtype(self, name):
-        return "float32"
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
-        return address % 256 == 0 or self.trt.runs
-
-    def execute_async_v3(self, stream):
-        self.ran_on.append(stream)
-        return bool(self.trt.outcome(self.trt.runs, self))
-
-
-class FakeRTX(FakeTensorRT):
-    """Compiles kernels when a context is made, as TensorRT for RTX does."""
-
-    __name__ = "tensorrt_rtx"
-    IRuntimeCache = object
-    fits = True
-
-    def __init__(self):
-        self.given = []  # what caches were filled with
-
-    def deserialize_cuda_engine(self, plan):
-        return FakeRTXEngine(self)
-
-
-class FakeRTXEngine(FakeEngine):
-    kernels = None
-
-    def create_runtime_config(self):
-        return self
-
-    def create_runtime_cache(self):
-        return self
-
-    def set_runtime_cache(self, cache):
-        self.cache = cache
-        return True
-
-    def set_execution_context_allocation_strategy(self, strategy):
-        self.strategy = strategy
-
-    def create_execution_context(self, how):
-        if isinstance(how, str):
-            return super().create_execution_context(how)
-        how.cache.kernels = b"compiled"
-        return super().create_execution_context(how.strategy)
-
-    def deserialize(self, blob):
-        self.trt.given.append(blob)
-        self.kernels = blob if self.trt.fits else None
-        return self.trt.fits
-
-    def serialize(self):
-        return self.kernels
-
-
-class FakeGPU(FakeDevice):
-    name, capability, index = "NVIDIA Fake", 89, 0
-
-
 def gpu_of(capability):
     gpu = FakeGPU()
     gpu.capability = capability
@@ -720,9 +595,7 @@ def gpu_of(capability):
 @pytest.fixture(params=[FakeTensorRT])
 def trt(request, monkeypatch):
     trt = request.param()
-    monkeypatch.setattr(backend, "import_library", lambda library: trt)
-    driver = type("Driver", (), {"version": "580.1"})()
-    monkeypatch.setattr(backend, "find_driver", lambda: driver)
+    trt.install(monkeypatch)
     return trt
 
 

@@ -150,7 +150,8 @@ class TensorRTNetwork:
         self._trt = import_library(library)
         require_capability(library, device)
         self._onnx, self._library, self._device = onnx, library, device
-        self._precision, self._stride, self._plans = precision, stride, plans or {}
+        self._precision, self._stride = precision, stride
+        self._plans: Mapping[InputShape, bytes] = {} if plans is None else plans
         self._logger = open_logger(self._trt)
         self._runtime = _asked(self._logger, lambda: self._trt.Runtime(self._logger))
         if self._runtime is None:
