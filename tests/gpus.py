@@ -14,7 +14,7 @@ from tests.fake_device import FakeDevice, FakeNetwork
 
 FAKE, FAKE_NATIVE = "a GPU that is none", "n2sr's kernels on it"
 WHERE = [FAKE, FAKE_NATIVE, *(pytest.param(on, marks=pytest.mark.gpu) for on in ("native", "cuda"))]
-# Of a pixel's error, in standard deviations of the frame: in float16 as in float32 times a thousand
+# Of the worst pixel, in the frame's standard deviations: of networks in float32, then in float16
 TOLERANCE = {FAKE: 1e-5, "cuda": 1e-4, FAKE_NATIVE: 1e-2, "native": 1e-2}
 
 
