@@ -1,12 +1,13 @@
-"""Live streams: overhead, overload, endurance, other people's senders, and what is killed.
+"""Live streams: overhead, overload, endurance, memory, other people's senders, and what is killed.
 
-    python -m benchmarks.live [--only overhead overload endurance pva simplon micromanager killed]
-                              [--size 512] [--fps 25]
+    python -m benchmarks.live [--only overhead overload endurance memory pva simplon micromanager
+                              killed] [--size 512] [--fps 25]
 
 * overhead: frames through `StreamRunner` against the same frames through `Denoiser` alone.
 * overload: ten times as many frames as can be denoised; what is shown must be young, memory flat,
   and every frame accounted for.
 * endurance: many small frames into null sinks; memory, threads and open files must not grow.
+* memory: many small frames denoised on each backend of the CPU; what the process holds more then.
 * pva: pvapy's areaDetector simulator sends, n2sr denoises and serves the result, p4p counts what
   comes out. The simulator has an environment of its own: make setup-peers.
 * simplon, micromanager, killed: see `benchmarks.live_peers`.
@@ -30,7 +31,8 @@ from benchmarks.latency import untrained
 from benchmarks.live_peers import SIMULATOR, check_peers, killed, micromanager, simplon
 from benchmarks.results import begin_as_deployed, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser
-from n2sr_deploy.errors import EndOfStreamError
+from n2sr_deploy.backends.choosing import ON_CPU, check_backend
+from n2sr_deploy.errors import EndOfStreamError, MissingExtraError
 from n2sr_deploy.sampling import LIVE_SAMPLES
 from n2sr_deploy.stream import LiveFrame, StreamRunner
 from n2sr_deploy.stream.addresses import open_sink, open_source
@@ -163,6 +165,32 @@ def endurance(n_frames: int = 100_000, size: int = 32) -> dict[str, Any]:
     return {"frames": n_frames, "frames_per_s": n_frames / seconds, **grown}
 
 
+def memory(n_frames: int = 100_000, n_warm_up: int = 5000, size: int = 32) -> dict[str, Any]:
+    """Small frames through each backend: resident bytes more than after the first ones.
+
+    Told after each tenth: what settles late is no leak, what grows with every tenth is one.
+    """
+    model, frames = export_model(untrained("fast")), Ready((size, size), 1).frames
+    grown, seconds = {}, {}
+    for backend in ON_CPU:
+        try:
+            check_backend(backend)
+        except MissingExtraError as error:
+            print(f"{backend}: {error}")
+            continue
+        with Denoiser(model, backend=backend) as plain:
+            for n in range(n_warm_up):
+                plain.denoise(frames[n % 8], LIVE_SAMPLES, frame_index=n)
+            held, began = [memory_bytes()], time.perf_counter()
+            for n in range(n_frames):
+                plain.denoise(frames[n % 8], LIVE_SAMPLES, frame_index=n)
+                if (n + 1) % (n_frames // 10) == 0:
+                    held.append(memory_bytes())
+        grown[backend] = [now - held[0] for now in held[1:]]
+        seconds[backend] = time.perf_counter() - began
+    return {"size": size, "frames": n_frames, "memory_growth_bytes": grown, "seconds": seconds}
+
+
 def pva(size: int, fps: float, n_frames: int = 1500) -> dict[str, Any]:
     """From pvapy's simulator, and out again."""
     from p4p.client.thread import Context
@@ -231,6 +259,7 @@ def main() -> None:
         "overhead": lambda: overhead(asked.size),
         "overload": lambda: overload(asked.size, asked.seconds),
         "endurance": endurance,
+        "memory": memory,
         "pva": lambda: pva(asked.size, asked.fps, int(asked.seconds * asked.fps)),
         "simplon": simplon,
         "micromanager": micromanager,

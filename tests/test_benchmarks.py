@@ -337,3 +337,21 @@ def test_a_measure_of_live_streams_is_kept_beside_the_others(monkeypatch, tmp_pa
     kept = results.kept_rows("live")
     assert [row.get("dropped") for row in kept] == [5, None, 0]
     assert [row["measure"] for row in kept] == ["pva", "endurance", "pva"]
+
+
+def test_what_frames_leave_in_memory_is_told_of_each_backend(monkeypatch):
+    kept = []
+
+    class Leaking(live.Denoiser):
+        def denoise(self, *arguments, **settings):
+            kept.append(np.ones(2**20, np.uint8))
+            return super().denoise(*arguments, **settings)
+
+    monkeypatch.setattr(live, "ON_CPU", ("ort",))
+    monkeypatch.setattr(live, "Denoiser", Leaking)
+    found = live.memory(n_frames=80, n_warm_up=16)
+    assert (found["frames"], set(found["seconds"])) == (80, {"ort"})
+    grown = found["memory_growth_bytes"]["ort"]
+    assert len(grown) == 10
+    assert grown[4] > 20 * 2**20
+    assert grown[9] - grown[4] > 20 * 2**20
