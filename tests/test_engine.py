@@ -1061,9 +1061,11 @@ ONE_LAYER = '{"Layers": [{"LayerType": "Myelin"}, "a name"]}'
 
 
 @pytest.mark.parametrize("information", [ONE_LAYER, "", "no JSON", "{}", "[]", '{"Layers": null}'])
-def test_an_engine_that_does_not_tell_its_precision_is_refused(information):
-    with pytest.raises(ModelError, match="does not tell the type of its weights"):
-        check_engine(information, "fp16")
+def test_what_does_not_tell_its_precision_is_refused_or_of_an_unseen_library_told(
+    information, caplog
+):
+    check_engine(information, "fp16")
+    assert "does not tell the type of its weights: that it computes in fp16" in caplog.text
     with pytest.raises(ModelError, match="does not tell the type of its weights"):
         check_plan(information.encode(), "fp16", SHAPE, (2, 2))
 

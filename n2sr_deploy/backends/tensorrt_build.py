@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     _Tensor = tuple[str, tuple[int, ...], str]  # name, shape, type
 
+_log = logging.getLogger("n2sr")
 _OTHERS = "Another version of the library may do better; --backend native and cuda need no engine"
 _TYPES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}}  # as engines tell of weights
 # How a plan of TensorRT for RTX tells of the constants in it: of 3 x 3 convolutions' weights, which
@@ -183,22 +185,30 @@ def check_engine(information: str, precision: str) -> None:
     Parameters
     ----------
     information
-        What the engine's inspector tells, JSON.
+        What the engine's inspector tells, JSON. Where it tells of no weights, as when the whole
+        network became one layer, or is no JSON, that is logged.
     precision
         ``fp32`` or ``fp16``.
 
     Raises
     ------
     ModelError
-        When there are weights of another type; or it tells of none, as when the whole network
-        became one layer, or is no JSON.
+        When there are weights of another type.
     """
     try:
         layers = [layer for layer in json.loads(information)["Layers"] if isinstance(layer, dict)]
     except (ValueError, KeyError, TypeError):
         layers = []
     weights = [layer["Weights"] for layer in layers if isinstance(layer.get("Weights"), dict)]
-    _check_types({str(told["Type"]) for told in weights if "Type" in told}, precision)
+    found = {str(told["Type"]) for told in weights if "Type" in told}
+    if found:
+        _check_types(found, precision)
+    else:
+        _log.warning(
+            "the engine does not tell the type of its weights: that it computes in %s is known of "
+            "the network it was built of only",
+            precision,
+        )
 
 
 def _check_types(found: set[str], precision: str) -> None:
