@@ -186,13 +186,12 @@ def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> 
     What killed commands left of these outputs is removed.
     """
     for output in outputs:
+        files.remove_leftovers(output)
         formats.check_writable(output, overwrite=overwrite, inputs=[raw] if raw else [])
     if len({output.resolve() for output in outputs}) < len(outputs):
         raise click.UsageError(
             f"{outputs[0]} is named for two outputs; give each a file of its own"
         )
-    for output in outputs:
-        files.remove_leftovers(output)
 
 
 def refuse_training(options: LearnOptions, hint: str) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _MARK, _NODE, _PID = 12, 6, 8  # hexadecimal digits in the name of a temporary file
+_ASIDE = "-old"  # after the name of a temporary folder: the store that it replaces
 _MARGIN = 2**24  # bytes, for what a format keeps beside the pixels, and a library until it closes
 _STORES = (".zgroup", "zarr.json")  # what zarr puts into its folders
 
@@ -91,7 +93,7 @@ def _may_be_a_store(path: Path) -> bool:
 
 def temporary_of(path: Path) -> Path:
     """Give a new name beside `path` that tells whose temporary file it is, and who writes it."""
-    writer = f"{_mark(platform.node(), _NODE)}{os.getpid():0{_PID}x}"
+    writer = f"{_mark(_here(), _NODE)}{os.getpid():0{_PID}x}"
     return path.with_name(f".n2sr-{mark_of(path)}{writer}{uuid.uuid4().hex[:_NODE]}{path.suffix}")
 
 
@@ -111,13 +113,42 @@ def remove_leftovers(path: Path) -> None:
     """
     if os.name == "nt":
         return
-    ours = re.escape(mark_of(path) + _mark(platform.node(), _NODE))
-    ending = re.escape(path.suffix)  # not that of an old store put aside
-    for left in path.parent.glob(".n2sr-*"):
-        found = re.fullmatch(rf"\.n2sr-{ours}([0-9a-f]{{{_PID}}})[0-9a-f]+{ending}", left.name)
-        if found is not None and not _is_running(int(found[1], 16)):
-            with suppress(OSError):  # another user's
-                remove(left)
+    ours = re.escape(mark_of(path) + _mark(_here(), _NODE))
+    ending = re.escape(path.suffix) + (f"({_ASIDE})?" if path.suffix.lower() == ".zspy" else "")
+    left = []
+    for temporary in path.parent.glob(".n2sr-*"):
+        of_whom = re.fullmatch(
+            rf"\.n2sr-{ours}([0-9a-f]{{{_PID}}})[0-9a-f]+{ending}", temporary.name
+        )
+        if of_whom is not None and not _is_running(int(of_whom[1], 16)):
+            left.append(temporary)
+    with suppress(OSError):  # another user's
+        clear(path, left)
+
+
+def clear(path: Path, left: Iterable[Path]) -> None:
+    """Remove temporary files that were left of `path`; finish what a killed process was at.
+
+    A store that was put aside lies beside the whole one that was to take its place: if neither has
+    it, that one is given it.
+    """
+    left = list(left)
+    for aside in left:
+        if aside.name.endswith(_ASIDE) and not path.exists():
+            whole = aside.with_name(aside.name.removesuffix(_ASIDE))
+            (whole if whole.exists() else aside).rename(path)
+    for temporary in left:
+        remove(temporary)
+
+
+@cache
+def _here() -> str:
+    """Where a process's number is one: this machine since it was started, and its container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:  # not on Linux
+        return platform.node()
 
 
 def _is_running(process: int) -> bool:
@@ -203,7 +234,7 @@ def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """A folder cannot be renamed over another, so the old one is put aside first."""
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already; choose another name")
-    aside = temporary.with_name(f"{temporary.name}-old")
+    aside = temporary.with_name(temporary.name + _ASIDE)
     if path.exists():
         path.rename(aside)
     try:

@@ -229,19 +229,20 @@ def test_a_second_batch_into_the_folder_is_refused(run, raw, tmp_path, model_pat
     run("raw", "-o", "out", "-m", model_path)
 
 
-def test_a_store_put_aside_stays_while_it_is_all_there_is(tmp_path):
-    """A batch killed between two renames had put the old result aside; the next one removed it."""
-    aside = temporary_of(tmp_path / "a.zspy").with_suffix(".zspy-old")
-    aside.mkdir()
-    (aside / "kept").write_text("all there is")
+@pytest.mark.parametrize("new_is_whole", [True, False])
+def test_a_store_that_a_killed_batch_put_aside_is_not_lost(tmp_path, new_is_whole):
+    """Killed between two renames it had put the old result aside; the next one removed both."""
+    new = temporary_of(tmp_path / "a.zspy")
+    for name, folder in (("old", new.with_name(f"{new.name}-old")), ("new", new)):
+        if name == "old" or new_is_whole:
+            folder.mkdir()
+            (folder / "which").write_text(name)
     entry = Entry(output="a.zspy", outcome="started", input="a", size=1, mtime_ns=1, settings={})
     with Manifest(tmp_path) as manifest:
         manifest.append([entry])
-        assert manifest.remove_leftovers() == 0
-        assert (aside / "kept").exists()
-        (tmp_path / "a.zspy").mkdir()
-        assert manifest.remove_leftovers() == 1
-    assert not aside.exists()
+        assert manifest.remove_leftovers() == 1 + new_is_whole
+    assert (tmp_path / "a.zspy" / "which").read_text() == ("new" if new_is_whole else "old")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zspy", NAME}
 
 
 class Answers:

@@ -520,6 +520,23 @@ def test_what_a_killed_command_left_is_removed_when_its_output_is_written_next(r
     assert all(path.exists() for path in others)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells no process that is gone")
+def test_what_a_command_was_killed_in_replacing_is_there_again(run, tmp_path):
+    """Between two renames it had put the old store aside, and the next command removed the new."""
+    script = (
+        "import os, signal; from pathlib import Path; from n2sr_deploy import files\n"
+        "new = files.temporary_of(Path('a.zspy'))\n"
+        "for folder, name in (new, 'new'), (new.with_name(new.name + '-old'), 'old'):\n"
+        "    folder.mkdir()\n"
+        "    (folder / name).write_text('')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+    files.remove_leftovers(tmp_path / "a.zspy")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zspy"]
+    assert [path.name for path in (tmp_path / "a.zspy").iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize(
     "number",
     [

@@ -208,6 +208,58 @@ def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, mo
     assert path.read_bytes() == model.onnx
 
 
+@pytest.mark.parametrize("has_kept_one", [False, True])
+def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
+    model, tmp_path, monkeypatch, told, has_kept_one
+):
+    """It wrote over the file that it had just said stays."""
+    path = tmp_path / "kept.onnx"
+    closer = []
+
+    class Loading(LoadedModel):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            closer.append(threading.Thread(target=learner.close))
+            closer[0].start()
+            while not learner._is_closed:
+                time.sleep(0.01)
+
+    monkeypatch.setattr(LiveLearner, "_learned", lambda *_: model)
+    monkeypatch.setattr(learning, "LoadedModel", Loading)
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+    if has_kept_one:
+        path.write_bytes(b"kept before")
+        learner._is_kept = True
+    learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
+    learner._thread.join()
+    closer[0].join()
+    assert path.read_bytes() == (b"kept before" if has_kept_one else model.onnx)
+    assert learner._denoiser.model is None
+    assert "from now on the model" not in told.text
+
+
+def test_a_checkpoint_that_was_written_is_kept_however_the_training_ended(
+    tmp_path, model, checkpoint_path, monkeypatch, told
+):
+    """It was killed in its last moments, and nothing was kept."""
+    path = tmp_path / "kept.onnx"
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+
+    def run(command, *arguments):
+        given = {"train": checkpoint_path.read_bytes(), "export": model.onnx}[command]
+        Path(arguments[arguments.index("-o") + 1]).write_bytes(given)
+        if command == "train":
+            learner._is_closed = True
+            raise learning._FailedError("it was ended at once")
+
+    monkeypatch.setattr(learner, "_run", run)
+    learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
+    learner._thread.join()
+    learner.close()
+    assert path.read_bytes() == model.onnx
+    assert "nothing was kept" not in told.text
+
+
 def test_a_file_that_is_there_is_only_replaced_where_that_was_asked_for(tmp_path, model_path):
     there = tmp_path / "there.onnx"
     there.write_bytes(b"")

@@ -164,16 +164,14 @@ class Manifest:
         """Remove what killed runs left of their outputs; tell how many files there were."""
         outputs = [self._folder / name for name in self.outputs()]
         ours = {(path.parent, files.mark_of(path)): path for path in outputs}
-        left = []
+        left: dict[Path, list[Path]] = {}
         for path in self._folder.rglob(".n2sr-*"):
             found = _TEMPORARY.fullmatch(path.name)
-            output = found and ours.get((path.parent, found[1]))
-            # An old store put aside may be all there is.
-            if output and (output.exists() or not path.name.endswith("-old")):
-                left.append(path)
-        for path in left:
-            files.remove(path)
-        return len(left)
+            if found and (path.parent, found[1]) in ours:
+                left.setdefault(ours[path.parent, found[1]], []).append(path)
+        for output, of_output in left.items():
+            files.clear(output, of_output)
+        return sum(map(len, left.values()))
 
     def _read(self) -> dict[str, Entry]:
         self._file.seek(0)

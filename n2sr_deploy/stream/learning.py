@@ -146,15 +146,18 @@ class LiveLearner:
             preset, start = self._start()
             try:
                 model = self._learned(frame, preset, start)
-                if self._is_closed:
-                    self._write(model)
+                if self._ends_with(model):
                     return
                 loaded = LoadedModel(model, name, self._denoiser.options, frame.shape)
+                if self._ends_with(model):
+                    loaded.close()
+                    return
                 break
             except (N2SRError, OSError, _FailedError) as error:
                 if self._is_closed:
                     if self._writes_at_the_end:
-                        _log.warning("nothing was kept in %s: %s", self._keep, error)
+                        why = str(error).removeprefix("Error: ")
+                        _log.warning("nothing was kept in %s: %s", self._keep, why)
                     return
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
@@ -169,6 +172,14 @@ class LiveLearner:
         self._denoiser.swap(loaded)
         _log.info("from now on the model %s", name)
         self._write(model)
+
+    def _ends_with(self, model: ExportedModel) -> bool:
+        """Whether the stream has ended, and with what was learned meanwhile."""
+        with self._closing:
+            is_closed = self._is_closed
+        if is_closed and self._writes_at_the_end:
+            self._write(model)
+        return is_closed
 
     @property
     def _writes_at_the_end(self) -> bool:
@@ -192,7 +203,13 @@ class LiveLearner:
             folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
         )
         formats.write_frame(noisy, frame, overwrite=True)
-        self._run("train", noisy, "-o", checkpoint, "--overwrite", *self._arguments(preset, start))
+        try:
+            arguments = self._arguments(preset, start)
+            self._run("train", noisy, "-o", checkpoint, "--overwrite", *arguments)
+        except _FailedError:
+            # Ended after it had written: a checkpoint is whole or not there.
+            if not (self._is_closed and checkpoint.exists()):
+                raise
         self._run("export", checkpoint, "-o", model, "--overwrite")
         return ExportedModel.open(model)
 
@@ -265,9 +282,9 @@ class LiveLearner:
     def close(self) -> None:
         """End a training that runs, and keep the best so far where that was asked for."""
         with self._closing:
-            if self.is_training and not self._is_closed:
+            was_closed, self._is_closed = self._is_closed, True
+            if self.is_training and not was_closed:
                 self._end_training()
-            self._is_closed = True
         if self._thread is not None:
             self._thread.join()
         self._folder.cleanup()
@@ -275,11 +292,14 @@ class LiveLearner:
     def _end_training(self) -> None:
         process = self._process
         if self._writes_at_the_end:
-            _log.warning(
-                "a training had not ended; the best it has learned is written to %s (Ctrl-C again: "
-                "it is not)",
-                self._keep,
-            )
+            if os.name == "nt":  # where it can only be killed
+                _log.warning("a training had not ended; what it has learned is lost")
+            else:
+                _log.warning(
+                    "a training had not ended; the best it has learned is written to %s (Ctrl-C "
+                    "again: it is not)",
+                    self._keep,
+                )
             if process is not None and self._command == "train":
                 process.terminate()  # by which it ends as by Ctrl-C
             return
