@@ -405,6 +405,45 @@ def test_lines_that_are_displaced_where_they_were_seen_confirm_no_detail(name):
     assert found.resolution == pytest.approx(1 / 7, abs=2.5 / 96)
 
 
+def noise_alone(seed, shape=SHAPE, pattern="cell"):
+    """Of noise, smeared, as a half-result shows it."""
+    noisy = np.random.default_rng(seed).normal(size=shape)
+    pattern = SamplingPattern.named(pattern)
+    halves = []
+    for draw in range(2):
+        unseen = unseen_by(pattern, shape, range(draw, draw + 1), seed=seed, frame_index=0)
+        shown = smoothed(np.where(unseen, 0, noisy), 2)
+        halves.append(HalfResult(shown.astype(np.float32), unseen))
+    return confirmation(noisy, Halves(*halves, pattern.shared))
+
+
+def test_shares_of_noise_scatter_by_their_standard_error():
+    found = [noise_alone(seed) for seed in range(30)]
+    told = np.array([(each.share / each.error)[2:8] for each in found])
+    assert 0.8 < told.std() < 1.1
+    assert abs(told.mean()) < 0.3
+
+
+def test_what_is_surely_there_but_for_the_most_part_is_not_is_unconfirmed():
+    """A third of the height that is shown is in the frame."""
+    noisy = noisy_frame(std=0.05).pixels.astype(float)
+    shown = 3 * (lattice() - 3) + 3
+    found = confirmation(noisy, half_results(noisy, lattice(), shown))
+    ring = np.argmin(np.abs(found.frequency - np.sqrt(2) / 12))
+    assert found.share[ring] == pytest.approx(1 / 3, abs=0.03)
+    assert found.error[ring] < 0.02
+    assert not found.is_confirmed[ring]
+
+
+@pytest.mark.parametrize("pattern", ["cell", "row", "column"])
+@pytest.mark.parametrize("shape", [(48, 48), (65, 65), (100, 101)])
+def test_frames_of_any_size_are_told_of_without_a_warning(shape, pattern):
+    """Rings without a frequency had a mean of nothing."""
+    found = noise_alone(0, shape, pattern)
+    assert np.isfinite(found.share).all()
+    assert np.isfinite(found.error).all()
+
+
 def test_of_noise_nothing_is_confirmed():
     noisy = np.random.default_rng(1).normal(size=SHAPE)
     found = confirmation(noisy, half_results(noisy, np.zeros(SHAPE), np.zeros(SHAPE)))

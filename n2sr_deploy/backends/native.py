@@ -32,7 +32,7 @@ def require_matrix_units(device: Device) -> None:
     if device.capability < _OLDEST:
         raise ModelError(
             f"{device.name} has compute capability {device.capability / 10}, but n2sr's kernels "
-            f"for networks need {_OLDEST / 10} (Ampere) or later; take another --backend: cuda, "
+            f"for networks need {_OLDEST / 10} (Ampere) or later; try backend cuda, "
             "tensorrt-rtx or auto"
         )
 
@@ -105,8 +105,8 @@ class NativeNetwork:
         if not error <= _ALLOWED * std:
             raise ModelError(
                 f"n2sr's kernels are {error:.3g} away from ONNX Runtime, whose output has a "
-                f"standard deviation of {std:.3g} (allowed: {_ALLOWED:.0%} of it); take another "
-                "--backend: cuda, tensorrt or auto"
+                f"standard deviation of {std:.3g} (allowed: {_ALLOWED:.0%} of it); try "
+                "backend cuda, tensorrt or auto"
             )
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ def packed_narrow(weights: FloatArray, bias: FloatArray) -> Packed:
     return Packed(laid.astype(np.float16), _filled(bias, n_outputs), n_inputs, n_outputs)
 
 
-_OTHERS = "take another --backend: cuda, tensorrt or auto"
+_OTHERS = "try backend cuda, tensorrt or auto"
 
 
 def unet_members(weights: Mapping[str, FloatArray], stride: Shape) -> list[UNet[Packed]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     _Tensor = tuple[str, tuple[int, ...], str]  # name, shape, type
 
 _log = logging.getLogger("n2sr")
-_OTHERS = "Another version of the library may do better; --backend native and cuda need no engine"
+_OTHERS = "Another version of the library may do better; backends native and cuda need no engine"
 _TYPES = {"fp32": {"float", "fp32"}, "fp16": {"half", "fp16"}}  # as engines tell of weights
 # How a plan of TensorRT for RTX tells of the constants in it: of 3 x 3 convolutions' weights, which
 # every network has. Its inspector does not tell them, and loads a plan only where there is a GPU.

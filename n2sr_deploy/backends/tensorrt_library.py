@@ -41,7 +41,7 @@ def import_library(library: str) -> Any:
     if library == "tensorrt" and version < _OLDEST:
         raise ModelError(
             f"TensorRT {trt.__version__} is installed, but n2sr needs 10.13 or later; "
-            "pip install --upgrade tensorrt"
+            f"pip install --upgrade {_PACKAGES[library]}"
         )
     return trt
 

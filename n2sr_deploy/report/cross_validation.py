@@ -13,6 +13,7 @@ import numpy as np
 
 from n2sr_deploy.noise import middle_of
 from n2sr_deploy.report.findings import Confirmation
+from n2sr_deploy.report.spectra import N_RINGS
 from n2sr_deploy.sampling import held_out
 from n2sr_deploy.spectrum import SHARED
 
@@ -20,9 +21,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.report.findings import LineAxis
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray, SamplingPattern, Shape
 
-_RINGS = 48  # up to 0.5 cycles per pixel
 _TOGETHER = 3  # rings
-_SURELY = 5.0  # standard errors; the weights saw the frame, so noise alone reached 3.5
+_SURELY = 5.0  # standard errors: noise alone reached 3.5, and the weights have seen it besides
 _MOSTLY = 0.5  # of what is shown
 
 
@@ -83,34 +83,36 @@ def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
 
     Returns
     -------
-    By rings of frequency, three together. Of whole lines by frequency along them: across, a
-    half-result shows the lines it saw displaced and others not (0016-cycle-spinning.md).
+    (48,) each, up to 0.5 cycles per pixel; deterministic. By rings of frequency, three together.
+    Of whole lines by frequency along them: across, a half-result shows the lines it saw displaced
+    and others not (0016-cycle-spinning.md).
     """
     noisy = middle_of(noisy)
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in noisy.shape))
     fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
     fy, fx = fy[:, None] * (halves.along != "row"), fx[None, :] * (halves.along != "column")
-    ring = np.minimum((np.hypot(fy, fx) * 2 * _RINGS).astype(int), _RINGS)
+    ring = np.minimum((np.hypot(fy, fx) * 2 * N_RINGS).astype(int), N_RINGS)
 
     def summed(values: AnyArray) -> AnyArray:
         """Over each ring and those beside it."""
-        sums = np.bincount(ring.ravel(), values.ravel(), minlength=_RINGS + 1)[:_RINGS]
+        sums = np.bincount(ring.ravel(), values.ravel(), minlength=N_RINGS + 1)[:N_RINGS]
         return np.convolve(sums, np.ones(_TOGETHER), mode="same")
 
-    shown = in_common = variance = np.zeros(_RINGS)
+    shown = in_common = variance = np.zeros(N_RINGS)
     for half in (halves.first, halves.second):
         image, unseen = middle_of(half.image), middle_of(half.unseen)
         residual = unseen / unseen.mean() * (noisy - image)
         drawn, lacking = (np.fft.fft2((x - x.mean()) * window) for x in (image, residual))
         shown = shown + summed(np.abs(drawn) ** 2)
         in_common = in_common + summed((lacking * drawn.conj()).real)
+        # Where the halves leave some pixels both unseen (strides above 2), a little too small.
         variance = variance + SHARED * summed(
             _level(np.abs(lacking) ** 2, ring) * np.abs(drawn) ** 2
         )
     share = 1 + in_common / np.maximum(shown, 1e-300)
     error = np.sqrt(variance) / np.maximum(shown, 1e-300)
     surely = (share > _SURELY * error) & (share > _MOSTLY)
-    frequency = (np.arange(_RINGS) + 0.5) / (2 * _RINGS)
+    frequency = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
     return Confirmation(
         frequency=frequency,
         along=halves.along,
@@ -123,5 +125,7 @@ def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
 
 def _level(power: AnyArray, ring: AnyArray) -> AnyArray:
     """(h, w): the noise's mean power in each frequency's ring, whatever few peaks stand in it."""
-    medians = np.array([np.median(power[ring == number]) for number in range(_RINGS + 1)])
+    medians = np.zeros(N_RINGS + 1)
+    numbers = np.unique(ring)  # of small frames and odd sizes some are empty
+    medians[numbers] = [np.median(power[ring == number]) for number in numbers]
     return np.asarray(medians[ring] / np.log(2))  # of an exponential distribution

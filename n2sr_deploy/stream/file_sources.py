@@ -216,7 +216,7 @@ class ReplaySource:
         try:
             frame = self._frame(index % self._n_frames)
         except FrameError as error:
-            raise BadFrameError(f"frame {index % self._n_frames}: {error}") from error
+            raise BadFrameError(str(error)) from error  # which names file and frame
         return live(frame, index, None)
 
     def _frame(self, number: int) -> Frame:
