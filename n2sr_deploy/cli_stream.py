@@ -143,29 +143,30 @@ def stream_command(
     opened = None if model is None else ExportedModel.open(model)
     _refuse_circles(source, sinks)
     _refuse_shared_places(sinks)
-    opened_source = open_source(source)
-    opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
-    viewer = None
-    if view:
-        from n2sr_deploy.stream.viewer import ViewerSink
-
-        viewer = ViewerSink(view_port, listen, token)
-        opened_sinks.append(viewer)
-        click.echo(f"look at {viewer.url}", err=True)
-    if policy == "latest" and any(sink.startswith(("folder:", "stack:")) for sink in sinks):
-        click.echo("frames that come too fast are dropped; to keep all: --policy all", err=True)
-    click.echo(f"waiting for frames from {source}", err=True)
     denoiser = LiveDenoiser(opened, str(model or ""), settings)
     learner = LiveLearner(
         denoiser, options, relearns=relearn == "auto", keep=keep, overwrite=overwrite
     )
-    runner = StreamRunner(
-        opened_source, opened_sinks, denoiser, policy=policy, observe=learner.observe
-    )
-    if viewer is not None:
-        viewer.told = runner.told
-    with _until_told(runner), _metrics(runner, metrics_port), closing(learner):
-        summary = runner.run()
+    with closing(learner):  # whatever cannot be opened
+        opened_source = open_source(source)
+        opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
+        viewer = None
+        if view:
+            from n2sr_deploy.stream.viewer import ViewerSink
+
+            viewer = ViewerSink(view_port, listen, token)
+            opened_sinks.append(viewer)
+            click.echo(f"look at {viewer.url}", err=True)
+        if policy == "latest" and any(sink.startswith(("folder:", "stack:")) for sink in sinks):
+            click.echo("frames that come too fast are dropped; to keep all: --policy all", err=True)
+        click.echo(f"waiting for frames from {source}", err=True)
+        runner = StreamRunner(
+            opened_source, opened_sinks, denoiser, policy=policy, observe=learner.observe
+        )
+        if viewer is not None:
+            viewer.told = runner.told
+        with _until_told(runner), _metrics(runner, metrics_port), closing(learner):
+            summary = runner.run()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
     if runner.gave_up:
         names = ", ".join(runner.gave_up)
