@@ -237,14 +237,11 @@ def main() -> None:
         "Made by `make bench-quality` from benchmarks/results/quality.json (machine named there). "
         "Every method sees the same noisy frame; n2sr runs with its automatic settings. Filters "
         "with a parameter get the best one by the truth, or the second exposure, which no user "
-        "has; BM3D's rows on PtCeO2 in electrons a pixel and on the ABF series, and VST + BM3D of "
-        "PtCeO2_4, gain 0.1, were made before with the measured noise, which costs it up to 2.5 "
-        "dB. Of several seeds the worst counts, rounded to the worse side. Seconds are those of "
+        "has. Of several seeds the worst counts, rounded to the worse side. Seconds are those of "
         "the training; measuring the noise before takes 1 to 4 more; rows without seconds were "
         "taken on a busy machine. The arithmetic is that of the network; Muon's own adds 4 to 5 %. "
-        "With pattern row or column a frame keeps half of its "
-        "pixels instead of a quarter, so network and training take twice the arithmetic told for "
-        "these frames.",
+        "With pattern row or column a frame keeps half of its pixels instead of a quarter, so "
+        "network and training take twice the arithmetic told for these frames.",
         "## The presets",
         presets_table(found, goals=True),
         "![PSNR over arithmetic](benchmark.png)",
