@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _EDGE = 6.0  # pixels over which one region gives way to another
 _FILM_STRENGTH = 0.03
 _LOW, _HIGH = 0.25, 0.65  # intensities of the phantom, of a full-scale count of 1
+_FILM_SEED = 0x66696C6D  # beside a seed, so that noise drawn with that seed alone is independent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ def clean_phantom(shape: Shape = (512, 512), *, spacing: float = 24.0, seed: int
     bulge = np.clip(1.2 - 0.7 * from_centre**2, 0.3, None)
     image = support * thickness * _SUPPORT.image(y, x, spacing)
     image = image + particle * bulge * _PARTICLE.image(y, x, spacing)
-    image = image + _FILM_STRENGTH * _film(shape, spacing, np.random.default_rng(seed))
+    film = _film(shape, spacing, np.random.default_rng([seed, _FILM_SEED]))
+    image = image + _FILM_STRENGTH * film
     image = (image - image.min()) / (image.max() - image.min())
     scaled: FloatArray = (_LOW + (_HIGH - _LOW) * image).astype(np.float32)
     return scaled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from n2sr_deploy.errors import SettingError
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
@@ -32,6 +33,17 @@ def test_the_phantom_has_structure_where_it_should():
     assert (clean.min(), clean.max()) == pytest.approx((0.25, 0.65))
     vacuum, support = clean[:40], clean[400:]
     assert support.std() > 5 * vacuum.std()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_noise_of_a_seed_is_not_its_film(seed):
+    """In vacuum there is only film: the same random numbers, if it were made of the noise's."""
+    vacuum, spacing = slice(0, 60), 8
+    clean = clean_phantom((512, 512), spacing=spacing, seed=seed)
+    noise = noisy_draw(clean, gain=0, read_noise=1, seed=seed) - clean
+    smooth = gaussian_filter(noise, spacing / 4) - gaussian_filter(noise, spacing / 2)
+    common = np.corrcoef(clean[vacuum].ravel(), smooth[vacuum].ravel())[0, 1]
+    assert abs(common) < 0.2
 
 
 def test_bad_settings():
