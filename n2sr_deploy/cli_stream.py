@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from n2sr_deploy.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
     from n2sr_deploy.learning import LearnOptions
@@ -144,12 +145,11 @@ def stream_command(
     _refuse_circles(source, sinks)
     _refuse_shared_places(sinks)
     denoiser = LiveDenoiser(opened, str(model or ""), settings)
-    learner = LiveLearner(
+    opened_source = open_source(source)  # before a training's options are asked about, for seconds
+    opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
+    with LiveLearner(
         denoiser, options, relearns=relearn == "auto", keep=keep, overwrite=overwrite
-    )
-    with closing(learner):  # whatever cannot be opened
-        opened_source = open_source(source)
-        opened_sinks = [open_sink(sink) for sink in sinks or (() if view else ("null:",))]
+    ) as learner:
         viewer = None
         if view:
             from n2sr_deploy.stream.viewer import ViewerSink
@@ -165,8 +165,10 @@ def stream_command(
         )
         if viewer is not None:
             viewer.told = runner.told
-        with _until_told(runner), _metrics(runner, metrics_port), closing(learner):
+        with _until_told(runner) as has_ended, _metrics(runner, metrics_port):
             summary = runner.run()
+            has_ended()
+            learner.close()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
     if runner.gave_up:
         names = ", ".join(runner.gave_up)
@@ -175,6 +177,8 @@ def stream_command(
     for sink in sinks:
         if counts.get(f"lost by {sink}") and not counts.get(f"written to {sink}"):
             raise click.ClickException(f"nothing was written to {sink}")
+    if keep is not None and not learner.has_kept:
+        raise click.ClickException(f"nothing was kept in {keep}, see above")
 
 
 def _check_keeping(
@@ -236,8 +240,11 @@ def _refuse_shared_places(sinks: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def _until_told(runner: StreamRunner) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the stream, and the summary is still printed."""
+def _until_told(runner: StreamRunner) -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM end the stream, and the summary is still printed.
+
+    Gives what is called once it has ended: from then on the first signal ends all at once.
+    """
     told_s: list[float] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -249,7 +256,7 @@ def _until_told(runner: StreamRunner) -> Iterator[None]:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield lambda: told_s.append(-math.inf)
     finally:
         if told_s:
             time.sleep(max(told_s[0] + _SAME_S - time.monotonic(), 0.0))

@@ -5,6 +5,7 @@
      │   └─ BadFrameError                  one that came damaged over a live connection
      ├─ SettingError (ValueError)       a setting outside what it may be
      ├─ FileFormatError (ValueError)    a file that is not, or not wholly, what it should be
+     │   └─ NotChosenError                 it holds several frames or signals
      ├─ InputFileError (OSError)        a file that cannot be opened
      ├─ OutputError (OSError)           a result that cannot be written
      │   └─ OutputExistsError              there is a file already
@@ -49,6 +50,25 @@ class SettingError(N2SRError, ValueError):
 
 class FileFormatError(N2SRError, ValueError):
     """A file that is not, or not wholly, what it should be."""
+
+
+class NotChosenError(FileFormatError):
+    """A file holds several frames or signals, and none was chosen.
+
+    Parameters
+    ----------
+    held
+        What it holds, as a sentence without its full stop.
+    advice
+        How to choose, as another one; commands where nothing can be chosen leave it out.
+    """
+
+    def __init__(self, held: str, advice: str) -> None:
+        super().__init__(held, advice)
+        self.held, self.advice = held, advice
+
+    def __str__(self) -> str:
+        return f"{self.held}. {self.advice}"
 
 
 class InputFileError(N2SRError, OSError):

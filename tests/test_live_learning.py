@@ -21,9 +21,10 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import ModelError, SettingError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning
+from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning, residual
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
-from n2sr_deploy.stream.learning import LiveLearner, ResidualWatch
+from n2sr_deploy.stream.learning import LiveLearner
+from n2sr_deploy.stream.residual import ResidualWatch
 from n2sr_train.config import TrainingConfig
 from n2sr_train.learner import check_options
 from n2sr_train.network import build_network
@@ -171,6 +172,8 @@ def test_what_is_learned_so_far_is_kept_where_the_stream_ends(told, tmp_path):
     path = tmp_path / "kept.onnx"
     ended_once(told, "beside the stream: training, step", keep=path)
     model = ExportedModel.open(path)
+    after = told.text.partition("kept from step")[2]
+    assert "beside the stream: exporting what was learned" in after, "it was silent for seconds"
     assert f"{path}: {model.describe()}" in told.text
     assert "lost" not in told.text
     LoadedModel(model, "kept", OPTIONS, (64, 64)).close()
@@ -186,8 +189,106 @@ def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_pa
     monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
     path = tmp_path / "kept.onnx"
     ended_once(told, "", LearnOptions(), keep=path)
-    assert f"nothing was kept in {path}: it was ended at once" in told.text
+    assert "what it has learned, if anything, is written to" in told.text, "it promises no file"
+    assert f"nothing was kept in {path}: {learning._TOO_EARLY}" in told.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["in the stream", "while it is kept"])
+@pytest.mark.parametrize("has_kept_one", [False, True])
+def test_a_second_ctrl_c_tells_what_becomes_of_the_file(
+    told, tmp_path, monkeypatch, when, has_kept_one
+):
+    """It said nothing of it."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    monkeypatch.setattr(learning, "_PROGRAM", stubborn + "print('!', flush=True); time.sleep(600)")
+    path = tmp_path / "kept.onnx"
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+    if has_kept_one:
+        path.write_bytes(b"kept before")
+        learner.has_kept = True
+
+    def interrupted():
+        with learner:
+            learner.observe(LiveDenoiser().denoise(live_frame(0)))
+            while "beside the stream: !" not in told.text:
+                time.sleep(0.01)
+            if when == "in the stream" or has_kept_one:  # else nothing is waited for
+                raise KeyboardInterrupt
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            learner.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert learner._process.poll() is not None
+    if has_kept_one:
+        assert told.text.count(f"is lost ({path} stays)") == 1
+        assert "nothing was kept" not in told.text
+        assert path.read_bytes() == b"kept before"
+    else:
+        assert told.text.count(f"nothing was kept in {path}: it was ended at once") == 1
+        assert not path.exists()
+
+
+def test_a_file_that_was_to_be_and_is_not_is_a_failure(tmp_path):
+    """It ended with 0."""
+    path = tmp_path / "kept.onnx"
+    asked = ("stream", "sim:?size=64&fps=200&frames=3", "--keep", str(path))
+    done = CliRunner().invoke(main, asked)
+    assert done.exit_code == 1
+    assert "received 3" in done.output, "the summary comes all the same"
+    assert f"Warning: nothing was kept in {path}: {learning._TOO_EARLY}\n" in done.output
+    assert f"Error: nothing was kept in {path}, see above" in done.output
+    path.write_bytes(b"of yesterday")
+    done = CliRunner().invoke(main, [*asked, "--overwrite"])
+    assert done.exit_code == 1
+    assert f"nothing was kept in {path}, which stays as it was" in done.output
+    assert path.read_bytes() == b"of yesterday"
+
+
+def test_where_no_training_was_begun_that_is_why_nothing_is_kept(model, tmp_path, told):
+    path = tmp_path / "kept.onnx"
+    LiveLearner(LiveDenoiser(model, "m", OPTIONS), LearnOptions(), relearns=True, keep=path).close()
+    assert f"nothing was kept in {path}: no training was begun" in told.text
+
+
+def test_what_ended_a_training_and_which_step_was_kept_is_told(monkeypatch, told):
+    """They are what `n2sr train` prints as its result, which went nowhere."""
+    monkeypatch.setattr(
+        learning,
+        "_PROGRAM",
+        "import sys; print(f'{sys.argv[4]}: 9 steps (ended by overfitting)', flush=True); "
+        "sys.exit('Error: it is enough')",
+    )
+    with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions()) as learner:
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        learner._thread.join()
+    assert "beside the stream: 9 steps (ended by overfitting)" in told.text
+    assert told.text.count("it is enough") == 1
+
+
+@pytest.mark.parametrize("is_asked_for", [False, True])
+def test_a_training_that_had_ended_but_for_its_export_is_told_as_such(
+    model, checkpoint_path, tmp_path, monkeypatch, told, is_asked_for
+):
+    path = tmp_path / "kept.onnx" if is_asked_for else None
+    learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+    closer = threading.Thread(target=learner.close)
+
+    def run(command, *arguments):
+        if command == "export":
+            closer.start()
+            while not learner._is_closed:
+                time.sleep(0.01)
+            model.save(arguments[2])
+
+    monkeypatch.setattr(learner, "_run", run)
+    learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
+    learner._thread.join()
+    closer.join()
+    fate = f"written to {path} (Ctrl-C gives it up)" if is_asked_for else "lost (name a file"
+    assert f"a training had just ended; what it has learned is {fate}" in told.text
+    assert "nothing was kept" not in told.text
 
 
 def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, monkeypatch, told):
@@ -229,7 +330,7 @@ def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     if has_kept_one:
         path.write_bytes(b"kept before")
-        learner._is_kept = True
+        learner.has_kept = True
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
     closer[0].join()
@@ -244,18 +345,21 @@ def test_a_checkpoint_that_was_written_is_kept_however_the_training_ended(
     """It was killed in its last moments, and nothing was kept."""
     path = tmp_path / "kept.onnx"
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
+    closer = threading.Thread(target=learner.close)
 
     def run(command, *arguments):
         given = {"train": checkpoint_path.read_bytes(), "export": model.onnx}[command]
         Path(arguments[arguments.index("-o") + 1]).write_bytes(given)
         if command == "train":
-            learner._is_closed = True
+            closer.start()
+            while not learner._is_closed:
+                time.sleep(0.01)
             raise learning._FailedError("it was ended at once")
 
     monkeypatch.setattr(learner, "_run", run)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
-    learner.close()
+    closer.join()
     assert path.read_bytes() == model.onnx
     assert "nothing was kept" not in told.text
 
@@ -480,7 +584,7 @@ def test_a_change_is_seen_soon_but_not_at_once(what):
         "correlation": lambda n: seen(n, CLEAN, 10, along_rows=0.2),
     }[what]
     results = [seen(n, CLEAN, 10) for n in range(30)] + [after(n) for n in range(30, 60)]
-    assert first_change(results) == 30 + learning._CHANGED - 1
+    assert first_change(results) == 30 + residual._CHANGED - 1
 
 
 def test_hot_pixels_hide_no_change_and_are_none():
@@ -494,7 +598,7 @@ def test_hot_pixels_hide_no_change_and_are_none():
 
     assert first_change([with_hot(n, 100) for n in range(60)]) is None
     results = [with_hot(n, 100 if n < 30 else 200) for n in range(60)]
-    assert first_change(results) == 30 + learning._CHANGED - 1
+    assert first_change(results) == 30 + residual._CHANGED - 1
 
 
 def test_sparse_counts_are_no_hot_pixels():
@@ -503,7 +607,7 @@ def test_sparse_counts_are_no_hot_pixels():
     shown = 0.05 + 0.002 * rng.normal(size=CLEAN.shape).astype(np.float32)
     frame = replace(live_frame(0), pixels=counts)
     result = LiveResult(noisy=frame, mean=shown, std=shown, record={})
-    assert learning._look(result).variance == pytest.approx(0.05, rel=0.1)
+    assert residual._look(result).variance == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_single_odd_frame_is_no_change():
@@ -512,7 +616,7 @@ def test_a_single_odd_frame_is_no_change():
 
 
 def test_the_learner_trains_again_when_a_change_is_seen(monkeypatch):
-    monkeypatch.setattr(learning, "_LOOKS_EVERY_S", 0.0)
+    monkeypatch.setattr(residual, "_LOOKS_EVERY_S", 0.0)
     denoiser = LiveDenoiser(object(), "a model", OPTIONS)
     begun = []
     monkeypatch.setattr(LiveLearner, "_begin", lambda self, result, prefix: begun.append(prefix))

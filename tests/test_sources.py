@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,9 @@ from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
     EndOfStreamError,
+    FileFormatError,
     InputFileError,
+    NotChosenError,
     OutputError,
     SettingError,
 )
@@ -646,6 +650,25 @@ def test_a_file_that_stays_broken_is_told_and_left_out(tmp_path):
         read_until(source)
     write_frame(tmp_path / "sound.tif", a_frame())
     assert read_until(source).metadata["file"] == "sound.tif"
+
+
+def test_what_holds_several_is_refused_without_options_that_a_stream_has_not(tmp_path):
+    """It advised --frame, or --signal."""
+    stack, signals = tmp_path / "stack.npy", tmp_path / "signals.tif"
+    np.save(stack, np.ones((3, 40, 40), np.float32))
+    with tifffile.TiffWriter(signals) as file:
+        for shape in ((40, 40), (50, 50)):
+            file.write(np.ones(shape, np.float32))
+    fix = r"Save each as a file of its own(?!.*--)"
+    source = open_source(f"watch:{tmp_path}?settle=0.05&patience=0.1&existing=1")
+    for told in (r"holds 2 signals", r"holds 3 frames"):
+        with pytest.raises(BadFrameError, match=f"{told}, but n2sr takes one. {fix}"):
+            read_until(source)
+    with pytest.raises(FileFormatError, match=f"holds 2 signals, but n2sr takes one. {fix}"):
+        open_source(f"replay:{signals}").open()
+    with pytest.raises(NotChosenError, match="--frame 0 to --frame 2") as raised:
+        read_frame(stack)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
 def test_files_that_were_never_taken_are_told_at_the_end(tmp_path, caplog):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from benchmarks.simulation import unit_noise
 from n2sr_deploy import Denoiser
 from n2sr_deploy.backends.base import failure
 from n2sr_deploy.cli import main
+from n2sr_deploy.cli_stream import _until_told
 from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
@@ -813,6 +815,15 @@ def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, 
     assert f"{missing} does not exist; check the path" in done.output
 
 
+def test_an_address_is_refused_before_a_trainings_options_are_asked_about(monkeypatch):
+    """It took the seconds that PyTorch takes."""
+    never = "n2sr_deploy.stream.learning.LiveLearner._check_options"
+    monkeypatch.setattr(never, lambda _: pytest.fail("they were asked about"))
+    for source, sink in (("sim:?sise=64", "null:"), ("sim:?size=64", "null:?sise=64")):
+        done = run("stream", source, "--to", sink, "--preset", "fast")
+        assert (done.exit_code, "has no option 'sise'; it has" in done.output) == (2, True)
+
+
 def test_the_same_sink_twice_is_refused(tmp_path):
     sink = f"folder:{tmp_path / 'a'}"
     done = run("stream", "sim:?size=64&frames=2", "--to", sink, "--to", sink)
@@ -879,6 +890,23 @@ def test_signals_end_it_with_a_summary(number):
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["counts"]["passed as they are"] >= 1
     assert "Traceback" not in stderr
+
+
+def test_one_signal_ends_what_is_left_to_do_after_the_stream():
+    """Once it had ended by itself, the first was taken for a wish that it end."""
+    asked = []
+    runner = types.SimpleNamespace(stop=lambda: asked.append("stop"))
+    with _until_told(runner):
+        signal.raise_signal(signal.SIGINT)
+    assert asked == ["stop"]
+
+    def interrupted():
+        with _until_told(runner) as has_ended:
+            has_ended()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def test_metrics_are_served_to_this_machine_only():

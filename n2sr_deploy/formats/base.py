@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError, N2SRError
+from n2sr_deploy.errors import (
+    FileFormatError,
+    FrameError,
+    MissingExtraError,
+    N2SRError,
+    NotChosenError,
+)
 from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.words import about
 
@@ -294,15 +300,17 @@ def choose(path: Path, n_frames: int, index: int | None, *, or_else: str = "") -
 
     Raises
     ------
+    NotChosenError
+        When there are several frames and none was chosen.
     FileFormatError
-        When there are several frames and none was chosen, or no such frame.
+        When there is no such frame.
     """
     if n_frames <= 0:
         raise FileFormatError(f"{path} holds no frame")
     if index is None and n_frames > 1:
-        raise FileFormatError(
-            f"{path} holds {n_frames} frames, but n2sr takes one. "
-            f"Choose it with --frame 0 to --frame {n_frames - 1}{or_else}"
+        raise NotChosenError(
+            f"{path} holds {n_frames} frames, but n2sr takes one",
+            f"Choose it with --frame 0 to --frame {n_frames - 1}{or_else}",
         )
     if index is not None and not 0 <= index < n_frames:
         raise FileFormatError(f"{path} has no frame {index}; it holds {n_frames}, counted from 0")
@@ -314,17 +322,19 @@ def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str
 
     Raises
     ------
+    NotChosenError
+        When there are several and none was chosen.
     FileFormatError
-        When there are several and none was chosen, or none of that name.
+        When there is none of that name.
     """
     listed = ", ".join(map(repr, signals))
     if not signals:
         raise FileFormatError(f"{path} holds no image")
     if signal is None:
         if len(signals) > 1:
-            raise FileFormatError(
-                f"{path} holds {len(signals)} signals, but n2sr takes one. "
-                f"Choose it with --signal: {listed}"
+            raise NotChosenError(
+                f"{path} holds {len(signals)} signals, but n2sr takes one",
+                f"Choose it with --signal: {listed}",
             )
         return signals[0]
     if signal not in signals:

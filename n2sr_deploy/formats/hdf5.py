@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.errors import FileFormatError, FrameError
+from n2sr_deploy.errors import FileFormatError, FrameError, NotChosenError
 from n2sr_deploy.formats.base import (
     DAMAGE,
     Axis,
@@ -100,9 +100,9 @@ def _chosen(
             f"{opened.path} holds no image: no dataset of numbers has rows and columns"
         )
     if len(images) > 1:
-        raise FileFormatError(
-            f"{opened.path} holds {len(images)} datasets that may be images, but n2sr takes one. "
-            f"Choose it with --signal: {_listed(images)}"
+        raise NotChosenError(
+            f"{opened.path} holds {len(images)} datasets that may be images, but n2sr takes one",
+            f"Choose it with --signal: {_listed(images)}",
         )
     return next(iter(images))
 

@@ -16,9 +16,11 @@ from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
     EndOfStreamError,
+    FileFormatError,
     FrameError,
     InputFileError,
     N2SRError,
+    NotChosenError,
     SettingError,
 )
 from n2sr_deploy.stream.base import LiveFrame
@@ -45,6 +47,14 @@ def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
         metadata=dict(frame.metadata),
         info=frame.info,
     )
+
+
+def _read_frame(path: Path, index: int | None = None) -> Frame:
+    """One frame of a file; an address chooses none, nor a signal."""
+    try:
+        return formats.read_frame(path, index)
+    except NotChosenError as error:
+        raise FileFormatError(f"{error.held}. Save each as a file of its own") from error
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -153,7 +163,7 @@ class WatchSource:
     def _read_file(self, name: str, seen: _Seen, is_late: bool) -> LiveFrame | None:
         done = self._done if self._done is not None else {}
         try:
-            frame = formats.read_frame(self._folder / name)
+            frame = _read_frame(self._folder / name)
         except (N2SRError, OSError) as error:
             if not is_late:
                 return None  # not complete yet
@@ -201,7 +211,7 @@ class ReplaySource:
         if not self._path.exists():
             raise InputFileError(f"{self._path} does not exist; check the path")
         if not self._known:
-            self._known = [formats.read_frame(self._path, 0)]
+            self._known = [_read_frame(self._path, 0)]
             self._n_frames = self._known[0].n_frames
         self._pace.begin()
 
@@ -223,7 +233,7 @@ class ReplaySource:
         """Kept when it comes again."""
         if number < len(self._known):
             return self._known[number]
-        frame = formats.read_frame(self._path, number)
+        frame = _read_frame(self._path, number)
         if self._n_loops > 1:
             self._known.append(frame)
         return frame

@@ -15,17 +15,19 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Self
 
 from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.signals import INTERRUPTED
 from n2sr_deploy.stream.denoising import LoadedModel
+from n2sr_deploy.stream.residual import ResidualWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.stream.base import LiveResult
     from n2sr_deploy.stream.denoising import LiveDenoiser
@@ -35,17 +37,14 @@ _LIFELINE = "from n2sr_deploy.stream.lifeline import end_with_parent; end_with_p
 _PROGRAM = "from n2sr_deploy.cli import main; main()"
 _NICENESS = 10
 _TRY_AGAIN_S = 30.0  # after a training that failed
-_LOOKS_EVERY_S = 0.5  # at the residual
-_SIDE = 256  # pixels of the part that is looked at
-_BASELINE = 8  # looks at a new model's residual, to know what is usual
-_CHANGED = 6  # looks in a row that are unusual, after which the scene or dose has changed
-_RATIO, _CORRELATION = 1.3, 0.06  # of variances, and by how much neighbours' correlation changes
-_CLIPPED_AT = 6.0  # deviations of the residual; beyond are hot pixels, which have all the variance
-_QUANTILE, _DEVIATIONS = 0.99, 2.576  # of normal noise; a median would see no sparse counts
+_TICK_S = 0.02  # how often it is looked whether a training has ended
+_TOO_EARLY = "the training ended before there was anything to keep"
 
 
 class LiveLearner:
     """Trains on frames of a stream and swaps what was learned into its denoiser.
+
+    A context manager; left by Ctrl-C, it gives up what a training has learned.
 
     Parameters
     ----------
@@ -79,7 +78,10 @@ class LiveLearner:
         overwrite: bool = False,
     ) -> None:
         self._denoiser, self._options, self._relearns = denoiser, options, relearns
-        self._keep, self._overwrite, self._is_kept = keep, overwrite, False
+        self._keep, self._overwrite = keep, overwrite
+        self.has_kept = False
+        """Whether something that was learned here is in the file for it."""
+        self._why_not = "no training was begun"
         if options.named and (relearns or denoiser.model is None):
             self._check_options()  # else every training would fail, twice a minute
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
@@ -88,7 +90,8 @@ class LiveLearner:
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[str] | None = None
         self._command = ""  # of that process
-        self._is_closed = False
+        self._is_trained = False  # what is being learned: it only has to become a model
+        self._is_closed = self._is_given_up = False
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
         self._watch = ResidualWatch()
@@ -154,10 +157,8 @@ class LiveLearner:
                     return
                 break
             except (N2SRError, OSError, _FailedError) as error:
+                self._why_not = str(error).removeprefix("Error: ")
                 if self._is_closed:
-                    if self._writes_at_the_end:
-                        why = str(error).removeprefix("Error: ")
-                        _log.warning("nothing was kept in %s: %s", self._keep, why)
                     return
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
@@ -184,17 +185,19 @@ class LiveLearner:
     @property
     def _writes_at_the_end(self) -> bool:
         """Whether a training that had not ended is kept: never in the place of one that had."""
-        return self._keep is not None and not self._is_kept
+        return self._keep is not None and not self.has_kept and not self._is_given_up
 
     def _write(self, model: ExportedModel) -> None:
-        if self._keep is None:
+        if self._keep is None or self._is_given_up:
             return
         try:
-            model.save(self._keep, overwrite=self._overwrite or self._is_kept)
+            model.save(self._keep, overwrite=self._overwrite or self.has_kept)
         except OutputError as error:
-            _log.warning("what was learned is not kept: %s", error)
+            self._why_not = str(error)
+            if not self._is_closed:  # else it is told at once
+                _log.warning("what was learned is not kept: %s", error)
             return
-        self._is_kept = True
+        self.has_kept = True
         _log.info("%s: %s", self._keep, model.describe())
 
     def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
@@ -203,6 +206,7 @@ class LiveLearner:
             folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
         )
         formats.write_frame(noisy, frame, overwrite=True)
+        self._is_trained = False
         try:
             arguments = self._arguments(preset, start)
             self._run("train", noisy, "-o", checkpoint, "--overwrite", *arguments)
@@ -210,6 +214,7 @@ class LiveLearner:
             # Ended after it had written: a checkpoint is whole or not there.
             if not (self._is_closed and checkpoint.exists()):
                 raise
+        self._is_trained = True
         self._run("export", checkpoint, "-o", model, "--overwrite")
         return ExportedModel.open(model)
 
@@ -250,26 +255,31 @@ class LiveLearner:
     def _run(self, command: str, *arguments: str | Path) -> None:
         with self._closing:
             if self._is_closed and not (command == "export" and self._writes_at_the_end):
-                raise _FailedError("the stream had ended")
+                raise _FailedError(_TOO_EARLY)
             self._process, self._command = self._begun(command, *arguments), command
+        if command == "export":  # which says nothing
+            _log.info("beside the stream: exporting what was learned, which may take a while")
         last = ""
         with self._process as process:
-            for line in process.stderr or ():
+            for line in process.stdout or process.stderr or ():
                 if line.strip():
-                    last = line.strip().replace(f"{arguments[0]}: ", "")  # a name nobody gave
-                    _log.info("beside the stream: %s", last)
+                    last = _without_names(line.strip(), arguments)
+                    if not last.startswith("Error: "):  # which is told below, or by what is done
+                        _log.info("beside the stream: %s", last)
             process.wait()  # before its lifeline is closed
         if process.returncode != 0:
-            if self._is_closed and not last.startswith("Error: "):
-                last = "it was ended at once"  # before it could answer signals, or on Windows
+            # By the signal before it could answer any, or on Windows, or as by Ctrl-C.
+            if self._is_closed and (not last.startswith("Error: ") or INTERRUPTED in last):
+                last = _TOO_EARLY
             raise _FailedError(last or f"it ended with {process.returncode}")
 
-    def _begun(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def _begun(self, command: str, *arguments: str | Path) -> subprocess.Popen[str]:
+        tells = command == "train"  # what was learned, and what ended it, as its result
         process = subprocess.Popen(
-            [*_python(_LIFELINE + _PROGRAM), *map(str, arguments)],
+            [*_python(_LIFELINE + _PROGRAM), command, *map(str, arguments)],
             stdin=subprocess.PIPE,  # its lifeline
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE if tells else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if tells else subprocess.PIPE,
             text=True,
             # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
             process_group=0,
@@ -279,34 +289,69 @@ class LiveLearner:
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
         return process
 
-    def close(self) -> None:
-        """End a training that runs, and keep the best so far where that was asked for."""
-        with self._closing:
-            was_closed, self._is_closed = self._is_closed, True
-            if self.is_training and not was_closed:
-                self._end_training()
-        if self._thread is not None:
-            self._thread.join()
-        self._folder.cleanup()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(at_once=kind is not None and not issubclass(kind, Exception))
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End a training that runs, and keep the best so far where that was asked for.
+
+        Interrupted, or `at_once`, nothing more is kept. Where nothing was, that is told.
+        """
+        if self._is_closed:
+            return
+        try:
+            with self._closing:
+                self._is_closed, self._is_given_up = True, at_once
+                if self.is_training:
+                    self._end_training()
+            self._wait()
+        except BaseException:
+            self._is_given_up = True
+            raise
+        finally:
+            with self._closing:  # so that no other process begins
+                if self._process is not None:
+                    self._process.kill()
+            self._wait()
+            self._tell_what_is_not_kept()
+            self._folder.cleanup()
+
+    def _wait(self) -> None:
+        while self.is_training:  # after an interrupted join, Python 3.11 takes it for ended
+            time.sleep(_TICK_S)
 
     def _end_training(self) -> None:
-        process = self._process
-        if self._writes_at_the_end:
-            if os.name == "nt":  # where it can only be killed
-                _log.warning("a training had not ended; what it has learned is lost")
-            else:
-                _log.warning(
-                    "a training had not ended; the best it has learned is written to %s (Ctrl-C "
-                    "again: it is not)",
-                    self._keep,
-                )
+        process, is_trained = self._process, self._is_trained
+        had = f"a training had {'just' if is_trained else 'not'} ended; what it has learned"
+        if self._writes_at_the_end and (is_trained or os.name != "nt"):
+            learned = had if is_trained else f"{had}, if anything,"
+            _log.warning("%s is written to %s (Ctrl-C gives it up)", learned, self._keep)
             if process is not None and self._command == "train":
                 process.terminate()  # by which it ends as by Ctrl-C
             return
-        kept = "name a file for it with --keep" if self._keep is None else f"{self._keep} stays"
-        _log.warning("a training had not ended; what it has learned is lost (%s)", kept)
+        told = f" ({self._keep} stays)" if self.has_kept else ""
+        told = " (name a file for it with --keep)" if self._keep is None else told
+        _log.warning("%s is lost%s", had, told)
         if process is not None:
             process.kill()  # without a word: it would say that it keeps what is lost here
+
+    def _tell_what_is_not_kept(self) -> None:
+        if self._keep is None or self.has_kept:
+            return
+        stays = ", which stays as it was" if self._keep.exists() else ""
+        why = "it was ended at once" if self._is_given_up else self._why_not
+        _log.warning("nothing was kept in %s%s: %s", self._keep, stays, why)
+
+
+def _without_names(line: str, arguments: Sequence[str | Path]) -> str:
+    """Without those of the files in between, which nobody gave."""
+    for name in arguments:
+        if isinstance(name, Path):
+            line = line.replace(f"{name}: ", "")
+    return line
 
 
 def _python(program: str) -> list[str]:
@@ -316,66 +361,3 @@ def _python(program: str) -> list[str]:
 
 class _FailedError(Exception):
     """A command of a training has failed."""
-
-
-class _Look(NamedTuple):
-    """At the residual of a frame."""
-
-    variance: float
-    along_rows: float
-    along_columns: float
-
-
-class ResidualWatch:
-    """Looks at what is left between noisy and denoised frames, now and then.
-
-    While the model fits, that is noise: its variance and the correlation of neighbours stay as they
-    were when the model was new. Signal that is left, or another dose, changes them.
-    """
-
-    def __init__(self) -> None:
-        self._usual: list[_Look] = []
-        self._n_unusual = 0
-        self._looked_s = 0.0
-
-    def sees_change(self, result: LiveResult) -> bool:
-        """Look, if it is time to; whether the looks have been unusual for a while."""
-        now = time.monotonic()
-        if now - self._looked_s < _LOOKS_EVERY_S:
-            return False
-        self._looked_s = now
-        return self.is_unusual(result)
-
-    def is_unusual(self, result: LiveResult) -> bool:
-        """Look; whether this and the looks before it were unusual, in a row."""
-        look = _look(result)
-        if len(self._usual) < _BASELINE:
-            self._usual.append(look)
-            return False
-        variance, along_rows, along_columns = np.median(np.array(self._usual), axis=0)
-        ratio = max(look.variance, variance) / max(min(look.variance, variance), 1e-30)
-        moved = max(abs(look.along_rows - along_rows), abs(look.along_columns - along_columns))
-        is_unusual = ratio > _RATIO or moved > _CORRELATION
-        self._n_unusual = self._n_unusual + 1 if is_unusual else 0
-        return self._n_unusual >= _CHANGED
-
-
-def _look(result: LiveResult) -> _Look:
-    """At the middle of the frame; the residual is clipped, since noisy frames keep hot pixels."""
-    middle = tuple(
-        slice(max((n - _SIDE) // 2, 0), max((n - _SIDE) // 2, 0) + _SIDE) for n in result.mean.shape
-    )
-    residual = result.noisy.pixels[middle].astype(np.float64) - result.mean[middle]
-    residual -= np.median(residual)
-    limit = _CLIPPED_AT * float(np.quantile(np.abs(residual), _QUANTILE)) / _DEVIATIONS
-    if limit > 0:  # else nearly all are equal
-        residual = np.clip(residual, -limit, limit)
-    residual -= residual.mean()
-    variance = float(np.mean(residual**2))
-    if variance == 0:
-        return _Look(0.0, 0.0, 0.0)
-    return _Look(
-        variance,
-        float(np.mean(residual[:, 1:] * residual[:, :-1])) / variance,
-        float(np.mean(residual[1:] * residual[:-1])) / variance,
-    )
