@@ -172,7 +172,7 @@ class _Training:
                 raise
             why = "the user"
             if self.step > self.history[-1]["step"]:
-                _log.info("ending: what was learned is judged and kept (Ctrl-C again: it is not)")
+                _log.info("ending: what was learned is judged and kept (Ctrl-C gives it up)")
                 self._validate()
         except torch.OutOfMemoryError as error:
             raise TrainingError(

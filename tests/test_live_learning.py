@@ -176,6 +176,7 @@ def test_what_is_learned_so_far_is_kept_where_the_stream_ends(told, tmp_path):
     assert "beside the stream: exporting what was learned" in after, "it was silent for seconds"
     assert f"{path}: {model.describe()}" in told.text
     assert "lost" not in told.text
+    assert "Ctrl-C again" not in told.text, "nobody has pressed it"
     LoadedModel(model, "kept", OPTIONS, (64, 64)).close()
 
 
@@ -250,6 +251,18 @@ def test_where_no_training_was_begun_that_is_why_nothing_is_kept(model, tmp_path
     path = tmp_path / "kept.onnx"
     LiveLearner(LiveDenoiser(model, "m", OPTIONS), LearnOptions(), relearns=True, keep=path).close()
     assert f"nothing was kept in {path}: no training was begun" in told.text
+
+
+def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told):
+    def fails(*_):
+        raise learning._FailedError("Error: there is no room")
+
+    monkeypatch.setattr(LiveLearner, "_learned", fails)
+    path = tmp_path / "kept.onnx"
+    with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path) as learner:
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        learner._thread.join()
+    assert f"nothing was kept in {path}: there is no room" in told.text
 
 
 def test_what_ended_a_training_and_which_step_was_kept_is_told(monkeypatch, told):
