@@ -377,6 +377,25 @@ def test_a_sink_without_room_is_offered_the_same_again():
     assert counts["written to a fake sink"] == 10
 
 
+def test_an_interrupt_of_a_stream_that_is_to_end_waits_for_no_sink():
+    """The second Ctrl-C, which ends it at once, waited ten seconds for a sink without room."""
+
+    def write(result):
+        time.sleep(0.01)
+        raise NotNowError("no receiver takes its frames")
+
+    items = [item for n in range(1000) for item in (live_frame(n), 0.01)]
+    running = StreamRunner(
+        FakeSource(items), [FakeSink(write=write)], LiveDenoiser(), policy="all", patience_s=60
+    )
+    threading.Timer(0.5, running.stop).start()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert time.monotonic() - began < 30
+
+
 def test_many_sinks_that_are_stuck_do_not_stop_the_others():
     hanging = threading.Event()
     stuck = [

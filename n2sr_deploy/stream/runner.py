@@ -84,7 +84,7 @@ class StreamRunner:
         self._stopping.set()
 
     def run(self) -> dict[str, Any]:
-        """Run until the source ends or `stop` is called.
+        """Run until the source ends or `stop` is called; interrupted after that, wait for no sink.
 
         Returns
         -------
@@ -107,6 +107,9 @@ class StreamRunner:
                 while thread.is_alive():
                     thread.join(_TICK_S)
                     self._look_for_failures()
+        except (KeyboardInterrupt, SystemExit):
+            self._interrupted()
+            raise
         finally:
             self.stop()
             self._ring.close()
@@ -121,6 +124,11 @@ class StreamRunner:
             raise self._failure
         self.statistics.count("dropped", self._ring.n_dropped)
         return self.statistics.summary()
+
+    def _interrupted(self) -> None:
+        """Where it was to end already, it is to end sooner."""
+        for worker in self._workers if self._stopping.is_set() else ():
+            worker.stop()
 
     @property
     def n_dropped(self) -> int:

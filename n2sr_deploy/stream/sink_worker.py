@@ -92,8 +92,12 @@ class SinkWorker:
             if left_s == 0:
                 break
             self.thread.join(left_s)
+        self.stop()
+
+    def stop(self) -> None:
+        """Write nothing more; what is queued is lost."""
         with self._changed:
-            self._is_stopped = True
+            self._is_stopped, self._patience_s = True, 0.0
             self._stopped_s = time.monotonic()
             self._changed.notify_all()
 
