@@ -177,7 +177,8 @@ def stream_command(
     for sink in sinks:
         if counts.get(f"lost by {sink}") and not counts.get(f"written to {sink}"):
             raise click.ClickException(f"nothing was written to {sink}")
-    if keep is not None and not learner.has_kept:
+    was_needed = model is None or learner.n_begun > 0  # else the model given was good to the end
+    if keep is not None and was_needed and not learner.has_kept:
         raise click.ClickException(f"nothing was kept in {keep}, see above")
 
 

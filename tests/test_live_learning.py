@@ -253,6 +253,15 @@ def test_where_no_training_was_begun_that_is_why_nothing_is_kept(model, tmp_path
     assert f"nothing was kept in {path}: no training was begun" in told.text
 
 
+def test_a_given_model_that_is_good_to_the_end_is_no_failure(model, tmp_path):
+    model.save(tmp_path / "given.onnx")
+    path = tmp_path / "kept.onnx"
+    options = "-m", str(tmp_path / "given.onnx"), "--relearn", "auto", "--keep", str(path)
+    done = CliRunner().invoke(main, ("stream", "sim:?size=64&fps=200&frames=3", *options))
+    assert done.exit_code == 0, done.output
+    assert f"nothing was kept in {path}: no training was begun" in done.output
+
+
 def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told):
     def fails(*_):
         raise learning._FailedError("Error: there is no room")

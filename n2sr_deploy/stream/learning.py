@@ -95,6 +95,8 @@ class LiveLearner:
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
         self._watch = ResidualWatch()
+        self.n_begun = 0
+        """Trainings."""
         self.n_learned = 0
         """Models that were swapped in."""
 
@@ -139,6 +141,7 @@ class LiveLearner:
         )
         _log.info("learning from frame %d; frames go on meanwhile", noisy.index)
         name = f"{prefix}learned from frame {noisy.index}"
+        self.n_begun += 1
         self._thread = threading.Thread(
             target=self._learn, args=(frame, name), name="n2sr learner", daemon=True
         )
