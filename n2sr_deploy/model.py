@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
 from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
+from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,12 @@ class ModelMetadata:
     """Multiply-accumulates of the network for each pixel of the frame and draw."""
     noise: Mapping[str, Any] | None = None
     """What was measured of the training frame's noise, see `n2sr_deploy.noise.Noise`."""
+    steps: int | None = None
+    """That the training took; None, as the next two, of a model exported before they were noted."""
+    kept_step: int | None = None
+    """The step whose weights were kept."""
+    validation_error: float | None = None
+    """Of these weights: mean squared error in units of the frame's variance."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has, with ValueError."""
@@ -102,6 +109,9 @@ class ModelMetadata:
             "n_orientations": self.n_orientations,
             "mac_per_pixel": self.mac_per_pixel,
             "noise": self.noise,
+            "steps": self.steps,
+            "kept_step": self.kept_step,
+            "validation_error": self.validation_error,
         }
         return {_PREFIX + key: json.dumps(value) for key, value in values.items()}
 
@@ -140,6 +150,8 @@ class ModelMetadata:
             if values["pixel_size"] is not None:
                 height, width = map(float, values["pixel_size"])
                 values["pixel_size"] = height, width
+            if values.get("validation_error") is not None:
+                values["validation_error"] = float(values["validation_error"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ModelError):
@@ -215,11 +227,15 @@ class ExportedModel:
             trained_on = f"pixel {height:.4g} x {width:.4g} {meta.unit}"
         if meta.frame_shape is not None:
             trained_on = f"{meta.frame_shape[0]} x {meta.frame_shape[1]} pixels, {trained_on}"
+        steps = "" if meta.steps is None else f", in {counted(meta.steps, 'step')}"
+        kept = "" if meta.kept_step is None else f", kept from step {meta.kept_step}"
+        if meta.validation_error is not None:
+            kept += f", validation error {meta.validation_error:.4f}"
         return (
             f"exported model, preset {meta.preset}, {meta.precision}, pattern {meta.pattern}, "
             f"M = {meta.n_samples} (live frames: {meta.n_live_samples}), for frames of at least "
             f"{meta.pad_multiple[0]} x {meta.pad_multiple[1]} pixels; "
-            f"trained on a frame of {trained_on}; weights {meta.weights_sha256[:12]}, "
+            f"trained on a frame of {trained_on}{steps}{kept}; weights {meta.weights_sha256[:12]}, "
             f"{len(self.onnx) / 1e6:.2g} MB, exported by n2sr {meta.n2sr_version}"
         )
 

@@ -56,6 +56,12 @@ class Checkpoint:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def validation_error(self) -> float | None:
+        """Of the weights, in units of the frame's variance; None where the history has none."""
+        errors = {entry["step"]: entry["validation_error"] for entry in self.history}
+        return errors.get(self.summary["kept_step"])
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the .safetensors file, whole or not at all.
 
@@ -138,9 +144,8 @@ class Checkpoint:
     def describe(self) -> str:
         """What it is, in words."""
         ended, config = self.summary, self.config
-        errors = {entry["step"]: entry["validation_error"] for entry in self.history}
-        error = errors.get(ended["kept_step"], math.nan)
-        lowest = min(errors.values(), default=error)
+        error = math.nan if self.validation_error is None else self.validation_error
+        lowest = min((entry["validation_error"] for entry in self.history), default=error)
         parameters = sum(tensor.numel() for tensor in self.weights.values())
         members = config.network.members
         is_lowest = members > 1 or error - lowest < 5e-5  # members are judged by different pixels

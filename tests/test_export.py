@@ -158,6 +158,7 @@ def with_props(model, change):
         (lambda p: p.update({"n2sr.pad_multiple": "[7, 8]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.pixel_size": "[0.0, 0.1]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64]"}), "damaged metadata"),
+        (lambda p: p.update({"n2sr.validation_error": '"low"'}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64, 0]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.frame_shape": "[64, 1000000000]"}), "damaged metadata"),
     ],
@@ -167,6 +168,17 @@ def test_models_with_other_metadata_are_refused(model, tmp_path, change, message
     path.write_bytes(with_props(model, change))
     with pytest.raises(ModelError, match=message):
         ExportedModel.open(path)
+
+
+def test_a_model_tells_how_its_training_ended(model, checkpoint, tmp_path):
+    """Only the training's last line told it."""
+    (error,) = (e["validation_error"] for e in checkpoint.history if e["step"] == 12)
+    told = f"in 12 steps, kept from step 12, validation error {error:.4f}; weights"
+    assert told in model.describe()
+    old = tmp_path / "old.onnx"
+    noted = "n2sr.steps", "n2sr.kept_step", "n2sr.validation_error"
+    old.write_bytes(with_props(model, lambda props: [props.pop(key) for key in noted]))
+    assert "12 step" not in ExportedModel.open(old).describe()
 
 
 def test_an_existing_model_is_not_replaced(model, model_path):
