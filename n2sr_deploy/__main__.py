@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
@@ -13,6 +14,10 @@ def main() -> None:
         from n2sr_deploy.cli import main as command
 
         command()
+    except SystemExit as ended:
+        if not ended.code:  # while Python ends, nothing is left that Ctrl-C could stop
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
     except KeyboardInterrupt:
         sys.stderr.write(f"Error: {INTERRUPTED}\n")
         sys.exit(INTERRUPTED_CODE)

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +30,7 @@ from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
+from n2sr_deploy.signals import held_back
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
@@ -66,6 +68,13 @@ def train_command(
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
+    # A Ctrl-C too many neither loses the network nor ends the command before it tells of the file.
+    with suppress(KeyboardInterrupt), held_back(SIGINT, SIGTERM):
+        _save(checkpoint, output, overwrite=overwrite)
+        click.echo(f"{output}: {checkpoint.describe()}")
+
+
+def _save(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
     try:
         checkpoint.save(output, overwrite=overwrite)
     except OutputError as error:  # though it could be written when the training began
@@ -73,7 +82,6 @@ def train_command(
         if kept is None:
             raise
         raise OutputError(f"{error}. What was learned is kept in {kept}") from error
-    click.echo(f"{output}: {checkpoint.describe()}")
 
 
 def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:

@@ -578,6 +578,51 @@ def test_ctrl_c_and_sigterm_end_a_training_and_keep_the_best(tmp_path, noisy_fil
     assert (tmp_path / "s.safetensors").exists()
 
 
+@pytest.fixture
+def default_sigint():
+    """As in a terminal; what runs in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_a_checkpoint_is_written_does_not_keep_it_from_being_told(
+    noisy_file, run, checkpoint, monkeypatch, default_sigint, when
+):
+    """The file was whole, and the command said "ended by Ctrl-C before it was done"."""
+
+    def interrupted(checkpoint, *arguments, **options):
+        if when == "before":
+            signal.raise_signal(signal.SIGINT)
+        save(checkpoint, *arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: checkpoint)
+    result = run("train", noisy_file, "-o", "s.safetensors")
+    assert result.stdout.startswith("s.safetensors: checkpoint")
+    assert result.stderr == ""
+    assert Checkpoint.open("s.safetensors").weights_sha256 == checkpoint.weights_sha256
+
+
+def test_ctrl_c_while_python_ends_changes_nothing(noisy_file):
+    """It printed a traceback, or made a success a failure."""
+    script = (
+        "import atexit, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "atexit.register(signal.raise_signal, signal.SIGINT); "
+        "from n2sr_deploy.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "info", str(noisy_file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ctrl_c_while_nothing_is_learned_yet_is_told(noisy_file, run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
