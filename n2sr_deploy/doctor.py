@@ -32,8 +32,10 @@ _OPTIONAL = {
     "dask": "clusters need",
     "live": "live frames need",
     "micromanager": "Micro-Manager's cameras need",
+    "openvino": "backend openvino needs",
 }
-"""What extras are for; those of backends are told with these."""
+"""What extras are for; those of backends on GPUs are told with these."""
+_COMPRESSED = "missing; compressed TIFF (LZW, say) needs: pip install imagecodecs"
 _NAMES = {"ort": "ONNX Runtime", "openvino": "OpenVINO"}
 _NO_GPU = "no GPU works, see GPU"
 _CPU_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
@@ -56,6 +58,7 @@ def report() -> Iterator[tuple[str, str]]:
     for extra, what in _OPTIONAL.items():
         for package in _required(extra=extra):
             yield package, _version(package) or f"missing; {what}: {installing(extra)}"
+    yield "imagecodecs", _version("imagecodecs") or _COMPRESSED
     yield "kernels", describe_kernels()
     yield "CUDA kernels", _cuda_kernels()
     backends = {
@@ -141,7 +144,7 @@ def _cuda() -> _Backend:
         require_cuda()
         CudaDevice()
     except N2SRError as error:
-        return _Backend(False, f"missing: {_told(error)}")
+        return _Backend(False, f"missing: {_advised(error)}")
     told = "ONNX Runtime is built for it; it needs the CUDA and cuDNN of its version"
     return _Backend(True, told)
 
@@ -150,7 +153,9 @@ def _tensorrt(library: str) -> _Backend:
     """Without a driver nothing of it is started: it may end the process."""
     try:
         version = import_library(library).__version__
-    except (MissingExtraError, ModelError) as error:
+    except MissingExtraError as error:
+        return _Backend(False, f"missing: {_advised(error)}")
+    except ModelError as error:
         return _Backend(False, f"missing: {error}")
     try:
         require_capability(library, CudaDevice())
@@ -164,6 +169,12 @@ def _tensorrt(library: str) -> _Backend:
 def _told(error: N2SRError) -> str:
     """The error, but for what stands under GPU already."""
     return _NO_GPU if str(error) in _gpu() else str(error)
+
+
+def _advised(error: N2SRError) -> str:
+    """The error, whose advice is for machines with a GPU."""
+    has_gpu = not _gpu().startswith("none")
+    return _told(error) if has_gpu else f"it needs an NVIDIA GPU, and {_NO_GPU}"
 
 
 def _from_home(folder: Path) -> Path:
@@ -218,7 +229,7 @@ def _cuda_kernels() -> str:
     try:
         load_library()
     except DeviceError as error:
-        return f"missing: {error}"
+        return f"missing: {_advised(error)}"
     return "compiled"
 
 

@@ -14,6 +14,8 @@ from n2sr_deploy import Denoiser, Frame, FramePipeline, bench, doctor, open_deno
 from n2sr_deploy import opening as opening_module
 from n2sr_deploy.backends import choosing
 from n2sr_deploy.cli import main
+from n2sr_deploy.cuda.driver import Driver
+from n2sr_deploy.cuda.runtime import load_library
 from n2sr_deploy.errors import (
     DeviceError,
     FrameError,
@@ -258,21 +260,41 @@ def test_doctor_tells_once_that_there_is_no_driver(monkeypatch):
     assert str(told).count("install one") == 1
 
 
+def test_doctor_advises_nothing_for_a_gpu_where_there_is_none(monkeypatch, tmp_path):
+    """It said to put another ONNX Runtime in place, and to install TensorRT and CUDA's toolkit."""
+
+    def none():
+        raise DeviceError("no driver")
+
+    def not_installed(library):
+        raise MissingExtraError(f"backend {library}", library, library)
+
+    monkeypatch.setattr(doctor, "find_driver", none)
+    monkeypatch.setattr(doctor, "import_library", not_installed)
+    monkeypatch.setattr(doctor, "load_library", lambda: load_library(tmp_path / "none.so"))
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    told = dict(doctor.report())
+    for topic in ("backend tensorrt", "backend tensorrt-rtx", "backend cuda", "CUDA kernels"):
+        assert told[topic] == "missing: it needs an NVIDIA GPU, and no GPU works, see GPU"
+
+
 def test_doctor_tells_of_the_libraries_of_every_extra(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda _: None)
     told = dict(doctor.report())
-    of_backends, of_developers = {"openvino", "rtx", "tensorrt"}, {"bench", "demo", "dev"}
+    of_backends, of_developers = {"rtx", "tensorrt"}, {"bench", "demo", "dev"}
     for extra in {*metadata("n2sr").get_all("Provides-Extra")} - of_backends - of_developers:
         names = doctor._required(extra)
         assert names
         for name in names:
             assert f"pip install 'n2sr[{extra}]'" in told[name]
-    assert "pyzmq" in told
+    assert {"pyzmq", "openvino"} <= told.keys()
+    assert "pip install imagecodecs" in told["imagecodecs"], "which is in no extra"
     assert told["n2sr"] == VERSION, "which em needs, too"
 
 
 def test_doctor_tells_why_onnx_runtime_has_no_cuda_and_what_to_do(monkeypatch):
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(doctor, "find_driver", lambda: Driver("580.65", (13, 0), ("Fake GPU",)))
     told = dict(doctor.report())["backend cuda"]
     assert "missing: this ONNX Runtime was built without CUDA; put the other one" in told
     assert "pip install --no-deps onnxruntime-gpu" in told

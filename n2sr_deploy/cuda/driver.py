@@ -47,7 +47,7 @@ def find_driver() -> Driver:
         driver = ctypes.CDLL(LIBRARY)
     except OSError as error:
         raise DeviceError(
-            f"no NVIDIA driver ({LIBRARY} is not there); install NVIDIA's driver for the GPU; "
+            f"no NVIDIA driver ({LIBRARY} is not there); install it if there is an NVIDIA GPU; "
             "without one, n2sr runs on the CPU (backend auto)"
         ) from error
     code = driver.cuInit(0)
