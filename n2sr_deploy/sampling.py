@@ -44,6 +44,18 @@ class Window(NamedTuple):
     width: int
 
 
+def _check_stride(stride: Shape) -> None:
+    if not all(1 <= pixels <= MAX_STRIDE for pixels in stride):
+        raise SettingError(
+            f"stride is {_told(stride)}, but must be 1 to {MAX_STRIDE} along each axis"
+        )
+
+
+def _told(stride: Shape) -> str:
+    """As `--stride` takes it: 2, or 2,3."""
+    return ",".join(map(str, stride if stride[0] != stride[1] else stride[:1]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingPattern:
     """Which pixels compete to be kept, and who shares the choice.
@@ -63,12 +75,11 @@ class SamplingPattern:
     """Cells along this axis keep the same place: whole rows or columns are kept or held out."""
 
     def __post_init__(self) -> None:
-        if not (1 <= self.stride_y <= MAX_STRIDE and 1 <= self.stride_x <= MAX_STRIDE):
-            raise SettingError(
-                f"stride is ({self.stride_y}, {self.stride_x}), but each must be 1 to {MAX_STRIDE}"
-            )
+        _check_stride(self.stride)
         if self.group_size == 1:
-            raise SettingError("stride (1, 1) holds out no pixel; choose 2 to 4 along an axis")
+            raise SettingError(
+                f"stride is 1, which holds out no pixel; choose 2 to {MAX_STRIDE} along an axis"
+            )
         along = {"row": self.stride_x, "column": self.stride_y, None: 1}[self.shared]
         if along != 1:
             raise SettingError(
@@ -98,10 +109,10 @@ class SamplingPattern:
             strides are given to a pattern that thins one axis.
         """
         sizes = (stride, stride) if isinstance(stride, int) else stride
+        _check_stride(sizes)
         if name in ("row", "column") and sizes[0] != sizes[1]:
             raise SettingError(
-                f"stride is {sizes[0]},{sizes[1]}, but pattern {name} thins one axis; "
-                "give one number"
+                f"stride is {_told(sizes)}, but pattern {name} thins one axis; give one number"
             )
         if name == "cell":
             return cls(stride_y=sizes[0], stride_x=sizes[1])

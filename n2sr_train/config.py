@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from n2sr_deploy.noise import Noise
 
 
+_GUARD = 10**6  # from which on an upper bound is told only to who goes beyond
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:(0|[1-9]\d?))?")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     whole = isinstance(low, int) and isinstance(high, int)
     if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
-        bounds = f"a whole number, {low} to {high}" if whole else f"{low:g} to {high:g}"
-        raise SettingError(f"{name} is {value}, but must be {bounds}")
+        highest = high if isinstance(high, int) else f"{high:.10g}"
+        bounds = f"{low:.10g} to {highest}" if high < _GUARD or value > high else f"{low} or more"
+        given = str(value).removesuffix(".0")
+        raise SettingError(f"{name} is {given}, but must be {'a whole number, ' * whole}{bounds}")
 
 
 @dataclass(frozen=True, kw_only=True)

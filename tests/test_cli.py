@@ -411,10 +411,18 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--seconds", "0"], "--seconds is 0.0, but must be 0.1 to 1e+09"),
-        (["--steps", "0"], "--steps is 0, but must be a whole number, 1 to 100000000"),
+        (["--seconds", "0"], "--seconds is 0, but must be 0.1 or more"),
+        (["--seconds", "2e9"], "--seconds is 2000000000, but must be 0.1 to 1000000000"),
+        (["--steps", "0"], "--steps is 0, but must be a whole number, 1 or more"),
+        (
+            ["--steps", "200000000"],
+            "--steps is 200000000, but must be a whole number, 1 to 100000000",
+        ),
         (["--preset", "bst"], "--preset is 'bst', but must be one of fast,"),
-        (["--stride", "9"], "--stride is (9, 9), but each must be 1 to 4"),
+        (["--stride", "9"], "--stride is 9, but must be 1 to 4 along each axis"),
+        (["--stride", "2,9"], "--stride is 2,9, but must be 1 to 4 along each axis"),
+        (["--stride", "9", "--pattern", "row"], "--stride is 9, but must be 1 to 4 along"),
+        (["--stride", "1"], "--stride is 1, which holds out no pixel; choose 2 to 4"),
         (
             ["--pattern", "row", "--stride", "1,2"],
             "--stride is 1,2, but pattern row thins one axis",
