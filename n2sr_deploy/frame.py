@@ -271,10 +271,15 @@ def _checked(pixels: AnyArray) -> AnyArray:
 def _check_values(pixels: AnyArray) -> None:
     """Refuse what is no number, and what would overflow in whatever looks at the frame."""
     n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+    if n_bad == pixels.size:
+        raise FrameError(
+            "frame has nothing but NaN or infinite pixels, so there is nothing to learn or "
+            "denoise; take another frame, or save it again where it was made"
+        )
     if n_bad:
         raise FrameError(
             f"frame has {counted(n_bad, 'NaN or infinite pixel')} of {pixels.size}; "
-            "replace each (for example by the median of its neighbours) first"
+            "replace each (for example by the median of its neighbours), or crop them off, first"
         )
     largest = max(-float(pixels.min()), float(pixels.max())) if pixels.itemsize > 4 else 0.0
     if largest > _LARGEST:

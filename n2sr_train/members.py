@@ -23,6 +23,8 @@ def part_of(progress: Progress | None, before: list[Checkpoint], n_members: int)
 
     def show(status: TrainingStatus) -> None:
         remaining = status.remaining_s
+        if remaining is None and before:  # at a first step; the others are as long as the last was
+            remaining = max(before[-1].summary["seconds"] - status.elapsed_s, 0.0)
         if remaining is not None:
             remaining += n_left * (status.elapsed_s + remaining)
         told(

@@ -217,7 +217,8 @@ BAD_FRAMES = {
     "complex.npy": "save its magnitude",
     "empty.npy": "is empty",
     "small.npy": "needs at least",
-    "nan.npy": "4096 NaN or infinite pixels of 4096; replace each",
+    "nan.npy": "frame has nothing but NaN or infinite pixels, so there is nothing to learn or "
+    "denoise; take another frame",
     "somenan.npy": "NaN or infinite pixels of 4096; replace each",
     "inf.npy": "NaN or infinite pixels of 4096; replace each",
     "constant.npy": "nothing to learn from it, and nothing to denoise",

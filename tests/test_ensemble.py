@@ -62,6 +62,7 @@ def test_what_is_told_and_kept_counts_all_members(noisy):
     assert {status.n_steps for status in told} == {12}
     assert all(a.elapsed_s <= b.elapsed_s for a, b in itertools.pairwise(told))
     assert told[-1].remaining_s == 0
+    assert [status.step for status in told if status.remaining_s is None] == [1]
     assert [entry["step"] for entry in checkpoint.history] == [0, 3, 6, 6, 9, 12]
     assert [e["tflop"] for e in checkpoint.history] == sorted(
         e["tflop"] for e in checkpoint.history
