@@ -236,6 +236,7 @@ def option_of(library: str) -> str:
 @contextmanager
 def _writing(path: Path, content: bytes) -> Iterator[None]:
     """Write a temporary file, and rename it when the block succeeds."""
+    files.remove_leftovers(path)
     with files.replacing(path, overwrite=True) as temporary:
         with _told():
             temporary.touch(mode=0o600)

@@ -210,11 +210,14 @@ class ExportedModel:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the ONNX file, whole or not at all.
 
+        What a killed process left of it is removed.
+
         Raises
         ------
         OutputError
             When it exists and may not be replaced, or the system refuses the writing.
         """
+        files.remove_leftovers(Path(path))
         with files.replacing(Path(path), overwrite=overwrite) as temporary:
             temporary.write_bytes(self.onnx)
 

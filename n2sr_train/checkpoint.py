@@ -65,6 +65,8 @@ class Checkpoint:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the .safetensors file, whole or not at all.
 
+        What a killed process left of it is removed.
+
         Raises
         ------
         OutputError
@@ -84,6 +86,7 @@ class Checkpoint:
             {name: tensor.contiguous() for name, tensor in self.weights.items()},
             metadata={_KEY: json.dumps(header)},
         )
+        files.remove_leftovers(Path(path))
         with files.replacing(Path(path), overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
 

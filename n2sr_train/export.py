@@ -226,6 +226,7 @@ def _cache(template: bytes, path: Path) -> None:
     """Keep a template for the next time; that it cannot be kept is no reason to fail."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(path)
         with files.replacing(path, overwrite=True) as temporary:
             temporary.write_bytes(template)
     except (OSError, OutputError) as error:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -465,25 +466,40 @@ def test_without_any_learner_the_error_names_the_extra(noisy, monkeypatch):
         learning.learn(noisy, learning.LearnOptions(), print)
 
 
-def test_a_killed_training_leaves_no_half_written_file(tmp_path, noisy_file):
-    """Kill it hard in the middle: there is no output, and no temporary file."""
-    script = "from n2sr_deploy.cli import main; main()"
+@contextmanager
+def training(noisy_file):
+    """`n2sr train` of its own process, beside the noisy file, from its first step on."""
+    # What runs in the background of a shell is started with SIGINT ignored.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from n2sr_deploy.cli import main; main()"
+    )
     command = [sys.executable, "-c", script, "train", str(noisy_file), "-o", "s.safetensors"]
     process = subprocess.Popen(
         [*command, "--device", "cpu"],
-        cwd=tmp_path,
+        cwd=noisy_file.parent,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # One thread: on a busy machine two of OpenMP's wait for each other for minutes.
         env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
-    with process.stderr:
+    try:
         while "training, step 1" not in process.stderr.readline():
             assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_training_leaves_no_half_written_file(noisy_file):
+    """Kill it hard in the middle: there is no output, and no temporary file."""
+    with training(noisy_file) as process:
         process.kill()
         process.wait(timeout=60)
-    assert list(tmp_path.iterdir()) == [noisy_file]
+    assert list(noisy_file.parent.iterdir()) == [noisy_file]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
@@ -507,24 +523,37 @@ def test_a_terminated_command_leaves_no_temporary_file(tmp_path, model_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stack.npy"]
 
 
+def killed_after(script, folder):
+    """A process that ends so, with its output half written."""
+    begins = "import os, signal; from pathlib import Path; from n2sr_deploy import files\n"
+    ends = "os.kill(os.getpid(), signal.SIGKILL)\n"
+    subprocess.run([sys.executable, "-c", begins + script + ends], cwd=folder, check=False)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells no process that is gone")
-def test_what_a_killed_command_left_is_removed_when_its_output_is_written_next(run, tmp_path):
-    script = (
-        "import os, signal; from pathlib import Path; from n2sr_deploy.files import replacing\n"
-        "with replacing(Path('a.tif'), overwrite=False) as temporary:\n"
-        "    temporary.write_bytes(b'half')\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
+@pytest.mark.parametrize(
+    ("suffix", "command"),
+    [
+        (".tif", ["simulate"]),
+        (".safetensors", ["train", "noisy.tif", *QUICK]),
+        (".onnx", ["export", "s.safetensors"]),
+    ],
+)
+def test_what_a_killed_command_left_is_removed_when_its_output_is_written_next(
+    run, tmp_path, noisy_file, checkpoint, suffix, command
+):
+    """What trainings and exports left stayed."""
+    checkpoint.save("s.safetensors")
+    killed_after(f"files.temporary_of(Path('a{suffix}')).write_bytes(b'half')\n", tmp_path)
     (left,) = tmp_path.glob(".n2sr-*")
     # Of another output, of a process that runs, and what was put aside.
-    others = [files.temporary_of(tmp_path / "b.tif"), files.temporary_of(tmp_path / "a.tif")]
+    others = [files.temporary_of(tmp_path / f"{name}{suffix}") for name in "ba"]
     others.append(left.with_name(f"{left.name}-old"))
     for path in others:
         path.write_bytes(b"precious")
-    run("simulate", "-o", "b.npy")
+    run(*command, "-o", f"b{suffix}")
     assert left.exists()
-    run("simulate", "-o", "a.tif")
+    run(*command, "-o", f"a{suffix}")
     assert not left.exists()
     assert all(path.exists() for path in others)
 
@@ -532,15 +561,13 @@ def test_what_a_killed_command_left_is_removed_when_its_output_is_written_next(r
 @pytest.mark.skipif(os.name == "nt", reason="Windows tells no process that is gone")
 def test_what_a_command_was_killed_in_replacing_is_there_again(run, tmp_path):
     """Between two renames it had put the old store aside, and the next command removed the new."""
-    script = (
-        "import os, signal; from pathlib import Path; from n2sr_deploy import files\n"
+    killed_after(
         "new = files.temporary_of(Path('a.zspy'))\n"
         "for folder, name in (new, 'new'), (new.with_name(new.name + '-old'), 'old'):\n"
         "    folder.mkdir()\n"
-        "    (folder / name).write_text('')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    (folder / name).write_text('')\n",
+        tmp_path,
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     files.remove_leftovers(tmp_path / "a.zspy")
     assert [path.name for path in tmp_path.iterdir()] == ["a.zspy"]
     assert [path.name for path in (tmp_path / "a.zspy").iterdir()] == ["new"]
@@ -557,30 +584,9 @@ def test_what_a_command_was_killed_in_replacing_is_there_again(run, tmp_path):
     ],
 )
 def test_ctrl_c_and_sigterm_end_a_training_and_keep_the_best(tmp_path, noisy_file, number):
-    # What runs in the background of a shell is started with SIGINT ignored.
-    script = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from n2sr_deploy.cli import main; main()"
-    )
-    command = [sys.executable, "-c", script, "train", str(noisy_file), "-o", "s.safetensors"]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # One thread: on a busy machine two of OpenMP's wait for each other for minutes.
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    try:
-        while "training, step 1" not in process.stderr.readline():
-            assert process.poll() is None
+    with training(noisy_file) as process:
         process.send_signal(number)
         stdout, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.communicate()
     assert process.returncode == 0
     assert "checkpoint, preset balanced" in stdout
     assert "ended by the user" in stdout
