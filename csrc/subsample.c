@@ -1,40 +1,9 @@
 #include "subsample.h"
 
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
-#if defined(__SSE2__) || defined(_M_X64)
-#include <emmintrin.h>
-#define N2SR_HAVE_STREAMING 1
-#endif
-
-#include "cell.h"
-#include "philox_x86.h"
-
-/* One binary for every x86-64: the loader picks the widest version the machine has. */
-#if defined(N2SR_NO_CLONES) || defined(__clang__) || !defined(__GNUC__) || \
-    !defined(__x86_64__) || !defined(__GLIBC__)
-#define N2SR_CLONES
-#elif __GNUC__ >= 12
-#define N2SR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define N2SR_CLONES __attribute__((target_clones("avx2", "default")))
-#endif
-
-/* Cells handled at once: their pixels and kept places stay in the first-level cache. */
-#define CHUNK 256
-
-static int threads(int n_threads)
-{
-#ifdef _OPENMP
-    return n_threads > 0 ? n_threads : omp_get_max_threads();
-#else
-    (void)n_threads;
-    return 1;
-#endif
-}
+#include "chunks.h"
+#include "places.h"
 
 int n2sr_openmp_threads(void)
 {
@@ -45,121 +14,7 @@ int n2sr_openmp_threads(void)
 #endif
 }
 
-/* Results larger than this go past the caches: the next reader would not find them there, and
- * a line that is written whole need not be read first. Smaller ones stay for the network. */
-#define STREAMING_BYTES ((ptrdiff_t)16 << 20)
-
-/* to[j] <- from[j]; when streaming, past the caches, to be followed by a streaming_fence(). */
-static void put(const float *from, ptrdiff_t n, float *to, int streaming)
-{
-    ptrdiff_t j = 0;
-#ifdef N2SR_HAVE_STREAMING
-    if (streaming) {
-        for (; j < n && ((uintptr_t)(to + j) & 15); ++j)
-            to[j] = from[j];
-        for (; j + 4 <= n; j += 4)
-            _mm_stream_ps(to + j, _mm_loadu_ps(from + j));
-    }
-#else
-    (void)streaming;
-#endif
-    for (; j < n; ++j)
-        to[j] = from[j];
-}
-
-static void streaming_fence(void)
-{
-#ifdef N2SR_HAVE_STREAMING
-    _mm_sfence();
-#endif
-}
-
-static ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
-
 /* ---- which pixel of each cell is kept ------------------------------------------------- */
-
-/* places[k][j] <- element k of the permutation of cell (y, x + j), for n places and width cells. */
-static void places_any(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdiff_t y,
-                       ptrdiff_t x, int width, int32_t places[][CHUNK])
-{
-    const int n = pattern.stride_y * pattern.stride_x;
-    uint64_t permutation = 0;
-    for (ptrdiff_t j = 0; j < width; ++j) {
-        if (j == 0 || pattern.shared != N2SR_SHARED_ROW)
-            permutation = n2sr_permutation(pattern.shared, key, group, y, x + j, n);
-        for (int k = 0; k < n; ++k)
-            places[k][j] = n2sr_place(permutation, (uint32_t)k);
-    }
-}
-
-/* Random blocks that are made at once. */
-#define BLOCKS 8
-
-/* words[4 * j ..] <- random block first + j of a row of cells; room for BLOCKS - 1 more. */
-static void random_blocks(n2sr_key key, uint32_t group, uint32_t row, uint32_t first, int n,
-                          uint32_t *words)
-{
-    int step = 1;
-#ifdef N2SR_HAVE_PHILOX_X86
-    const uint32_t key0 = (uint32_t)key.seed, key1 = (uint32_t)(key.seed >> 32);
-    void (*of_8)(const uint32_t *, uint32_t, uint32_t, uint32_t *) =
-        __builtin_cpu_supports("avx512f") ? n2sr_philox_8_avx512
-        : __builtin_cpu_supports("avx2")  ? n2sr_philox_8_avx2
-                                          : NULL;
-    step = of_8 ? BLOCKS : 1;
-#endif
-    for (int j = 0; j < n; j += step) {
-#ifdef N2SR_HAVE_PHILOX_X86
-        if (of_8) {
-            const uint32_t counter[4] = {row << 16 | (first + (uint32_t)j), group,
-                                         (uint32_t)key.frame_index,
-                                         (uint32_t)(key.frame_index >> 32)};
-            of_8(counter, key0, key1, words + 4 * j);
-            continue;
-        }
-#endif
-        n2sr_random_block(key, group, row, first + (uint32_t)j, words + 4 * j);
-    }
-}
-
-/* places_any for 2 x 2 cells with a choice each, which need one word, in straight-line code. */
-N2SR_CLONES
-static void permutations_2x2(const uint32_t *restrict words, int width,
-                             int32_t (*restrict places)[CHUNK])
-{
-    for (ptrdiff_t j = 0; j < width; ++j) {
-        uint32_t bits = words[j];
-        const uint32_t a = 2 * n2sr_take(&bits, 4);
-        const uint32_t b = 2 + 2 * n2sr_take(&bits, 3);
-        const uint32_t c = 4 + 2 * n2sr_take(&bits, 2);
-        /* Places as two-bit fields, element 0 lowest; each swap is an exclusive or. */
-        uint32_t fields = 0xE4u;
-        const uint32_t first = (fields ^ (fields >> a)) & 3u;
-        fields ^= first ^ first << a;
-        const uint32_t second = ((fields >> 2) ^ (fields >> b)) & 3u;
-        fields ^= second << 2 ^ second << b;
-        const uint32_t third = ((fields >> 4) ^ (fields >> c)) & 3u;
-        fields ^= third << 4 ^ third << c;
-        places[0][j] = (int32_t)(fields & 3u);
-        places[1][j] = (int32_t)(fields >> 2 & 3u);
-        places[2][j] = (int32_t)(fields >> 4 & 3u);
-        places[3][j] = (int32_t)(fields >> 6 & 3u);
-    }
-}
-
-static void places_of(n2sr_pattern pattern, n2sr_key key, uint32_t group, ptrdiff_t y, ptrdiff_t x,
-                      int width, int32_t places[][CHUNK])
-{
-    if (pattern.stride_y == 2 && pattern.stride_x == 2) {
-        const int before = (int)(x % N2SR_SHARING); /* cells of the first block */
-        const int blocks = (before + width + N2SR_SHARING - 1) / N2SR_SHARING;
-        uint32_t words[CHUNK + N2SR_SHARING * (1 + BLOCKS)];
-        random_blocks(key, group, (uint32_t)y, (uint32_t)(x / N2SR_SHARING), blocks, words);
-        permutations_2x2(words + before, width, places);
-    } else {
-        places_any(pattern, key, group, y, x, width, places);
-    }
-}
 
 void n2sr_kept(n2sr_pattern pattern, n2sr_key key, uint32_t sample, n2sr_window window,
                uint8_t *kept, int n_threads)
