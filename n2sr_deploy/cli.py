@@ -171,9 +171,7 @@ def main() -> None:
 
 @main.command(short_help="Tell what a frame, checkpoint or model is.")
 @click.argument("file", type=PATH)
-@click.option(
-    "--frame", type=int, default=0, metavar="N", help="Which frame of a stack, counted from 0."
-)
+@click.option("--frame", type=int, metavar="N", help="Which frame of a stack, counted from 0.")
 @click.option(
     "--second",
     type=int,
@@ -182,23 +180,23 @@ def main() -> None:
 )
 @signal_option
 @click.option("--metadata", is_flag=True, help="Print all the file's own metadata, as JSON.")
-def info(file: Path, frame: int, second: int | None, signal: str | None, metadata: bool) -> None:
+def info(
+    file: Path, frame: int | None, second: int | None, signal: str | None, metadata: bool
+) -> None:
     """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
     from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
 
     files.check_input(file, stores=True)
-    if file.is_file() and looks_like_checkpoint(_beginning(file)):
+    is_checkpoint = file.is_file() and looks_like_checkpoint(_beginning(file))
+    if not is_checkpoint and formats.is_frame_file(file):
+        _tell_frame(file, frame or 0, second, signal, metadata=metadata)
+        return
+    given = {"frame": frame, "second": second, "signal": signal, "metadata": metadata or None}
+    for name, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"--{name} is about frames, but {file} is none; leave it out")
+    if is_checkpoint or file.suffix == ".safetensors":
         click.echo(f"{file}: {_describe_checkpoint(file)}")
-    elif formats.is_frame_file(file):
-        with formats.open_frames(file, signal) as opened:
-            found = opened.read(frame)
-            other = None if second is None else opened.read(second)
-            if metadata:
-                click.echo(json.dumps(plain_values(dict(found.metadata)), indent=1))
-                return
-            click.echo(f"{file}: {found.describe()}")
-            for line in (*_file_lines(opened, found), *_noise_lines(found, other)):
-                click.echo(f"  {line}")
     else:
         try:
             click.echo(f"{file}: {ExportedModel.open(file).describe()}")
@@ -272,6 +270,20 @@ def simulate(
     if clean is not None:
         formats.write_frame(clean, frame, overwrite=overwrite)
         click.echo(f"{clean}: the clean phantom")
+
+
+def _tell_frame(
+    file: Path, frame: int, second: int | None, signal: str | None, *, metadata: bool
+) -> None:
+    with formats.open_frames(file, signal) as opened:
+        found = opened.read(frame)
+        other = None if second is None else opened.read(second)
+        if metadata:
+            click.echo(json.dumps(plain_values(dict(found.metadata)), indent=1))
+            return
+        click.echo(f"{file}: {found.describe()}")
+        for line in (*_file_lines(opened, found), *_noise_lines(found, other)):
+            click.echo(f"  {line}")
 
 
 def _file_lines(opened: FrameFile, frame: Frame) -> list[str]:

@@ -204,7 +204,10 @@ class ExportedModel:
         try:
             props = ort.metadata_props(onnx)
         except N2SRError as error:
-            raise ModelError(f"{path} is not an ONNX model: {error}") from error
+            raise ModelError(
+                f"{path} is not an ONNX model: {error}; if it is one, it was cut off or damaged: "
+                "copy it again, or export it again"
+            ) from error
         return cls(onnx=onnx, metadata=ModelMetadata.from_props(props, str(path)))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:

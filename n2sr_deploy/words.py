@@ -18,6 +18,11 @@ def about(path: str, error: str) -> str:
     return error if is_named else f"{path}: {error}"
 
 
+def seconds(number: float) -> str:
+    """As in ``0.4 s`` and ``64 s``: what took less than a second did not take none."""
+    return f"{number:.{0 if round(number) >= 10 else 1}f} s"
+
+
 def time_left(seconds: float) -> str:
     """As in ``about 3.5 h left``; empty below a second."""
     if seconds < 1:

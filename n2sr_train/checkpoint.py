@@ -15,7 +15,7 @@ from safetensors import torch as safetensors_torch
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
 from n2sr_deploy.noise import Noise
-from n2sr_deploy.words import counted
+from n2sr_deploy.words import counted, seconds
 from n2sr_train.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except safetensors.SafetensorError as error:
-            hint = ""
+            hint = "; if it is one, it was cut off or damaged: copy it again, or train again"
             if path.suffix == ".onnx":
                 hint = "; this looks like an exported model, which is used with: n2sr denoise -m"
             raise ModelError(f"{path} is not a checkpoint ({error}){hint}") from error
@@ -151,16 +151,17 @@ class Checkpoint:
         lowest = min((entry["validation_error"] for entry in self.history), default=error)
         parameters = sum(tensor.numel() for tensor in self.weights.values())
         members = config.network.members
-        is_lowest = members > 1 or error - lowest < 5e-5  # members are judged by different pixels
-        lower = "" if is_lowest else f" (the lowest measured: {lowest:.4f})"
+        kept, found = f"{error:.4f}", f"{lowest:.4f}"
+        is_lowest = members > 1 or kept == found  # members are judged by different pixels
+        lower = "" if is_lowest else f" (the lowest measured: {found})"
         networks = f"{members} networks, " if members > 1 else ""
         return (
             f"checkpoint, preset {config.preset}, {networks}pattern {config.pattern}, "
             f"{parameters / 1e3:.0f} k parameters, weights {self.weights_sha256[:12]}; "
             f"{counted(ended['steps'], 'step')} (ended by {ended['stopped_by']}) in "
-            f"{ended['seconds']:.0f} s "
+            f"{seconds(ended['seconds'])} "
             f"on {ended['device']} "
             f"({ended['precision']}, {ended['tflop']:.3g} TFLOP), kept from step "
-            f"{ended['kept_step']}, validation error {error:.4f}{lower}, seed {config.seed}; "
+            f"{ended['kept_step']}, validation error {kept}{lower}, seed {config.seed}; "
             f"trained by n2sr {self.n2sr_version}"
         )

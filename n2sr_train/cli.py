@@ -153,7 +153,15 @@ def export_command(
     if is_model and output is not None:
         raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")
     if not is_model and output is None:
-        raise click.UsageError("name the model to write: -o MODEL.onnx")
+        raise click.UsageError(
+            "name the model to write: -o MODEL.onnx"
+            if is_checkpoint
+            else f"{source} is no checkpoint; if it is an exported model, name what to make of it: "
+            "--engine"
+        )
+    if engine is None and (size is not None or samples is not None):
+        which = "--size" if size is not None else "--samples"
+        raise click.UsageError(f"{which} is about engines: name one with --engine, or leave it out")
     if output is not None:
         files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
     device = CudaDevice() if engine is not None else None  # before seconds of work

@@ -22,7 +22,7 @@ from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.kernels import put_pytorch_to_sleep
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
-from n2sr_deploy.words import counted
+from n2sr_deploy.words import counted, seconds
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.devices import chosen_device, device_name, has_bfloat16
@@ -331,10 +331,10 @@ class _Training:
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
         if why in ("seconds", "the user") and self.step < self.config.warmup_steps:
             _log.warning(
-                "%s in %.0f s: too little to learn from the frame, so this is hardly more than "
+                "%s in %s: too little to learn from the frame, so this is hardly more than "
                 "the weights it started from; give it more %s",
                 counted(self.step, "step"),
-                self._elapsed(),
+                seconds(self._elapsed()),
                 "--seconds" if why == "seconds" else "time",
             )
         if self.validation.is_flat(kept):

@@ -293,6 +293,11 @@ def refused(result, message):
         (["denoise", "noisy.tif", "-o", "o.tif", "-m", "m.onnx", "--steps", "3"], "leave one out"),
         (["export", "m.onnx", "-o", "out.onnx"], "looks like an exported model"),
         (["export", "noisy.tif", "-o", "out.onnx"], "is not a checkpoint"),
+        (["export", "cut.safetensors", "-o", "out.onnx"], "cut off or damaged: copy it again, or"),
+        (["export", "m.onnx"], "m.onnx is no checkpoint; if it is an exported model, name what to"),
+        (["export", "s.safetensors", "-o", "o.onnx", "-M", "4"], "--samples is about engines"),
+        (["export", "s.safetensors", "-o", "o.onnx", "--size", "64", "64"], "--size is about eng"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "-m", "cut.onnx"], "cut off or damaged: copy it"),
         (["export", "no.safetensors", "-o", "out.onnx"], "does not exist"),
         (["export", "s.safetensors", "-o", "there.tif"], "exists already"),
         (["train", "noisy.tif", "-o", "there.tif"], "exists already"),
@@ -301,6 +306,12 @@ def refused(result, message):
         (["train", "noisy.tif", "-o", "out.tif"], "must end in .safetensors"),
         (["export", "s.safetensors", "-o", "out.tif"], "must end in .onnx"),
         (["info", "no.tif"], "does not exist"),
+        (["info", "cut.onnx"], "cut off or damaged: copy it again, or export it again"),
+        (["info", "cut.safetensors"], "cut off or damaged: copy it again, or train again"),
+        (["info", "empty.safetensors"], "is not a checkpoint"),
+        (["info", "m.onnx", "--frame", "0"], "--frame is about frames, but m.onnx is none"),
+        (["info", "m.onnx", "--metadata"], "--metadata is about frames"),
+        (["info", "s.safetensors", "--second", "1"], "--second is about frames"),
         (["info", "notes.txt"], "is no frame, checkpoint (.safetensors) or exported model"),
         (["info", "notes.txt"], f"frames it reads from {formats.names()}"),
         (["denoise", "notes.txt", "-o", "x.tif"], f"it reads {formats.names()}"),
@@ -316,6 +327,9 @@ def test_bad_usage(run, tmp_path, noisy, model_path, checkpoint_path, arguments,
     (tmp_path / "sub").mkdir()
     (tmp_path / "m.onnx").write_bytes(model_path.read_bytes())
     (tmp_path / "s.safetensors").write_bytes(checkpoint_path.read_bytes())
+    for name in ("m.onnx", "s.safetensors"):
+        (tmp_path / f"cut{Path(name).suffix}").write_bytes((tmp_path / name).read_bytes()[:2000])
+    (tmp_path / "empty.safetensors").touch()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     refused(run(*arguments, code=2), message)
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

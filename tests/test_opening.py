@@ -278,6 +278,18 @@ def test_doctor_advises_nothing_for_a_gpu_where_there_is_none(monkeypatch, tmp_p
         assert told[topic] == "missing: it needs an NVIDIA GPU, and no GPU works, see GPU"
 
 
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_backend_on_a_gpu_advises_no_package_where_there_is_no_gpu(monkeypatch, name):
+    """It said to put another ONNX Runtime in place, or to install TensorRT."""
+
+    def none():
+        raise DeviceError("no driver")
+
+    monkeypatch.setattr("n2sr_deploy.cuda.runtime.find_driver", none)
+    with pytest.raises(DeviceError, match="no driver"):
+        choosing.check_backend(name)
+
+
 def test_doctor_tells_of_the_libraries_of_every_extra(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda _: None)
     told = dict(doctor.report())

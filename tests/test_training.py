@@ -628,6 +628,17 @@ def rewrite_header(path, change):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
+def test_a_lowest_error_is_told_where_it_reads_otherwise(checkpoint):
+    """It said "validation error 0.8861 (the lowest measured: 0.8861)"."""
+
+    def told(error, lowest):
+        steps = {"step": 8, "validation_error": lowest}, {"step": 12, "validation_error": error}
+        return replace(checkpoint, history=list(steps)).describe()
+
+    assert "lowest" not in told(0.88614, 0.88607)
+    assert "(the lowest measured: 0.8860)" in told(0.88614, 0.88604)
+
+
 def test_checkpoints_that_cannot_be_used(tmp_path, checkpoint_path, model_path):
     path = tmp_path / "c.safetensors"
 

@@ -8,7 +8,7 @@ import pytest
 from n2sr_deploy.defects import repair
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.noise import measure_noise
-from n2sr_deploy.words import about, are, counted, time_left
+from n2sr_deploy.words import about, are, counted, seconds, time_left
 
 
 def test_one_and_more():
@@ -16,6 +16,12 @@ def test_one_and_more():
         "0 hot pixels", "1 hot pixel", "2 hot pixels",
     ]  # fmt: skip
     assert [are(n) for n in (0, 1, 2)] == ["are", "is", "are"]
+
+
+def test_less_than_a_second_is_not_none():
+    """Twenty steps took "0 s"."""
+    told = [seconds(n) for n in (0.04, 0.43, 3.21, 9.6, 64.2)]
+    assert told == ["0.0 s", "0.4 s", "3.2 s", "10 s", "64 s"]
 
 
 def test_a_single_hot_pixel_is_told_as_one():

@@ -141,8 +141,8 @@ def check_backend(name: str) -> None:
         return
     from n2sr_deploy.cuda.runtime import CudaDevice
 
+    CudaDevice()  # first: without a GPU no package helps
     ON_GPU[name]()
-    CudaDevice()
 
 
 def open_network(
