@@ -60,7 +60,7 @@ class Checkpoint:
     def validation_error(self) -> float | None:
         """Of the weights, in units of the frame's variance; None where the history has none."""
         errors = {entry["step"]: entry["validation_error"] for entry in self.history}
-        return errors.get(self.summary["kept_step"])
+        return errors.get(self.summary.get("kept_step", math.nan))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the .safetensors file, whole or not at all.

@@ -141,8 +141,8 @@ def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision)
         frame_shape=_frame_shape(checkpoint),
         mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, cells),
         noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
-        steps=checkpoint.summary["steps"],
-        kept_step=checkpoint.summary["kept_step"],
+        steps=checkpoint.summary.get("steps"),
+        kept_step=checkpoint.summary.get("kept_step"),
         validation_error=checkpoint.validation_error,
     )
 
