@@ -6,6 +6,7 @@ import builtins
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -504,9 +505,6 @@ def test_a_model_of_rows_is_warmed_up_by_its_stride(noisy):
 
 
 def test_heavy_libraries_are_imported_where_they_are_used_only():
-    import subprocess
-    import sys
-
     code = (
         "import sys, n2sr_deploy, n2sr_deploy.cli, n2sr_deploy.backends; "
         "print([m for m in ('onnxruntime', 'openvino', 'torch') if m in sys.modules])"
@@ -521,12 +519,28 @@ def test_heavy_libraries_are_imported_where_they_are_used_only():
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there signals have no stack of their own")
+def test_ctrl_c_is_survived_after_openvinos_were_closed(model_path):
+    """The stack for signals that the first had made was gone, though the next one put it back."""
+    pytest.importorskip("n2sr_deploy.backends.openvino")
+    program = (
+        "import gc, signal, sys; from pathlib import Path; "
+        "from n2sr_deploy.backends.openvino import OpenVINOBackend; "
+        "onnx = Path(sys.argv[1]).read_bytes(); "
+        "both = [OpenVINOBackend(onnx) for _ in range(2)]; "
+        "[(both.pop(0).close(), gc.collect()) for _ in range(2)]; "
+        "signal.signal(signal.SIGINT, lambda *_: print('heard')); "
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, model_path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_openvino_tells_nobody_that_it_is_used():
     """Imported as it comes, it sends an event to Google Analytics from a thread."""
     pytest.importorskip("n2sr_deploy.backends.openvino")
-    import subprocess
-    import sys
-
     code = (
         "import sys, threading, n2sr_deploy.backends.openvino; "
         "print(threading.active_count(), 'openvino_telemetry' in sys.modules)"
@@ -537,9 +551,6 @@ def test_openvino_tells_nobody_that_it_is_used():
 
 def test_onnx_runtime_tells_nobody_that_it_is_used(tmp_path, model):
     """Unless told before it is imported, it reports its use, and keeps who this computer is."""
-    import subprocess
-    import sys
-
     (tmp_path / "model.onnx").write_bytes(model.onnx)
     home = tmp_path / "home"
     home.mkdir()

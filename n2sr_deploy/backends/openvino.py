@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.backends.base import check_arrays, failure
@@ -60,9 +61,8 @@ class OpenVINOBackend:
             self._settings["INFERENCE_PRECISION_HINT"] = "f32"
         self._requests: OrderedDict[tuple[int, ...], openvino.InferRequest] = OrderedDict()
         try:
-            self._core: openvino.Core | None = openvino.Core()
-            self._precision = "float32" if float32 else _own_precision(self._core)
-            self._onnx = self._core.read_model(onnx, b"")
+            self._precision = "float32" if float32 else _own_precision()
+            self._onnx: openvino.Model | None = _core().read_model(onnx, b"")
         except Exception as error:
             raise ModelError(f"OpenVINO cannot load it ({_told(error)})") from error
 
@@ -73,11 +73,11 @@ class OpenVINOBackend:
 
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
-        if self._core is None:
+        if self._onnx is None:
             raise ModelError("this backend was closed; open the model again")
         check_arrays(subsampled, out)
         try:
-            request = self._request(self._core, subsampled.shape)
+            request = self._request(self._onnx, subsampled.shape)
             request.set_input_tensor(openvino.Tensor(subsampled, shared_memory=True))
             request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
             request.infer()
@@ -87,14 +87,14 @@ class OpenVINOBackend:
     def close(self) -> None:
         """Release what was compiled."""
         self._requests.clear()
-        self._core = None
+        self._onnx = None
 
-    def _request(self, core: openvino.Core, shape: tuple[int, ...]) -> openvino.InferRequest:
+    def _request(self, onnx: openvino.Model, shape: tuple[int, ...]) -> openvino.InferRequest:
         """Compiled for this shape of input, now or before."""
         if shape not in self._requests:
-            fixed = self._onnx.clone()
+            fixed = onnx.clone()
             fixed.reshape(list(shape))
-            compiled = core.compile_model(fixed, "CPU", self._settings)
+            compiled = _core().compile_model(fixed, "CPU", self._settings)
             self._requests[shape] = compiled.create_infer_request()
             if len(self._requests) > _SHAPES_KEPT:
                 self._requests.popitem(last=False)
@@ -104,15 +104,22 @@ class OpenVINOBackend:
 
 def describe() -> str:
     """What it is here, for ``n2sr doctor``."""
-    return (
-        f"works, on the CPU in {_own_precision(openvino.Core())} "
-        f"({openvino.get_version().partition('-')[0]})"
-    )
+    return f"works, on the CPU in {_own_precision()} ({openvino.get_version().partition('-')[0]})"
 
 
-def _own_precision(core: openvino.Core) -> str:
+@cache
+def _core() -> openvino.Core:
+    """The process's only one, kept to its end.
+
+    Each gives its thread another stack for signals, and when it ends takes its memory away, in use
+    or not: of two, the first to end leaves a process that the next Ctrl-C kills.
+    """
+    return openvino.Core()
+
+
+def _own_precision() -> str:
     """What it computes in unless told otherwise."""
-    own = str(core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
+    own = str(_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name())
     return {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(own, own)
 
 
