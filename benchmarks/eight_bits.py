@@ -44,8 +44,8 @@ N_CALIBRATION = 8  # draws
 def frames() -> Iterator[Simulated]:
     """Of known truth."""
     clean = clean_phantom(spacing=12.0)
-    yield gaussian("phantom, gain 0.002", clean, 0.002, 0.005)
-    yield gaussian("phantom, gain 0.05", clean, 0.05, 0.02)
+    yield gaussian("phantom", clean, 0.002, 0.005)
+    yield gaussian("phantom", clean, 0.05, 0.02)
     yield from (case for case in cases() if case.name == "PtCeO2_5, gain 0.05")
 
 
