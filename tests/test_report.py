@@ -796,16 +796,17 @@ def test_the_pictures_of_a_report_align(drawn):
         assert scale.get_tightbbox().x1 < figure.bbox.x1
 
 
-def test_the_resolution_is_marked_where_the_last_ring_is_confirmed():
-    noisy = noisy_frame(pixel_size=(0.02, 0.02), unit="nm")
-    halves = half_results(noisy.pixels, lattice(), lattice())
+@pytest.mark.parametrize(("along", "size"), [(None, 0.02), ("row", 0.02), ("column", 0.03)])
+def test_the_resolution_is_marked_where_the_last_ring_is_confirmed(along, size):
+    noisy = noisy_frame(pixel_size=(0.03, 0.02), unit="nm")
+    halves = half_results(noisy.pixels, lattice(), lattice())._replace(along=along)
     findings = measure(noisy, lattice().astype("f"), halves=halves)
     axis = drawing_module._figure((4, 4)).add_subplot()
     panels(findings)[-1].draw(axis, findings)
     resolution = findings.confirmation.resolution
     assert resolution == findings.confirmation.frequency[findings.confirmation.is_confirmed][-1]
     assert [text.get_text() for text in axis.texts] == [
-        f" {1 / resolution:.3g} px = {0.02 / resolution:.3g} nm "
+        f" {1 / resolution:.3g} px = {size / resolution:.3g} nm "
     ]
 
 

@@ -178,8 +178,8 @@ class ReportFindings:
     confirmation: Confirmation | None
     """None where the network is not known."""
     excess: Excess | None
-    pixel_size: float | None
-    """Along a row, in `unit`; None when unknown."""
+    pixel_size: tuple[float, float] | None
+    """(height, width), in `unit`; None when unknown."""
     unit: str | None
     verdicts: tuple[Verdict, ...] = field(default=())
 
@@ -188,6 +188,13 @@ class ReportFindings:
         return "\n".join(
             f"{verdict.question} [{verdict.level}]\n  {verdict.answer}" for verdict in self.verdicts
         )
+
+    def length_of(self, n_pixels: float, along: LineAxis | None = None) -> float | None:
+        """In `unit`, along a column or, as of all directions, along a row; None when unknown."""
+        if self.pixel_size is None:
+            return None
+        height, width = self.pixel_size
+        return n_pixels * (height if along == "column" else width)
 
     def counted(self, state: PeakState) -> int:
         """How many peaks are in this state."""

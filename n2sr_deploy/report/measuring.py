@@ -79,7 +79,6 @@ def measure(
     check_area("denoised frame", spectra.registered(), may_drift=False)
     expected = noise.std_at(result)
     own, of_noise = spectra.autocorrelations()
-    size = noisy.pixel_size
     findings = ReportFindings(
         noisy=repaired.frame.pixels.astype(np.float32),
         denoised=np.asarray(denoised, np.float32),
@@ -100,7 +99,7 @@ def measure(
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
         confirmation=None if halves is None else confirmation(repaired.frame.pixels, halves),
         excess=None if second is None else _excess(noisy, result, second, spread, spectra),
-        pixel_size=None if size is None else size[1],
+        pixel_size=noisy.pixel_size,
         unit=noisy.unit,
     )
     return replace(findings, verdicts=verdicts(findings))

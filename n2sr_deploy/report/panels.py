@@ -137,7 +137,7 @@ def _colour_bar(axis: Axes, drawn: Any, unit: str) -> None:
 
 def _scale_bar(axis: Axes, findings: ReportFindings, height: int, width: int) -> None:
     """About a fifth of the width, a round number of the unit; none when the size is unknown."""
-    size, unit = findings.pixel_size, findings.unit
+    size, unit = findings.length_of(1), findings.unit
     if size is None or not unit:
         return
     wanted = width * size / 5
@@ -330,8 +330,9 @@ def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
     if found.resolution is not None:
         axis.axvline(found.resolution, color=ORANGE, linewidth=1.2)
         length = f"{1 / found.resolution:.3g} px"
-        if findings.pixel_size is not None:
-            length += f" = {findings.pixel_size / found.resolution:.3g} {findings.unit or ''}"
+        in_unit = findings.length_of(1 / found.resolution, found.along)
+        if in_unit is not None:
+            length += f" = {in_unit:.3g} {findings.unit or ''}"
         is_right = found.resolution > found.frequency[-1] / 2
         at = {"ha": "right" if is_right else "left", "color": ORANGE}
         axis.text(found.resolution, 1.7, f" {length} ", **at)

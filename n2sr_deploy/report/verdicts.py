@@ -279,6 +279,7 @@ def _places(places: list[Place]) -> str:
 def _length(frequency: float, findings: ReportFindings) -> str:
     """A spatial frequency as a length."""
     pixels = 1 / frequency
-    if findings.pixel_size is None:
+    length = findings.length_of(pixels)
+    if length is None:
         return f"{pixels:.3g} px"
-    return f"{pixels * findings.pixel_size:.3g} {findings.unit or 'units'} ({pixels:.3g} px)"
+    return f"{length:.3g} {findings.unit or 'units'} ({pixels:.3g} px)"
