@@ -14,9 +14,8 @@ def main() -> None:
         from n2sr_deploy.cli import main as command
 
         command()
-    except SystemExit as ended:
-        if not ended.code:  # while Python ends, nothing is left that Ctrl-C could stop
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except SystemExit:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all was done and told: only Python ends
         raise
     except KeyboardInterrupt:
         sys.stderr.write(f"Error: {INTERRUPTED}\n")

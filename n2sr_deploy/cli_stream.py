@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
 from contextlib import contextmanager
@@ -247,20 +246,31 @@ def _until_told(runner: StreamRunner) -> Iterator[Callable[[], None]]:
     Gives what is called once it has ended: from then on the first signal ends all at once.
     """
     told_s: list[float] = []
+    is_over = False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if told_s and time.monotonic() - told_s[-1] < _SAME_S:
+            return
         told_s.append(time.monotonic())
         runner.stop()
-        if told_s[-1] - told_s[0] > _SAME_S:  # a second one ends it at once
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
+        if is_over or len(told_s) > 1:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            else:
+                signal.signal(number, handler)
+                signal.raise_signal(number)
+
+    def has_ended() -> None:
+        nonlocal is_over
+        is_over = True
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: told_s.append(-math.inf)
+        yield has_ended
     finally:
         if told_s:
-            time.sleep(max(told_s[0] + _SAME_S - time.monotonic(), 0.0))
+            time.sleep(max(told_s[-1] + _SAME_S - time.monotonic(), 0.0))
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -229,7 +229,7 @@ def _cuda_kernels() -> str:
     try:
         load_library()
     except DeviceError as error:
-        return f"missing: {_advised(error)}"
+        return f"missing: {error}"
     return "compiled"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,9 +79,12 @@ class ModelMetadata:
         square = self.pad_multiple[0] == self.pad_multiple[1]
         if self.n_orientations not in ((4, 8) if square else (4,)):
             raise ValueError(f"n_orientations {self.n_orientations!r}")
-        for name in ("n_samples", "bytes_per_pixel"):
+        at_least = {"n_samples": 1, "bytes_per_pixel": 1}
+        if self.steps is not None:
+            at_least |= {"steps": 1, "kept_step": 0}
+        for name, least in at_least.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} {value!r}")
 
     @property
@@ -152,6 +155,13 @@ class ModelMetadata:
                 values["pixel_size"] = height, width
             if values.get("validation_error") is not None:
                 values["validation_error"] = float(values["validation_error"])
+            unknown = values.keys() - {field.name for field in fields(cls)}
+            if unknown:  # it may matter
+                raise ModelError(
+                    f"{origin} was exported by a later n2sr: this one does not know what "
+                    f"{', '.join(sorted(unknown))} means; update n2sr here, or export its "
+                    "checkpoint again with this version"
+                )
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ModelError):

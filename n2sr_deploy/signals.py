@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 INTERRUPTED = "ended by Ctrl-C before it was done"
 INTERRUPTED_CODE = 128 + signal.SIGINT  # as a shell tells it
@@ -26,17 +26,30 @@ def held_back(*numbers: int) -> Iterator[list[int]]:
         Of the signals; those that the process ignores stay ignored.
     """
     came: list[int] = []
+    try:
+        with _noted(numbers, came):
+            yield came
+    finally:
+        if came:  # of several, the first ends what is done here
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def ignored(*numbers: int) -> Iterator[None]:
+    """Let signals come to nothing: what the block does is the end of what they could end."""
+    with _noted(numbers, []):
+        yield
+
+
+@contextmanager
+def _noted(numbers: Iterable[int], came: list[int]) -> Iterator[None]:
     is_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in numbers if is_main}
     for number, handler in list(before.items()):
         if handler in (None, signal.SIG_IGN):  # None: what is not Python's cannot be set back
             del before[number]
-    try:
-        with ExitStack() as restored:  # all of them, even where one that comes just then raises
-            for number, handler in before.items():
-                restored.callback(signal.signal, number, handler)
-                signal.signal(number, lambda number, _: came.append(number))
-            yield came
-    finally:
-        if came:  # of several, the first ends what is done here
-            signal.raise_signal(came[0])
+    with ExitStack() as restored:  # all of them, even where one that comes just then raises
+        for number, handler in before.items():
+            restored.callback(signal.signal, number, handler)
+            signal.signal(number, lambda number, _: came.append(number))
+        yield

@@ -30,7 +30,7 @@ from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
-from n2sr_deploy.signals import held_back
+from n2sr_deploy.signals import ignored
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def train_command(
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
-    # A Ctrl-C too many neither loses the network nor ends the command before it tells of the file.
-    with suppress(KeyboardInterrupt), held_back(SIGINT, SIGTERM):
+    with ignored(SIGINT, SIGTERM):  # nothing is left to end but the writing
         _save(checkpoint, output, overwrite=overwrite)
         click.echo(f"{output}: {checkpoint.describe()}")
 
@@ -148,7 +147,7 @@ def export_command(
 
     files.check_input(source)
     with source.open("rb") as opened:
-        is_checkpoint = looks_like_checkpoint(opened.read(9))
+        is_checkpoint = looks_like_checkpoint(opened.read(9)) or source.suffix == ".safetensors"
     is_model = engine is not None and not is_checkpoint
     if is_model and output is not None:
         raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from n2sr_deploy import Frame, doctor, files, formats, learning, read_frame, write_frame
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import MissingExtraError, OutputExistsError, SettingError
+from n2sr_deploy.errors import MissingExtraError, OutputError, OutputExistsError, SettingError
 from n2sr_deploy.formats.metadata import acquired
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.version import VERSION
@@ -309,6 +309,8 @@ def refused(result, message):
         (["info", "cut.onnx"], "cut off or damaged: copy it again, or export it again"),
         (["info", "cut.safetensors"], "cut off or damaged: copy it again, or train again"),
         (["info", "empty.safetensors"], "is not a checkpoint"),
+        (["export", "empty.safetensors", "-o", "out.onnx"], "is not a checkpoint"),
+        (["export", "empty.safetensors"], "name the model to write: -o"),
         (["info", "m.onnx", "--frame", "0"], "--frame is about frames, but m.onnx is none"),
         (["info", "m.onnx", "--metadata"], "--metadata is about frames"),
         (["info", "s.safetensors", "--second", "1"], "--second is about frames"),
@@ -615,17 +617,18 @@ def default_sigint():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ctrl_c_while_a_checkpoint_is_written_does_not_keep_it_from_being_told(
-    noisy_file, run, checkpoint, monkeypatch, default_sigint, when
+    noisy_file, run, checkpoint, monkeypatch, default_sigint, when, number
 ):
     """The file was whole, and the command said "ended by Ctrl-C before it was done"."""
 
     def interrupted(checkpoint, *arguments, **options):
         if when == "before":
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         save(checkpoint, *arguments, **options)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     save = Checkpoint.save
     monkeypatch.setattr(Checkpoint, "save", interrupted)
@@ -634,6 +637,19 @@ def test_ctrl_c_while_a_checkpoint_is_written_does_not_keep_it_from_being_told(
     assert result.stdout.startswith("s.safetensors: checkpoint")
     assert result.stderr == ""
     assert Checkpoint.open("s.safetensors").weights_sha256 == checkpoint.weights_sha256
+
+
+def test_ctrl_c_does_not_hide_that_a_checkpoint_could_not_be_written(
+    noisy_file, run, checkpoint, monkeypatch, default_sigint
+):
+    def full(checkpoint, path, **_):
+        signal.raise_signal(signal.SIGINT)
+        raise OutputError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: checkpoint)
+    result = run("train", noisy_file, "-o", "s.safetensors", code=2)
+    assert "cannot write s.safetensors: No space left on device" in result.stderr
 
 
 def test_ctrl_c_while_python_ends_changes_nothing(noisy_file):

@@ -150,7 +150,12 @@ def with_props(model, change):
         (lambda p: p.pop("n2sr.pattern"), "damaged metadata"),
         (lambda p: p.update({"n2sr.stride": "[2]"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.stride": '"ab"'}), "damaged metadata"),
-        (lambda p: p.update({"n2sr.colour": '"red"'}), "damaged metadata"),
+        (
+            lambda p: p.update({"n2sr.colour": '"red"'}),
+            "by a later n2sr: this one does not know what col",
+        ),
+        (lambda p: p.update({"n2sr.steps": '"many"'}), "damaged metadata"),
+        (lambda p: p.update({"n2sr.kept_step": '{"a": 1}'}), "damaged metadata"),
         (lambda p: p.update({"n2sr.n_samples": "not json"}), "damaged metadata"),
         (lambda p: p.update({"n2sr.n_samples": json.dumps("four")}), "damaged metadata"),
         (lambda p: p.update({"n2sr.pad_multiple": "[0, 8]"}), "damaged metadata"),

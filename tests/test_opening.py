@@ -15,7 +15,6 @@ from n2sr_deploy import opening as opening_module
 from n2sr_deploy.backends import choosing
 from n2sr_deploy.cli import main
 from n2sr_deploy.cuda.driver import Driver
-from n2sr_deploy.cuda.runtime import load_library
 from n2sr_deploy.errors import (
     DeviceError,
     FrameError,
@@ -260,7 +259,7 @@ def test_doctor_tells_once_that_there_is_no_driver(monkeypatch):
     assert str(told).count("install one") == 1
 
 
-def test_doctor_advises_nothing_for_a_gpu_where_there_is_none(monkeypatch, tmp_path):
+def test_doctor_advises_nothing_for_a_gpu_where_there_is_none(monkeypatch):
     """It said to put another ONNX Runtime in place, and to install TensorRT and CUDA's toolkit."""
 
     def none():
@@ -271,10 +270,9 @@ def test_doctor_advises_nothing_for_a_gpu_where_there_is_none(monkeypatch, tmp_p
 
     monkeypatch.setattr(doctor, "find_driver", none)
     monkeypatch.setattr(doctor, "import_library", not_installed)
-    monkeypatch.setattr(doctor, "load_library", lambda: load_library(tmp_path / "none.so"))
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     told = dict(doctor.report())
-    for topic in ("backend tensorrt", "backend tensorrt-rtx", "backend cuda", "CUDA kernels"):
+    for topic in ("backend tensorrt", "backend tensorrt-rtx", "backend cuda"):
         assert told[topic] == "missing: it needs an NVIDIA GPU, and no GPU works, see GPU"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ finally:
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
+_making = threading.Lock()
 _SHAPES_KEPT = 2  # of input, each with its own memory: whole frames and their transposed draws
 
 
@@ -107,13 +109,19 @@ def describe() -> str:
     return f"works, on the CPU in {_own_precision()} ({openvino.get_version().partition('-')[0]})"
 
 
-@cache
 def _core() -> openvino.Core:
     """The process's only one, kept to its end.
 
-    Each gives its thread another stack for signals, and when it ends takes its memory away, in use
-    or not: of two, the first to end leaves a process that the next Ctrl-C kills.
+    Each gives its thread another stack for signals, and takes it away again when it ends. Of two,
+    the first to end leaves the second a stack to put back that is gone, and the next Ctrl-C kills
+    the process.
     """
+    with _making:
+        return _made()
+
+
+@cache
+def _made() -> openvino.Core:
     return openvino.Core()
 
 

@@ -39,6 +39,7 @@ _NICENESS = 10
 _TRY_AGAIN_S = 30.0  # after a training that failed
 _TICK_S = 0.02  # how often it is looked whether a training has ended
 _TOO_EARLY = "the training ended before there was anything to keep"
+_KILLED = "on Windows a training can only be killed"
 
 
 class LiveLearner:
@@ -91,6 +92,7 @@ class LiveLearner:
         self._process: subprocess.Popen[str] | None = None
         self._command = ""  # of that process
         self._is_trained = False  # what is being learned: it only has to become a model
+        self._is_taken = False  # it has, and nothing keeps it from being used and kept
         self._is_closed = self._is_given_up = False
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
@@ -142,6 +144,7 @@ class LiveLearner:
         _log.info("learning from frame %d; frames go on meanwhile", noisy.index)
         name = f"{prefix}learned from frame {noisy.index}"
         self.n_begun += 1
+        self._is_trained = self._is_taken = False
         self._thread = threading.Thread(
             target=self._learn, args=(frame, name), name="n2sr learner", daemon=True
         )
@@ -155,7 +158,7 @@ class LiveLearner:
                 if self._ends_with(model):
                     return
                 loaded = LoadedModel(model, name, self._denoiser.options, frame.shape)
-                if self._ends_with(model):
+                if self._ends_with(model, else_takes=True):
                     loaded.close()
                     return
                 break
@@ -166,6 +169,7 @@ class LiveLearner:
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
                     self._starts_from_what_is_in_use = False  # now: it may be what does not fit
+                    self._is_trained = False
                     continue
                 _log.warning("nothing was learned: %s; it is tried again later", error)
                 self._not_before_s = time.monotonic() + _TRY_AGAIN_S
@@ -177,10 +181,11 @@ class LiveLearner:
         _log.info("from now on the model %s", name)
         self._write(model)
 
-    def _ends_with(self, model: ExportedModel) -> bool:
+    def _ends_with(self, model: ExportedModel, *, else_takes: bool = False) -> bool:
         """Whether the stream has ended, and with what was learned meanwhile."""
         with self._closing:
             is_closed = self._is_closed
+            self._is_taken = else_takes and not is_closed
         if is_closed and self._writes_at_the_end:
             self._write(model)
         return is_closed
@@ -209,7 +214,6 @@ class LiveLearner:
             folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
         )
         formats.write_frame(noisy, frame, overwrite=True)
-        self._is_trained = False
         try:
             arguments = self._arguments(preset, start)
             self._run("train", noisy, "-o", checkpoint, "--overwrite", *arguments)
@@ -273,7 +277,9 @@ class LiveLearner:
         if process.returncode != 0:
             # By the signal before it could answer any, or on Windows, or as by Ctrl-C.
             if self._is_closed and (not last.startswith("Error: ") or INTERRUPTED in last):
-                last = _TOO_EARLY
+                ended = f"n2sr {command} ended with {process.returncode}"
+                of_training = _KILLED if os.name == "nt" else _TOO_EARLY
+                last = of_training if command == "train" else ended
             raise _FailedError(last or f"it ended with {process.returncode}")
 
     def _begun(self, command: str, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -305,10 +311,10 @@ class LiveLearner:
         """
         if self._is_closed:
             return
+        self._is_closed, self._is_given_up = True, at_once  # whatever interrupts the rest
         try:
             with self._closing:
-                self._is_closed, self._is_given_up = True, at_once
-                if self.is_training:
+                if self.is_training and not self._is_taken:
                     self._end_training()
             self._wait()
         except BaseException:

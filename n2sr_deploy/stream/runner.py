@@ -84,7 +84,7 @@ class StreamRunner:
         self._stopping.set()
 
     def run(self) -> dict[str, Any]:
-        """Run until the source ends or `stop` is called; interrupted after that, wait for no sink.
+        """Run until the source ends or `stop` is called; interrupted after that, leave its sinks.
 
         Returns
         -------
