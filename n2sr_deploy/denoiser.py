@@ -11,7 +11,7 @@ import numpy as np
 
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
-from n2sr_deploy.errors import FrameError, SettingError
+from n2sr_deploy.errors import FrameError, ModelError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, draw, merge
@@ -212,6 +212,8 @@ class Denoiser:
             When the frame cannot be denoised: its shape, type or values, or constant.
         SettingError
             When `n_samples`, `seed` or `frame_index` is out of range.
+        ModelError
+            When the backend fails, or the network gives NaN or infinite values.
         """
         if not isinstance(frame, Frame):
             frame = Frame(pixels=frame)
@@ -263,8 +265,14 @@ class Denoiser:
         mean, std = results[0]
         if len(sets) == 2:
             pool_sets(mean, std, sets, results[1])
+        own = float(mean.mean(dtype=np.float64))
+        if not math.isfinite(own):
+            raise ModelError(
+                "the model gives NaN or infinite values for this frame; it may be damaged: export "
+                "its checkpoint again, or learn a network from this frame"
+            )
         # The frame tells its mean far better than any network: to noise / sqrt(H * W).
-        mean += np.float32(offset - mean.mean(dtype=np.float64))
+        mean += np.float32(offset - own)
         watch.lap("merge")
         return Denoised(mean=mean, std=std, timings=watch.spent)
 

@@ -63,6 +63,8 @@ class ModelMetadata:
     """The step whose weights were kept."""
     validation_error: float | None = None
     """Of these weights: mean squared error in units of the frame's variance."""
+    graph_sha256: str | None = None
+    """Of the network in the file, which must be the one exported; None of a model from before."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no network has, with ValueError."""
@@ -115,6 +117,7 @@ class ModelMetadata:
             "steps": self.steps,
             "kept_step": self.kept_step,
             "validation_error": self.validation_error,
+            "graph_sha256": self.graph_sha256,
         }
         return {_PREFIX + key: json.dumps(value) for key, value in values.items()}
 
@@ -199,7 +202,8 @@ class ExportedModel:
         InputFileError
             When there is no readable file.
         ModelError
-            When it is no exported model, or of another format version, or ONNX Runtime is broken.
+            When it is no exported model, damaged, or of another format version, or ONNX Runtime is
+            broken.
         """
         path = Path(path)
         files.check_input(path)
@@ -210,6 +214,7 @@ class ExportedModel:
                 f"export it first: n2sr export {path} -o {path.with_suffix('.onnx').name}"
             )
         from n2sr_deploy.backends import ort
+        from n2sr_deploy.backends.onnx_weights import graph_sha256
 
         try:
             props = ort.metadata_props(onnx)
@@ -218,7 +223,13 @@ class ExportedModel:
                 f"{path} is not an ONNX model: {error}; if it is one, it was cut off or damaged: "
                 "copy it again, or export it again"
             ) from error
-        return cls(onnx=onnx, metadata=ModelMetadata.from_props(props, str(path)))
+        metadata = ModelMetadata.from_props(props, str(path))
+        if metadata.graph_sha256 not in (None, graph_sha256(onnx)):
+            raise ModelError(
+                f"{path} is damaged: its network is not the one that was exported; copy it again, "
+                "or export its checkpoint again"
+            )
+        return cls(onnx=onnx, metadata=metadata)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the ONNX file, whole or not at all.

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.backends.onnx_weights import graph_sha256
 from n2sr_deploy.errors import ModelError, OutputError, SettingError
 from n2sr_deploy.model import INPUT_NAME, OUTPUT_NAME, ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
@@ -92,7 +94,8 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
     network.eval()
     graph = onnx.load_from_string(_template(config.network, config.pattern.stride, wanted))
     _put_in_weights(graph, checkpoint.weights)
-    metadata = _metadata(checkpoint, network, wanted)
+    exported = graph_sha256(graph.SerializeToString())
+    metadata = replace(_metadata(checkpoint, network, wanted), graph_sha256=exported)
     onnx.helper.set_model_props(graph, metadata.to_props())
     model = ExportedModel(onnx=graph.SerializeToString(), metadata=metadata)
     _verify(model, network, wanted)

@@ -51,6 +51,15 @@ def relative_difference(a, b, scale):
     return max(np.abs(a.mean - b.mean).max(), np.abs(a.std - b.std).max()) / scale
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_gives_no_numbers_is_told(model, value):
+    """The frame was blamed, when its result was to be written."""
+    denoiser, fake = with_fake(model)
+    fake.infer = lambda subsampled, out: out.fill(value)
+    with pytest.raises(ModelError, match="the model gives NaN or infinite values for this frame"):
+        denoiser.denoise(random_pixels((32, 48), "uint16"), 4)
+
+
 def test_the_mean_over_a_group_of_nearest_neighbours_is_the_mean_of_each_cell(model):
     frame = random_pixels((32, 48), "uint16")
     denoiser, _ = with_fake(model)

@@ -175,6 +175,22 @@ def test_models_with_other_metadata_are_refused(model, tmp_path, change, message
         ExportedModel.open(path)
 
 
+def test_a_model_whose_weights_are_damaged_is_refused(model, tmp_path):
+    """It was run, and gave what it gave."""
+    graph = onnx.load_from_string(model.onnx)
+    largest = max(graph.graph.initializer, key=lambda weights: len(weights.raw_data)).raw_data
+    at = model.onnx.index(largest) + len(largest) // 2
+    damaged = bytearray(model.onnx)
+    damaged[at] ^= 1
+    path = tmp_path / "m.onnx"
+    path.write_bytes(damaged)
+    with pytest.raises(ModelError, match=r"m.onnx is damaged: its network is not the one that was"):
+        ExportedModel.open(path)
+    before = with_props(model, lambda props: props.pop("n2sr.graph_sha256"))
+    path.write_bytes(before)
+    assert ExportedModel.open(path).metadata.graph_sha256 is None
+
+
 def test_a_model_tells_how_its_training_ended(model, checkpoint, tmp_path):
     """Only the training's last line told it."""
     (error,) = (e["validation_error"] for e in checkpoint.history if e["step"] == 12)

@@ -1,7 +1,8 @@
-"""The weights in an ONNX file, without the library that writes such files."""
+"""What is in an ONNX file, without the library that writes such files."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ _Field = descriptor_pb2.FieldDescriptorProto
 # What is read of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto: name, number, type.
 _MESSAGES = {
     "Model": [("graph", 7, ".Graph", False)],
+    "Whole": [("graph", 7, _Field.TYPE_BYTES, False)],
     "Graph": [("initializer", 5, ".Tensor", True)],
     "Tensor": [
         ("dims", 1, _Field.TYPE_INT64, True),
@@ -29,10 +31,10 @@ _MESSAGES = {
 _DTYPES = {1: "<f4", 10: "<f2"}
 
 
-def _model_class() -> Any:
+def _parsed(onnx: bytes, message: str) -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="weights.proto")
-    for message, fields in _MESSAGES.items():
-        described = file.message_type.add(name=message)
+    for kind_of_message, fields in _MESSAGES.items():
+        described = file.message_type.add(name=kind_of_message)
         for name, number, kind, is_repeated in fields:
             label = _Field.LABEL_REPEATED if is_repeated else _Field.LABEL_OPTIONAL
             field = described.field.add(name=name, number=number, label=label)
@@ -42,7 +44,23 @@ def _model_class() -> Any:
                 field.type = kind
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Model"))
+    parsed = message_factory.GetMessageClass(pool.FindMessageTypeByName(message))()
+    try:
+        parsed.ParseFromString(onnx)
+    except DecodeError as error:
+        raise ModelError(f"the model is no ONNX file ({error}); export it again") from error
+    return parsed
+
+
+def graph_sha256(onnx: bytes) -> str:
+    """Of the network, weights and all, but for what the file says of it.
+
+    Raises
+    ------
+    ModelError
+        When it is no ONNX file.
+    """
+    return hashlib.sha256(_parsed(onnx, "Whole").graph).hexdigest()
 
 
 def weights_in(onnx: bytes) -> dict[str, FloatArray]:
@@ -53,13 +71,8 @@ def weights_in(onnx: bytes) -> dict[str, FloatArray]:
     ModelError
         When it is no ONNX file, or an initializer's bytes are not as many as its shape asks for.
     """
-    model = _model_class()()
-    try:
-        model.ParseFromString(onnx)
-    except DecodeError as error:
-        raise ModelError(f"the model is no ONNX file ({error}); export it again") from error
     found = {}
-    for tensor in model.graph.initializer:
+    for tensor in _parsed(onnx, "Model").graph.initializer:
         dtype = _DTYPES.get(tensor.data_type)
         if dtype is None or not tensor.raw_data or not isinstance(tensor.name, str):
             continue
