@@ -282,7 +282,10 @@ class _Work:
             self.provenance.add_frame(mended, model)
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
-            found = standard_error(repaired, denoised, denoise) if self._std is not None else None
+            found = None
+            if self._std is not None:
+                _log.info("measuring the standard error, by denoising once more")
+                found = standard_error(repaired, denoised, denoise)
             self._on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )

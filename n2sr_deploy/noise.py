@@ -126,6 +126,8 @@ class Noise:
         strength, error = f"std {self.std:.3g}", self.correlation_error
         if self.gain is not None:
             strength += f" (gain {self.gain:.3g}, read noise {self.read_noise:.3g})"
+        elif not self.is_negligible:
+            strength += " (its gain is not known: too few pixels, or intensities too alike)"
         farther = [
             f", {max(lags, key=abs):.2f} farther along {name}"
             for name, lags in (("rows", self.along_rows), ("columns", self.along_columns))

@@ -43,12 +43,13 @@ def noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
     if min(mended.noisy.shape) < SMALLEST:
         return None
     noise = measure_noise(mended.noisy, repaired=mended.repaired)
-    pattern, _, why = choose_pattern(noise)
+    pattern, _, _ = choose_pattern(noise)
     if pattern.name not in ("cell", model.pattern.name):
         _log.warning(
-            "%s; but the model was trained with pattern %s: noise may stay. "
-            "Train one on a frame of this kind",
-            why,
+            "the noise asks for a model of pattern %s (%s), but this one was trained with pattern "
+            "%s: noise may stay. Train one on a frame of this kind",
+            pattern,
+            noise.describe(),
             model.pattern,
         )
     return noise

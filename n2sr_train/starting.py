@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.sampling import SamplingPattern
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.config import PRESETS, TrainingConfig
 from n2sr_train.network import FIRST_MEMBER, build_network
@@ -21,7 +22,6 @@ from n2sr_train.network import FIRST_MEMBER, build_network
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from n2sr_deploy.sampling import SamplingPattern
     from n2sr_train.config import NetworkConfig
     from n2sr_train.network import AnyNetwork
 
@@ -85,7 +85,7 @@ def packaged_path(network: NetworkConfig, pattern: str) -> Path:
 
 def packaged_weights(config: TrainingConfig) -> dict[str, Tensor] | None:
     """The weights the package carries for this network and pattern, float32; None if none."""
-    if max(config.pattern.stride) != 2:
+    if config.pattern != SamplingPattern.named(config.pattern.name):
         return None
     is_column = config.pattern.name == "column"
     path = packaged_path(config.network, "row" if is_column else config.pattern.name)

@@ -961,4 +961,5 @@ def test_metrics_are_served_to_this_machine_only():
     assert 'n2sr_frames_total{what="denoised"} 0.0' in text
     assert 'n2sr_frames_total{what="passed as they are"} 2.0' in text
     assert 'n2sr_frames_total{what="missing"} 1.0' in text
-    assert 'n2sr_latency_seconds{quantile="0.99",stage="denoise"}' in text
+    assert 'n2sr_latency_seconds{quantile="0.99",stage="wait"}' in text
+    assert 'stage="denoise"' not in text, "none was"

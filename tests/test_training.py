@@ -761,6 +761,17 @@ def test_packaged_weights_denoise_before_any_training(preset, pattern):
     assert np.mean((denoised - clean) ** 2) < 0.1 * np.mean((noisy - clean) ** 2)
 
 
+@pytest.mark.parametrize("stride", [(1, 2), (2, 1), (3, 3), (2, 3)])
+def test_cells_for_which_no_weights_are_packaged_start_at_random(stride):
+    """Of cells of 1 x 2 PyTorch's complaint was told."""
+    config = replace(PRESETS["fast"], pattern=SamplingPattern.named("cell", stride), steps=1)
+    first, second = (
+        starting_network(replace(config, start=start)).state_dict()
+        for start in ("packaged", "random")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
 def test_packaged_weights_are_small():
     from n2sr_train import starting
 

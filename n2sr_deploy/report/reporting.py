@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
-
+_log = logging.getLogger("n2sr")
 _SAME_SIZE = 0.02  # by which sizes may differ that were calibrated apart
 
 
@@ -102,6 +103,7 @@ def known(
     FrameError
         When the network cannot denoise the frame.
     """
+    _log.info("judging the result, by denoising again")
     n_samples = n_samples or denoiser.model.metadata.n_samples
     if denoised is None:
         denoised = denoiser.denoise(frame, n_samples, seed=seed)

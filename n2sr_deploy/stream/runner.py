@@ -250,9 +250,11 @@ class StreamRunner:
             self.statistics.trouble("refused", f"frame {frame.index}: {told}; left out")
             return
         done = time.monotonic()
-        self.statistics.took("denoise", done - began)
-        self.statistics.took("arrival to denoised", done - frame.arrival_s)
-        self.statistics.frame_done(is_denoised=result.std is not None)
+        is_denoised = result.std is not None
+        if is_denoised:
+            self.statistics.took("denoise", done - began)
+            self.statistics.took("arrival to denoised", done - frame.arrival_s)
+        self.statistics.frame_done(is_denoised=is_denoised)
         for worker in self._workers:
             worker.offer(slot, result)
         if self._observe is not None:
