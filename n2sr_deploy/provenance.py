@@ -46,10 +46,12 @@ def noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
     pattern, _, _ = choose_pattern(noise)
     if pattern.name not in ("cell", model.pattern.name):
         _log.warning(
-            "the noise asks for a model of pattern %s (%s), but this one was trained with pattern "
-            "%s: noise may stay. Train one on a frame of this kind",
+            "the noise, correlated %.2f along rows and %.2f along columns, asks for pattern %s, "
+            "but the model was trained with pattern %s: noise may stay. Train one on a frame of "
+            "this kind",
+            noise.along_rows[0],
+            noise.along_columns[0],
             pattern,
-            noise.describe(),
             model.pattern,
         )
     return noise

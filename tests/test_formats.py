@@ -158,7 +158,7 @@ def test_not_an_image(tmp_path):
         (np.zeros((20, 30), np.complex64), "complex"),
         (np.zeros((0, 30)), "empty"),
         (np.zeros((2, 2, 20, 30)), "Choose one of its frames"),
-        (np.full((20, 30), np.nan), "600 NaN or infinite pixels of 600"),
+        (np.full((20, 30), np.nan), "nothing but NaN or infinite pixels"),
         (np.where(np.eye(20, 30) == 1, np.inf, 0), "20 NaN or infinite"),
         (np.array([["a", "b"]]), "takes numbers"),
     ],
