@@ -390,6 +390,7 @@ def started(arguments, folder, stderr=subprocess.DEVNULL):
         stdout=subprocess.DEVNULL,
         stderr=stderr,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -447,6 +448,24 @@ def test_ctrl_c_stops_cleanly(run, noisy, tmp_path, model_path):
     process.stderr.close()
     assert f"stopped: {len(done)} of 20 files denoised; the same command does the rest" in told
     assert "Abort" not in told
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+def test_ctrl_c_of_a_terminal_while_processes_begin_shows_no_traceback(noisy, tmp_path, model_path):
+    """A terminal tells all of them, and they were still importing."""
+    make(tmp_path / "raw", ["0.tif"], noisy)
+    process = started(["raw", "-m", model_path, "-o", "out"], tmp_path, subprocess.PIPE)
+    while not (workers := workers_of(process)):
+        assert process.poll() is None
+        time.sleep(0.001)
+    time.sleep(0.1)  # to be Python by then
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 1
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    told = process.stderr.read().decode()
+    process.stderr.close()
+    assert "stopped: 0 of 1 file denoised" in told
+    assert "Traceback" not in told
 
 
 def test_ctrl_c_amid_the_note_of_a_file_counts_it(raw, tmp_path, monkeypatch):

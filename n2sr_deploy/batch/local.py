@@ -138,6 +138,9 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
                 env={**os.environ, **dict.fromkeys(_THREADS, str(n_threads))},
+                # Ctrl-C is the batch's, which ends it, also while it imports.
+                process_group=0,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
             )
         except OSError as error:
             raise N2SRError(
