@@ -485,9 +485,13 @@ def is_running(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told elsewhere")
 @pytest.mark.parametrize("wait_s", [0.0, 3.0], ids=["as it starts", "later"])
-def test_a_training_ends_when_the_stream_is_killed(wait_s):
+def test_a_training_ends_when_the_stream_is_killed(wait_s, tmp_path):
     with subprocess.Popen(
-        [sys.executable, "-c", _A_STREAM], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        [sys.executable, "-c", _A_STREAM],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # what it leaves
     ) as stream:
         training = int(stream.stdout.readline())
         time.sleep(wait_s)
