@@ -304,7 +304,7 @@ def comparison(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
             f"p{p} {row['total_ms'][f'p{p}'] / earlier['total_ms'][f'p{p}']:.2f} times"
             for p in PERCENTILES
         )
-        lines.append(f"{row['backend']}, {_what(row)}: {ratios}")
+        lines.append(f"{row['backend']}, {_what(row)}: {ratios} as long")
     if len(lines) == 2:
         there = [", ".join(str(row[key]) for key in _SAME) for row in before["rows"]]
         here = [", ".join(str(row[key]) for key in _SAME) for row in after["rows"]]

@@ -506,6 +506,15 @@ def run(folder, *arguments):
     return CliRunner().invoke(main, ["report", *given])
 
 
+def test_a_noisy_frame_without_noise_is_asked_about(caplog):
+    """It was judged in thousands of per cent."""
+    measure(Frame(pixels=lattice().astype("f")), lattice().astype("f") + 0.01)
+    assert "next to no noise" in caplog.text
+    caplog.clear()
+    measure(noisy_frame(), lattice().astype("f"))
+    assert "next to no noise" not in caplog.text
+
+
 def test_the_command_writes_a_page_that_needs_nothing_else(files):
     result = run(files, "noisy.tif", "denoised.tif", "-o", "report.html")
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.report.cross_validation import Halves
     from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
 
+_log = logging.getLogger("n2sr")
 _BLOCK = 32  # pixels; farther apart, errors are taken as independent
 _LEVELS = 16  # of intensity, on the curve of the variance
 
@@ -73,6 +75,11 @@ def measure(
     _check(noisy, denoised, spread, second)
     repaired = repair(noisy)
     noise = measure_noise(noisy, repaired=repaired)
+    if noise.is_negligible:
+        _log.warning(
+            "the noisy frame has next to no noise, so little can be judged by it; are the two "
+            "files the right way round?"
+        )
     pixels, result = (np.asarray(a, np.float64) for a in (repaired.frame.pixels, denoised))
     residual = np.where(repaired.hot, 0.0, pixels - result)
     spectra = Spectra(*(middle_of(np.where(repaired.hot, result, pixels)), middle_of(result)))
