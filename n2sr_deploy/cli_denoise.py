@@ -122,7 +122,12 @@ def denoise_command(
     if std is not None:
         click.echo(f"{std}: standard error of each pixel")
     if judge is not None:
-        judge.write(output, noisy)
+        try:
+            judge.write(output, noisy)
+        except KeyboardInterrupt:
+            what = f"n2sr report {noisy} {output} -o {report}"
+            click.echo(f"the result is kept; its report is made by: {what}", err=True)
+            raise
 
 
 class _Judge:

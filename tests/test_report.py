@@ -641,6 +641,25 @@ def test_rows_that_were_not_scanned_are_not_judged(files, quick_drawing):
         assert "is 110 x 224 pixels, but the noisy frame 192 x 224" in result.output
 
 
+def test_ctrl_c_while_the_report_is_made_leaves_the_result_and_says_so(
+    files, model_path, monkeypatch
+):
+    """It said only that it was ended before it was done."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("n2sr_deploy.report.report_on", interrupted)
+    noisy, out, page = (str(files / name) for name in ("noisy.tif", "o.tif", "o.html"))
+    done = CliRunner().invoke(main, ["denoise", noisy, "-m", str(model_path), "-o", out,
+                                     "--report", page])  # fmt: skip
+    assert done.exit_code == 130
+    assert f"the result is kept; its report is made by: n2sr report {noisy} {out} -o {page}" in (
+        done.stderr
+    )
+    assert (files / "o.tif").exists()
+
+
 def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(
     tmp_path, noisy, model_path, quick_drawing
 ):
