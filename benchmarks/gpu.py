@@ -7,7 +7,8 @@ out. Times of kernels are those of many replays of a CUDA graph, whose inputs ex
 caches, but for `statistics`.
 Models are float16. PyTorch's network, the yardstick, is the model's in channels_last, recorded in
 a CUDA graph and timed alone: no draw, no merge, no copy from or to the host. The part `paper`, the
-preset of that name in full, 9300 TFLOP a frame, is measured only when it is named.
+preset of that name in full, 9300 TFLOP a frame, is measured only when it is named. Parts that are
+not measured keep what an earlier run gave them.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ import torch
 from benchmarks.cases import cases
 from benchmarks.gpu_stages import REPEATS, ROUNDS, copy_seconds, seconds_of, stage_rows
 from benchmarks.latency import untrained
-from benchmarks.quality import OURS, PAPERS_FRAMES, describe, our_row
-from benchmarks.results import keep
+from benchmarks.quality import OURS, PAPERS_FRAMES, our_row
+from benchmarks.results import keep_part
 from n2sr_deploy import Denoiser, bench, layout
 from n2sr_deploy.backends.choosing import ON_GPU, check_backend
 from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
@@ -43,7 +44,7 @@ from n2sr_train import export_model
 from n2sr_train.network import build_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from n2sr_deploy import Denoised, ExportedModel
 
@@ -56,7 +57,7 @@ MANY, WARM = 100_000, 1000  # frames of 128 x 128
 ALLOWED = 0.01  # of a result's standard deviation, from the CPU's; float16 costs 0.002
 
 
-def kernel_rows() -> list[dict[str, Any]]:
+def kernel_rows() -> Iterator[dict[str, Any]]:
     """Draw and merge of a large frame, and copies that move as many bytes."""
     device = CudaDevice()
     pattern = SamplingPattern.named("cell")
@@ -64,7 +65,6 @@ def kernel_rows() -> list[dict[str, Any]]:
     window, draws = Window(0, 0, cells, cells), Draws(0, N_SAMPLES, pattern.group_size, False)
     part = Part(0, 0, SIDE, SIDE, SIDE, SIDE, SIDE)
     n = SIDE * SIDE
-    rows = []
     with ExitStack() as opened:
 
         def room(n_bytes: int) -> int:
@@ -114,30 +114,24 @@ def kernel_rows() -> list[dict[str, Any]]:
             for name, (n_bytes, enqueue) in work.items():
                 copied = copy_seconds(device, n_bytes)
                 taken = seconds_of(device, enqueue)
-                rows.append(
-                    {
-                        "kernel": f"{name}, {'float16' if half else 'float32'}",
-                        "bytes": n_bytes,
-                        "us": 1e6 * taken,
-                        "copy_us": 1e6 * copied,
-                        "times_a_copy": taken / copied,
-                        "copy_bytes_per_s": n_bytes / copied,
-                    }
-                )
-                print(rows[-1], flush=True)
-    return rows
+                yield {
+                    "kernel": f"{name}, {'float16' if half else 'float32'}",
+                    "bytes": n_bytes,
+                    "us": 1e6 * taken,
+                    "copy_us": 1e6 * copied,
+                    "times_a_copy": taken / copied,
+                    "copy_bytes_per_s": n_bytes / copied,
+                }
 
 
-def all_stage_rows(matrix_flop_per_s: float) -> list[dict[str, Any]]:
+def all_stage_rows() -> Iterator[dict[str, Any]]:
     """Stages of frames of every size, by both presets of one network."""
-    device = CudaDevice()
-    rows = []
+    device, rate = CudaDevice(), matrix_rate()
     for preset in ("fast", "balanced"):
         model = export_model(untrained(preset), precision="fp16")
         for size in SIZES:
-            found = stage_rows(device, model, size, N_SAMPLES, matrix_flop_per_s)
-            rows += [{**row, "preset": preset} for row in found]
-    return rows
+            for row in stage_rows(device, model, size, N_SAMPLES, rate):
+                yield {"preset": preset, **row}
 
 
 def network_ms(preset: str, size: tuple[int, int]) -> dict[str, float]:
@@ -198,9 +192,8 @@ def working_backends() -> list[str]:
     return found
 
 
-def frame_rows(frames: int) -> list[dict[str, Any]]:
+def frame_rows(frames: int) -> Iterator[dict[str, Any]]:
     """Every backend host to host, and PyTorch's network beside it."""
-    rows = []
     backends = working_backends()
     for preset in ("fast", "balanced"):
         model = export_model(untrained(preset), precision="fp16")
@@ -214,13 +207,12 @@ def frame_rows(frames: int) -> list[dict[str, Any]]:
             result = bench.measure(model, workload)
             print(f"preset {preset}; PyTorch's network {yardstick}")
             print("\n".join(bench.table(result)), flush=True)
-            rows += [{**row, "preset": preset, "pytorch": yardstick} for row in result["rows"]]
-    return rows
+            for row in result["rows"]:
+                yield {**row, "preset": preset, "pytorch": yardstick}
 
 
-def draw_rows(frames: int) -> list[dict[str, Any]]:
+def draw_rows(frames: int) -> Iterator[dict[str, Any]]:
     """Frames with 16 draws, given to the network four or all at once."""
-    rows = []
     for preset in ("fast", "balanced"):
         model = export_model(untrained(preset), precision="fp16")
         for size in SIZES:
@@ -231,21 +223,15 @@ def draw_rows(frames: int) -> list[dict[str, Any]]:
             for at_once in AT_ONCE:
                 with mock.patch.object(layout, "DRAWS_AT_ONCE", at_once):
                     (row,) = bench.measure(model, workload)["rows"]
-                rows.append({**row, "preset": preset, "at_once": at_once})
-                total = row["total_ms"]["p50"]
-                print(f"preset {preset}, {size}, {at_once} of 16 draws at once: {total:.2f} ms")
-    return rows
+                yield {**row, "preset": preset, "at_once": at_once}
 
 
-def cold_rows() -> list[dict[str, Any]]:
+def cold_rows() -> Iterator[dict[str, Any]]:
     """Trainings, each the first of a process."""
-    rows = []
     for method in ("fast", "balanced"):
         command = [sys.executable, "-m", "benchmarks.gpu", "--cold", method]
         said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows.append(json.loads(said.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    return rows
+        yield json.loads(said.splitlines()[-1])
 
 
 def cold_row(method: str) -> dict[str, Any]:
@@ -256,18 +242,15 @@ def cold_row(method: str) -> dict[str, Any]:
     return {"frame": case.name, "total_s": time.perf_counter() - began, **row}
 
 
-def training_rows(methods: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def training_rows(methods: Sequence[str], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Trainings of the simulated frames, from the frame to the image."""
-    rows = []
     for case in cases():
         if case.name not in PAPERS_FRAMES:
             continue
         for method in methods:
             for seed in seeds:
                 row, _ = our_row(case, method, seed)
-                rows.append({"frame": case.name, **row})
-                print(describe(rows[-1]), flush=True)
-    return rows
+                yield {"frame": case.name, **row}
 
 
 def memory_after_many() -> dict[str, float]:
@@ -345,20 +328,22 @@ def main() -> None:
     if arguments.cold:
         print(json.dumps(cold_row(arguments.cold)))
         return
-    parts: dict[str, Callable[[], Any]] = {
+    parts: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
         "kernels": kernel_rows,
-        "stages": lambda: all_stage_rows(figures["matrix_flop_per_s"]),
+        "stages": all_stage_rows,
         "frames": lambda: frame_rows(arguments.frames),
         "draws": lambda: draw_rows(arguments.frames),
         "cold": cold_rows,
         "trainings": lambda: training_rows(arguments.methods, arguments.seeds),
-        "memory": memory_after_many,
+        "memory": lambda: [memory_after_many()],
         "paper": lambda: training_rows(["paper"], arguments.seeds),
     }
-    figures: dict[str, Any] = {"matrix_flop_per_s": matrix_rate()}
     for name in arguments.parts:
-        figures[name] = parts[name]()
-        path = keep("gpu", figures)  # after each, so that it stays whatever ends the next
+        rows = []
+        for row in parts[name]():
+            print(name, json.dumps(row), flush=True)
+            rows.append(row)
+            path = keep_part("gpu", name, rows)  # so that it stays whatever ends the next
     print(f"kept in {path}")
 
 

@@ -147,7 +147,7 @@ def stage_rows(
     size: tuple[int, int],
     n_samples: int,
     matrix_flop_per_s: float,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Every stage of a uint16 frame: its time, and how near it comes to what bounds it."""
     pixels = np.random.default_rng(0).poisson(100, size).astype(np.uint16)
     n = pixels.size
@@ -159,20 +159,18 @@ def stage_rows(
         "download": 8 * n,
     }
     flop = 2 * model.metadata.mac_per_pixel * n * n_samples
-    rows = []
     with noted_stages(device, model, pixels, n_samples) as stages:
         for stage, calls in stages.items():
             taken = seconds_of(device, lambda stream, calls=calls: all_of(calls, stream))
             row = {"size": list(size), "stage": stage, "us": 1e6 * taken}
             if stage == "network":
-                row |= {"flop": flop, "share_of_matrix_rate": flop / taken / matrix_flop_per_s}
+                row |= {"flop": flop, "matrix_flop_per_s": matrix_flop_per_s}
+                row["share_of_matrix_rate"] = flop / taken / matrix_flop_per_s
             else:
                 copied = copy_seconds(device, n_bytes[stage], stage)
                 row |= {"bytes": n_bytes[stage], "copy_us": 1e6 * copied}
                 row["times_a_copy"] = taken / copied
-            rows.append(row)
-            print(row, flush=True)
-    return rows
+            yield row
 
 
 def all_of(calls: list[Work], stream: int) -> None:

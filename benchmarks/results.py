@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,18 @@ def keep(name: str, figures: Any) -> Path:
     return _write(name, {"machine": machine(), "figures": figures})
 
 
+def keep_part(name: str, part: str, figures: Any) -> Path:
+    """Write one part of results/NAME.json, with where, when and of what it was measured.
+
+    The other parts, of other runs, stay.
+    """
+    path = FOLDER / f"{name}.json"
+    parts = json.loads(path.read_text()) if path.exists() else {}
+    measured = {"commit": commit(), "date": date.today().isoformat(), "machine": machine()}
+    return _write(name, {**parts, part: {**measured, "figures": figures}})
+
+
+@cache
 def machine() -> dict[str, str]:
     """What the figures of this run are taken on."""
     return {topic: finding for topic, finding in report() if topic in _TOPICS}
