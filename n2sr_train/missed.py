@@ -29,6 +29,7 @@ _LARGEST = 4.0  # standard deviations of noise that a pixel is taken to be off
 _ENOUGH = 0.5  # of the pixels that are near: of fewer, one alone could show structure
 _REACH = 2  # scales around such a place that count with it
 _LEVEL = 24.0  # pixels: the noise's power changes over no fewer
+_LEAST_WEIGHT = 1e-20  # of a Gaussian: with numbers below float32's range a CPU is ten times slower
 _LEAST_POWER = 0.1  # of the tile's: where hardly an electron comes, one is no structure
 
 
@@ -164,5 +165,6 @@ class _Blur:
         if (n, scale) not in self._made:
             at = torch.arange(n, device=device, dtype=torch.float32)
             apart = at[:, None] - at[None, :]
-            self._made[n, scale] = torch.exp(-(apart**2) / (2 * scale**2))
+            weights = torch.exp(-(apart**2) / (2 * scale**2))
+            self._made[n, scale] = weights * (weights > _LEAST_WEIGHT)
         return self._made[n, scale]

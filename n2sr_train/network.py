@@ -40,7 +40,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _activate(x: torch.Tensor) -> torch.Tensor:
-    return functional.leaky_relu(x, _SLOPE)
+    return functional.leaky_relu(x, _SLOPE, inplace=True)  # a convolution's output, of no other use
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

@@ -49,18 +49,19 @@ class _Muon:
     """Muon on convolutions seen as matrices (outputs, 9 * inputs), many at once.
 
     It equals torch.optim.Muon, which takes the matrices one by one: on networks as small as ours
-    that is up to a quarter of a step (docs/decisions/0006-recipe.md). On a CPU those of one shape
-    are taken together; a GPU, which small kernels keep waiting, takes all, filled up with zeros.
+    that is up to a quarter of a step (docs/decisions/0006-recipe.md). Matrices are filled up with
+    zeros and taken together: all on a GPU, which small kernels keep waiting; on a CPU, where zeros
+    cost time too, those with the most channels and all others.
     """
 
     def __init__(self, weights: list[torch.nn.Parameter], learning_rate: float) -> None:
         self._highest = learning_rate
         # On the weights' device, for a CUDA graph; float64 multiplies as a number of Python would.
         self._rate = torch.zeros((), dtype=torch.float64, device=weights[0].device)
-        together: dict[torch.Size | None, list[torch.nn.Parameter]] = {}
+        most = max(_channels(weight) for weight in weights)
+        together: dict[bool, list[torch.nn.Parameter]] = {}
         for weight in weights:
-            shape = None if weight.is_cuda else weight.shape
-            together.setdefault(shape, []).append(weight)
+            together.setdefault(weight.is_cuda or _channels(weight) == most, []).append(weight)
         self._stacks = [_Stack(group) for group in together.values()]
 
     def set_rate(self, share: float) -> None:
@@ -132,6 +133,11 @@ def _orthogonal(matrices: torch.Tensor) -> torch.Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return (x.mT if tall else x).float()
+
+
+def _channels(weight: torch.Tensor) -> int:
+    """The most of inputs and outputs."""
+    return max(weight.shape[:2])
 
 
 def _as_matrix(weight: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 
@@ -128,6 +129,18 @@ def test_rows_of_two_machines_keep_their_own(tmp_path, monkeypatch):
     rows = [{"seed": n, "machine": {"processor": name}} for n, name in enumerate("aba")]
     results.keep_rows("table", rows)
     assert results.kept_rows("table") == rows
+
+
+def test_a_part_measured_anew_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for part, figures in (("draw", [1]), ("merge", [2]), ("draw", [3])):
+        path = results.keep_part("gpu", part, figures)
+    kept = json.loads(path.read_text())
+    assert {part: measured["figures"] for part, measured in kept.items()} == {
+        "draw": [3],
+        "merge": [2],
+    }
+    assert kept["merge"].keys() == {"commit", "date", "machine", "figures"}
 
 
 NOISE = Noise(
