@@ -16,6 +16,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
+from n2sr_deploy.stream.order import FrameOrder
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
 from n2sr_deploy.stream.sink_worker import FOR_A_SINK, BackOff, SinkWorker
 from n2sr_deploy.stream.statistics import PASSED, StreamStatistics
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
 _SILENT_S = 10.0
-_COUNTS_ANEW = 2  # lower numbers in a row that may be late frames
 
 
 class StreamRunner:
@@ -179,7 +179,7 @@ class StreamRunner:
 
     def _receive(self) -> None:
         back_off = BackOff(self._source.name, self.statistics)
-        order = _Order(self.statistics)
+        order = FrameOrder(self.statistics)
         with contextlib.closing(self._source):
             while not self._stopping.is_set():
                 try:
@@ -193,7 +193,7 @@ class StreamRunner:
                     self.statistics.count("connections lost")
                     self._stopping.wait(back_off.failed(error))
 
-    def _read_on(self, order: _Order, back_off: BackOff) -> None:
+    def _read_on(self, order: FrameOrder, back_off: BackOff) -> None:
         """Until the connection is lost or the stream is to end."""
         last_s = time.monotonic()
         while not self._stopping.is_set():
@@ -216,7 +216,7 @@ class StreamRunner:
                 )
                 self.statistics.trouble("silences", message)
 
-    def _put(self, frame: LiveFrame, order: _Order) -> None:
+    def _put(self, frame: LiveFrame, order: FrameOrder) -> None:
         self.statistics.count("received")
         if not order.accepts(frame):
             return
@@ -259,52 +259,6 @@ class StreamRunner:
             worker.offer(slot, result)
         if self._observe is not None:
             self._observe(result)
-
-
-class _Order:
-    """Looks at the source's numbers: nothing twice, nothing older, gaps reported."""
-
-    def __init__(self, statistics: StreamStatistics) -> None:
-        self._statistics = statistics
-        self._last: int | None = None
-        self._series: str | None = None
-        self._is_new = True
-        self._n_lower = 0
-
-    def begins_anew(self) -> None:
-        """The source was opened: it may count from the beginning."""
-        self._is_new = True
-
-    def accepts(self, frame: LiveFrame) -> bool:
-        """Whether a frame of this number comes next.
-
-        A few lower numbers in a row are a source that has begun to count anew.
-        """
-        index, last = frame.index, self._last
-        is_new = self._is_new or frame.series != self._series
-        is_same_series = frame.series is None or frame.series == self._series
-        self._is_new, self._series = False, frame.series
-        self._n_lower = self._n_lower + 1 if last is not None and index < last else 0
-        if self._n_lower > _COUNTS_ANEW and not is_new:
-            message = f"after frame {last} the source counts anew, from {index}"
-            self._statistics.trouble("restarts", message)
-            is_new = True
-        if last is not None and index == last and is_same_series:
-            self._is_new = is_new
-            self._statistics.trouble("repeated", f"frame {index} came again; left out")
-            return False
-        if last is not None and index < last and not is_new:
-            message = f"frame {index} came after frame {last}; left out"
-            self._statistics.trouble("out of order", message)
-            return False
-        if last is not None and index > last + 1 and is_same_series:
-            one = index == last + 2
-            missing = f"frame {last + 1}" if one else f"frames {last + 1} to {index - 1}"
-            message = f"{missing} did not come"
-            self._statistics.trouble("gaps", message)
-            self._statistics.count("missing", index - last - 1)
-        self._last = index
-        return True
 
 
 class _Handing:
