@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from n2sr_deploy import files
 from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
@@ -21,14 +23,14 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
+from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.formats import extensions
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from n2sr_deploy.denoise_file import FrameResult
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.report import Known
 
 
@@ -36,6 +38,12 @@ if TYPE_CHECKING:
 @click.argument("noisy", type=PATH)
 @output_option(f"denoised frame: {' '.join(extensions(written=True))}")
 @model_option
+@click.option(
+    "--keep",
+    type=PATH,
+    metavar="MODEL.onnx",
+    help="Keep the network that is learned there, for -m and further frames.",
+)
 @click.option(
     "--std",
     type=PATH,
@@ -69,6 +77,7 @@ def denoise_command(
     noisy: Path,
     output: Path,
     model: Path | None,
+    keep: Path | None,
     std: Path | None,
     report: Path | None,
     samples: int | None,
@@ -90,6 +99,7 @@ def denoise_command(
     check_denoising(model, samples, backend, options, std=std is not None, per_frame=per_frame)
     _check_stack(model, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
+    keeping = _Keeping(keep, noisy, model, options, per_frame=per_frame, overwrite=overwrite)
     judge = (
         None if report is None else _Judge(report, noisy, signal, stack=stack, overwrite=overwrite)
     )
@@ -114,6 +124,7 @@ def denoise_command(
             std=std,
             overwrite=overwrite,
             training=shown_training,
+            on_learned=keeping,
             on_frame=on_frame,
             on_result=judge or (lambda _: None),
         )
@@ -128,6 +139,52 @@ def denoise_command(
             what = f"n2sr report {noisy} {output} -o {report}"
             click.echo(f"the result is kept; its report is made by: {what}", err=True)
             raise
+    keeping.check()
+
+
+class _Keeping:
+    """Writes what was learned to the file of --keep, if there is one."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        noisy: Path,
+        model: Path | None,
+        options: LearnOptions,
+        *,
+        per_frame: bool,
+        overwrite: bool,
+    ) -> None:
+        self._path, self._overwrite = path, overwrite
+        self._error: N2SRError | None = None
+        if path is None:
+            return
+        if model is not None:
+            raise click.UsageError(
+                "--keep is for what is learned, but --model gives a trained network; leave one out"
+            )
+        if per_frame:
+            raise click.UsageError(
+                "--keep is for one network, but --per-frame learns one for each frame; leave one "
+                "out"
+            )
+        given = [noisy, *([] if options.init is None else [Path(options.init)])]
+        files.check_output(path, overwrite=overwrite, inputs=given, suffix=".onnx")
+
+    def __call__(self, model: ExportedModel) -> None:
+        if self._path is None:
+            return
+        try:
+            model.save(self._path, overwrite=self._overwrite)
+        except N2SRError as error:  # told at the end: the frame can be denoised all the same
+            self._error = error
+        else:
+            click.echo(f"{self._path}: {model.describe()}")
+
+    def check(self) -> None:
+        """Raise what kept the model from being written."""
+        if self._error is not None:
+            raise self._error
 
 
 class _Judge:

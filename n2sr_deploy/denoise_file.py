@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
+    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import Denoisers, Opened
     from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
     OpensTraining = Callable[[], AbstractContextManager[Progress]]
+    OnLearned = Callable[[ExportedModel], None]
     OnResult = Callable[["FrameResult"], None]
 
 _log = logging.getLogger("n2sr")
@@ -86,6 +88,7 @@ def denoise_file(
     std: Path | None = None,
     overwrite: bool = False,
     training: OpensTraining = _unseen,
+    on_learned: OnLearned = lambda model: None,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
     on_result: OnResult = lambda result: None,
 ) -> DenoisedFile:
@@ -109,6 +112,8 @@ def denoise_file(
     training
         Gives what is called after each step of a training, as a context manager that lasts as
         long as the training.
+    on_learned
+        Called with each model that was learned, before a frame is denoised with it.
     on_frame
         Called with the frames done and their number after each.
     on_result
@@ -128,7 +133,7 @@ def denoise_file(
         dtype = _kept_type(opened, options)
         if dtype is not None:
             formats.check_type(output, dtype)  # before any work
-        work = _Work(opened, options, denoisers, training, closing, std, on_result)
+        work = _Work(opened, options, denoisers, training, on_learned, closing, std, on_result)
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
@@ -180,13 +185,14 @@ class _Work:
         options: DenoiseOptions,
         denoisers: Denoisers,
         training: OpensTraining,
+        on_learned: OnLearned,
         closing: ExitStack,
         std: Path | None,
         on_result: OnResult,
     ) -> None:
         self._std, self._on_result = std, on_result
         self._opened, self._options, self._denoisers = opened, options, denoisers
-        self._training = training
+        self._training, self._on_learned = training, on_learned
         self._closing = closing
         self._first: Frame | None = None
         self.indexes: Sequence[int] = (
@@ -240,6 +246,7 @@ class _Work:
         with self._naming(frame.index), self._training() as progress:
             model, told = learn(frame, options.learn, progress)
         _log.info("learned: %s", told)
+        self._on_learned(model)
         denoiser = self._denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
         closing.callback(denoiser.close)
         return denoiser

@@ -21,7 +21,16 @@ import pytest
 import tifffile
 from click.testing import CliRunner
 
-from n2sr_deploy import Frame, doctor, files, formats, learning, read_frame, write_frame
+from n2sr_deploy import (
+    ExportedModel,
+    Frame,
+    doctor,
+    files,
+    formats,
+    learning,
+    read_frame,
+    write_frame,
+)
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import MissingExtraError, OutputError, OutputExistsError, SettingError
 from n2sr_deploy.formats.metadata import acquired
@@ -75,6 +84,30 @@ def test_the_whole_chain(run, tmp_path):
         "s.safetensors",
         "std.tif",
     ]
+
+
+def test_denoise_in_one_go_keeps_its_network(run, noisy_file):
+    """The same frame denoised with it is the same."""
+    keep = ["--keep", "kept.onnx"]
+    learned = run("denoise", noisy_file, "-o", "a.npy", *QUICK, *keep, "--backend", "ort")
+    assert "kept.onnx: exported model, preset balanced" in learned.stdout
+    run("denoise", noisy_file, "-o", "b.npy", "-m", "kept.onnx", "--backend", "ort")
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
+    again = run("denoise", noisy_file, "-o", "c.npy", *QUICK, *keep, code=2)
+    assert "kept.onnx exists already" in again.stderr
+    assert not Path("c.npy").exists()
+    run("denoise", noisy_file, "-o", "c.npy", *QUICK, *keep, "--overwrite")
+
+
+def test_a_network_that_cannot_be_kept_costs_no_result(run, noisy_file, monkeypatch):
+    def refused(*_, **__):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(ExportedModel, "save", refused)
+    done = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=2)
+    assert "out.npy: denoised" in done.stdout
+    assert "the disk is full" in done.stderr
+    assert Path("out.npy").exists()
 
 
 def test_denoise_without_a_model_trains_first(run, noisy_file):
@@ -281,6 +314,13 @@ def refused(result, message):
             "--samples is 0, but must be 1 to 1024",
         ),
         (["denoise", "noisy.tif", "-o", "out.tif", "--preset", "bst"], "must be one of"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "--keep", "k.tif"], "must end in .onnx"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "--keep", "k.onnx", "-m", "m.onnx"], "leave one"),
+        (["denoise", "noisy.tif", "-o", "o.tif", "--keep", "k.onnx", "--per-frame"], "leave one"),
+        (
+            ["denoise", "noisy.tif", "-o", "o.tif", "--keep", "k.onnx", "--init", "k.onnx"],
+            "is the input itself",
+        ),
         (["denoise", "noisy.tif", "-o", "out.tif", "--stride", "9"], "1 to 4"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--stride", "x"], "is no stride"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--steps", "0"], "steps is 0"),
