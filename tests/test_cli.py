@@ -328,7 +328,7 @@ def refused(result, message):
         (["denoise", "noisy.tif", "-o", "out.tif", "--device", "cuda:cpu"], "device is 'cuda:cpu'"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--frame", "1"], "has no frame 1"),
         (["denoise", "noisy.tif", "-o", "out.tif", "-m", "no.onnx"], "does not exist"),
-        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "noisy.tif"], "is not an ONNX model"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "noisy.tif"], "these end in .onnx"),
         (["denoise", "noisy.tif", "-o", "o.tif", "-m", "s.safetensors"], "n2sr export s.safe"),
         (["denoise", "noisy.tif", "-o", "o.tif", "-m", "m.onnx", "--steps", "3"], "leave one out"),
         (["export", "m.onnx", "-o", "out.onnx"], "looks like an exported model"),

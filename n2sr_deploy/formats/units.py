@@ -41,6 +41,16 @@ def nanometres(unit: str | None) -> float | None:
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
 
 
+def length_told(length: float, unit: str) -> str:
+    """A length in words; by another unit where it takes more than three digits or is below 0.1."""
+    nm = nanometres(unit)
+    if nm is not None and not 0.1 <= length < 1000:
+        in_nm = length * nm
+        unit = next((u for u in ("mm", "µm", "nm") if in_nm >= _NANOMETRES[u]), "pm")
+        length = in_nm / _NANOMETRES[unit]
+    return f"{length:.3g} {unit}"
+
+
 def size_in_nm(size: tuple[float, float] | None, unit: str | None) -> tuple[float, float] | None:
     """A pixel's height and width in nanometres; None when they are not known, or no lengths."""
     nm = nanometres(unit)

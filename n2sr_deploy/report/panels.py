@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.report.spectra import LAGS
 from n2sr_deploy.words import counted
 
@@ -150,8 +151,8 @@ def _scale_bar(axis: Axes, findings: ReportFindings, height: int, width: int) ->
             solid_capstyle="butt",
         )  # fmt: skip
     axis.text(
-        left, y - 0.03 * height, f"{length:g} {unit}", color="white", fontsize=9, weight="bold",
-        path_effects=_outline(), va="bottom",
+        left, y - 0.03 * height, length_told(length, unit), color="white", fontsize=9,
+        weight="bold", path_effects=_outline(), va="bottom",
     )  # fmt: skip
 
 
@@ -309,6 +310,7 @@ def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
         elinewidth=1.2, label="residual",
     )  # fmt: skip
     axis.set_ylim(0, 1.35 * float(max(curve.variance.max(), curve.expected.max())))
+    axis.locator_params(axis="x", nbins=6)  # large counts are long
     _curve(axis, "denoised intensity / counts", "variance / counts²")
     axis.legend()
 
@@ -334,7 +336,8 @@ def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
         if in_unit is not None:
             length += f" = {in_unit:.3g} {findings.unit or ''}"
         is_right = found.resolution > found.frequency[-1] / 2
-        at = {"ha": "right" if is_right else "left", "color": ORANGE}
+        at: Any = {"ha": "right" if is_right else "left", "color": ORANGE}
+        at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
         axis.text(found.resolution, 1.7, f" {length} ", **at)
     axis.set_xlim(0, 0.5)
     axis.set_ylim(-1, 2)
