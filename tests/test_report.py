@@ -14,6 +14,7 @@ from benchmarks.simulation import unit_noise
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
+from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.report import HalfResult, Halves, Known, measure, report_on
@@ -579,6 +580,22 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "What does the second exposure say? [good]" in result.output
+
+
+@pytest.mark.parametrize(
+    ("length", "unit", "told"),
+    [
+        (500, "nm", "500 nm"),
+        (2, "Å", "2 Å"),
+        (1000, "Å", "100 nm"),
+        (5000, "nm", "5 µm"),
+        (0.02, "µm", "20 nm"),
+        (0.05, "nm", "50 pm"),
+        (2000, "1/nm", "2e+03 1/nm"),  # no length
+    ],
+)
+def test_a_scale_bars_length_has_a_unit_that_suits_it(length, unit, told):
+    assert length_told(length, unit) == told
 
 
 def test_frames_of_stacks_are_judged_by_their_number(files, quick_drawing):
