@@ -7,8 +7,8 @@ out. Times of kernels are those of many replays of a CUDA graph, whose inputs ex
 caches, but for `statistics`.
 Models are float16. PyTorch's network, the yardstick, is the model's in channels_last, recorded in
 a CUDA graph and timed alone: no draw, no merge, no copy from or to the host. The part `paper`, the
-preset of that name in full, 9300 TFLOP a frame, is measured only when it is named. Parts that are
-not measured keep what an earlier run gave them.
+preset of that name in full, 9300 TFLOP a frame, is measured only when it is named. A part is
+replaced as a whole when it has ended; the others keep what an earlier run gave them.
 """
 
 from __future__ import annotations
@@ -205,8 +205,6 @@ def frame_rows(frames: int) -> Iterator[dict[str, Any]]:
                 n_frames=max(100, frames * 512 * 512 // (size[0] * size[1])),
             )
             result = bench.measure(model, workload)
-            print(f"preset {preset}; PyTorch's network {yardstick}")
-            print("\n".join(bench.table(result)), flush=True)
             for row in result["rows"]:
                 yield {**row, "preset": preset, "pytorch": yardstick}
 
@@ -274,11 +272,6 @@ def memory_after_many() -> dict[str, float]:
             last = pipeline.collect()
     error = difference_from_cpu(model, last, frames[(MANY - 1) % 4], MANY - 1)
     host, gpu = (after - before for before, after in zip(*held, strict=True))
-    print(
-        f"{MANY} frames in {seconds:.1f} s: {host} bytes more, {gpu} on the GPU; the last differs "
-        f"from the CPU's by {error:.2g} of its standard deviation",
-        flush=True,
-    )
     return {
         "frames": MANY,
         "seconds": seconds,
@@ -343,8 +336,9 @@ def main() -> None:
         for row in parts[name]():
             print(name, json.dumps(row), flush=True)
             rows.append(row)
-            path = keep_part("gpu", name, rows)  # so that it stays whatever ends the next
-    print(f"kept in {path}")
+            keep_part("gpu", name, rows, is_whole=False)  # whatever ends the next
+        if rows:
+            print(f"{name}: kept in {keep_part('gpu', name, rows)}", flush=True)
 
 
 if __name__ == "__main__":

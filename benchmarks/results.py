@@ -33,15 +33,18 @@ def keep(name: str, figures: Any) -> Path:
     return _write(name, {"machine": machine(), "figures": figures})
 
 
-def keep_part(name: str, part: str, figures: Any) -> Path:
+def keep_part(name: str, part: str, figures: Any, *, is_whole: bool = True) -> Path:
     """Write one part of results/NAME.json, with where, when and of what it was measured.
 
-    The other parts, of other runs, stay.
+    The other parts, of other runs, stay; so does the part itself until a new one is whole.
     """
     path = FOLDER / f"{name}.json"
     parts = json.loads(path.read_text()) if path.exists() else {}
+    unfinished = f"{part}, unfinished"
+    parts.pop(unfinished, None)
     measured = {"commit": commit(), "date": date.today().isoformat(), "machine": machine()}
-    return _write(name, {**parts, part: {**measured, "figures": figures}})
+    parts[part if is_whole else unfinished] = {**measured, "figures": figures}
+    return _write(name, parts)
 
 
 @cache
@@ -50,16 +53,25 @@ def machine() -> dict[str, str]:
     return {topic: finding for topic, finding in report() if topic in _TOPICS}
 
 
+@cache
 def commit() -> str:
-    """Which n2sr it is: the commit, and a plus where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"],
-        cwd=FOLDER.parent,
-        capture_output=True,
-        text=True,
-        check=False,
+    """Which n2sr runs: the commit, and a plus where files other than results differ from it."""
+    name = _git("rev-parse", "--short", "HEAD")
+    differs = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){FOLDER}"
     )
-    return done.stdout.strip() or VERSION
+    return name + "+" * bool(differs) if name else VERSION
+
+
+def _git(*arguments: str) -> str:
+    """What it says; nothing where there is no git, or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def kept_rows(name: str) -> list[dict[str, Any]]:

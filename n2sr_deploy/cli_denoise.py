@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import shlex
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from n2sr_deploy import files
 from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
     check_denoising,
+    check_keep,
     check_outputs,
     dtype_option,
     frame_option,
@@ -28,10 +29,15 @@ from n2sr_deploy.formats import extensions
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from n2sr_deploy.denoise_file import FrameResult
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.report import Known
+
+_log = logging.getLogger("n2sr")
 
 
 @click.command("denoise", short_help="Denoise a frame with a model, or learn one first.")
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
     "--keep",
     type=PATH,
     metavar="MODEL.onnx",
-    help="Keep the network that is learned there, for -m and further frames.",
+    help="Where to keep the network that is learned, for -m and further frames.",
 )
 @click.option(
     "--std",
@@ -97,9 +103,10 @@ def denoise_command(
     from n2sr_deploy.progress import shown_frames, shown_training
 
     check_denoising(model, samples, backend, options, std=std is not None, per_frame=per_frame)
-    _check_stack(model, frame, stack=stack, per_frame=per_frame)
+    _check_stack(model, keep, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
-    keeping = _Keeping(keep, noisy, model, options, per_frame=per_frame, overwrite=overwrite)
+    check_keep(keep, model, [noisy], options, learns=model is None, overwrite=overwrite)
+    keeping = _Keeping(keep, overwrite=overwrite)
     judge = (
         None if report is None else _Judge(report, noisy, signal, stack=stack, overwrite=overwrite)
     )
@@ -134,57 +141,35 @@ def denoise_command(
         click.echo(f"{std}: standard error of each pixel")
     if judge is not None:
         try:
-            judge.write(output, noisy)
+            judge.write(output)
         except KeyboardInterrupt:
-            what = f"n2sr report {noisy} {output} -o {report}"
-            click.echo(f"the result is kept; its report is made by: {what}", err=True)
+            network = model or (None if keeping.has_failed else keep)
+            beside = {"--frame": frame, "--signal": signal, "-m": network}
+            beside["--std"] = std if network is None else None  # which the network tells
+            again = judge.command(output, beside)
+            click.echo(f"the result is kept; its report is made by: {again}", err=True)
             raise
-    keeping.check()
+    if keeping.has_failed:
+        raise click.ClickException(f"nothing was kept in {keep}, see above")
 
 
 class _Keeping:
     """Writes what was learned to the file of --keep, if there is one."""
 
-    def __init__(
-        self,
-        path: Path | None,
-        noisy: Path,
-        model: Path | None,
-        options: LearnOptions,
-        *,
-        per_frame: bool,
-        overwrite: bool,
-    ) -> None:
+    def __init__(self, path: Path | None, *, overwrite: bool) -> None:
         self._path, self._overwrite = path, overwrite
-        self._error: N2SRError | None = None
-        if path is None:
-            return
-        if model is not None:
-            raise click.UsageError(
-                "--keep is for what is learned, but --model gives a trained network; leave one out"
-            )
-        if per_frame:
-            raise click.UsageError(
-                "--keep is for one network, but --per-frame learns one for each frame; leave one "
-                "out"
-            )
-        given = [noisy, *([] if options.init is None else [Path(options.init)])]
-        files.check_output(path, overwrite=overwrite, inputs=given, suffix=".onnx")
+        self.has_failed = False
 
     def __call__(self, model: ExportedModel) -> None:
         if self._path is None:
             return
         try:
             model.save(self._path, overwrite=self._overwrite)
-        except N2SRError as error:  # told at the end: the frame can be denoised all the same
-            self._error = error
+        except N2SRError as error:  # the frame can be denoised all the same
+            self.has_failed = True
+            _log.warning("what was learned is not kept: %s", error)
         else:
             click.echo(f"{self._path}: {model.describe()}")
-
-    def check(self) -> None:
-        """Raise what kept the model from being written."""
-        if self._error is not None:
-            raise self._error
 
 
 class _Judge:
@@ -203,7 +188,7 @@ class _Judge:
         check_report(path, overwrite=overwrite, inputs=[noisy])
         with open_frames(noisy, signal) as opened:
             check_size(opened.shape)
-        self._path, self._overwrite = path, overwrite
+        self._path, self._noisy, self._overwrite = path, noisy, overwrite
         self._result: FrameResult | None = None
         self._known: Known | None = None
 
@@ -220,7 +205,14 @@ class _Judge:
             result.uncertainty,
         )
 
-    def write(self, output: Path, noisy: Path) -> None:
+    def command(self, output: Path, options: Mapping[str, object]) -> str:
+        """What makes the report of a result that is there; options that are None are left out."""
+        parts = ["n2sr", "report", self._noisy, output, "-o", self._path]
+        for name, value in options.items():
+            parts += [] if value is None else [name, value]
+        return shlex.join(map(str, parts)) + " --overwrite" * self._overwrite
+
+    def write(self, output: Path) -> None:
         """The page and the picture; the verdict goes to stdout."""
         from n2sr_deploy.formats import read_frame
         from n2sr_deploy.report import picture_of, report_on
@@ -231,7 +223,7 @@ class _Judge:
             self._path,
             self._result.noisy,
             self._result.denoised.mean,
-            title=f"{output.name}, denoised from {noisy.name}",
+            title=f"{output.name}, denoised from {self._noisy.name}",
             lines=(self._result.noisy.describe(), *read_frame(output).history),
             known=self._known,
             overwrite=self._overwrite,
@@ -240,7 +232,13 @@ class _Judge:
         click.echo(f"{self._path}: the report; {picture_of(self._path)}: the same as one picture")
 
 
-def _check_stack(model: Path | None, frame: int | None, *, stack: bool, per_frame: bool) -> None:
+def _check_stack(
+    model: Path | None, keep: Path | None, frame: int | None, *, stack: bool, per_frame: bool
+) -> None:
+    if per_frame and keep is not None:
+        raise click.UsageError(
+            "--keep is for one network, but --per-frame learns many; leave one out"
+        )
     if per_frame and frame is not None:
         raise click.UsageError("--per-frame learns from every frame; leave out --frame")
     if stack and model is not None and frame is not None:

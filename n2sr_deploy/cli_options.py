@@ -194,6 +194,28 @@ def check_outputs(outputs: list[Path], raw: Path | None, *, overwrite: bool) -> 
         )
 
 
+def check_keep(
+    keep: Path | None,
+    model: Path | None,
+    inputs: list[Path],
+    options: LearnOptions,
+    *,
+    learns: bool,
+    overwrite: bool,
+    or_else: str = "",
+) -> None:
+    """Refuse, before any work, a --keep with nothing to keep, and what could not be written."""
+    if keep is None:
+        return
+    if not learns:
+        raise click.UsageError(
+            "--keep is for what is learned, but --model gives a trained network; leave one out"
+            + or_else
+        )
+    given = [*inputs, *(Path(path) for path in (model, options.init) if path is not None)]
+    files.check_output(keep, overwrite=overwrite, inputs=given, suffix=".onnx")
+
+
 def refuse_training(options: LearnOptions, hint: str) -> None:
     """Refuse options that only a training has, beside a model."""
     if options.named:

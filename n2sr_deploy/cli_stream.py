@@ -14,6 +14,7 @@ import click
 from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
+    check_keep,
     live_samples_option,
     refuse_training,
     seed_option,
@@ -184,19 +185,10 @@ def stream_command(
 def _check_keeping(
     keep: Path | None, model: Path | None, options: LearnOptions, *, learns: bool, overwrite: bool
 ) -> None:
-    from n2sr_deploy import files
-
-    if keep is None:
-        if overwrite:
-            raise click.UsageError("--overwrite is for the file of --keep; sinks replace nothing")
-        return
-    if not learns:
-        raise click.UsageError(
-            "--keep is for what is learned, but --model gives a trained network; leave one out, "
-            "or add --relearn auto"
-        )
-    given = [Path(path) for path in (model, options.init) if path is not None]
-    files.check_output(keep, overwrite=overwrite, inputs=given, suffix=".onnx")
+    if overwrite and keep is None:
+        raise click.UsageError("--overwrite is for the file of --keep; sinks replace nothing")
+    or_else = ", or add --relearn auto"
+    check_keep(keep, model, [], options, learns=learns, overwrite=overwrite, or_else=or_else)
 
 
 def _check_viewing(view: bool, port: int, listen: str, token: str | None) -> None:

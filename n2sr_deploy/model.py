@@ -219,14 +219,9 @@ class ExportedModel:
         try:
             props = ort.metadata_props(onnx)
         except N2SRError as error:
-            if path.suffix.lower() != ".onnx":
-                raise ModelError(
-                    f"{path} is no exported model: these end in .onnx; "
-                    "write one with: n2sr export CHECKPOINT -o MODEL.onnx"
-                ) from error
             raise ModelError(
-                f"{path} is not an ONNX model: {error}; if it is one, it was cut off or damaged: "
-                "copy it again, or export it again"
+                f"{path} is not an ONNX model: {error}; give one that n2sr export wrote; if it is "
+                "one, it was cut off or damaged: copy it again, or export it again"
             ) from error
         metadata = ModelMetadata.from_props(props, str(path))
         if metadata.graph_sha256 not in (None, graph_sha256(onnx)):

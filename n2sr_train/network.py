@@ -39,7 +39,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
-def _activate(x: torch.Tensor) -> torch.Tensor:
+def _activate_(x: torch.Tensor) -> torch.Tensor:
     return functional.leaky_relu(x, _SLOPE, inplace=True)  # a convolution's output, of no other use
 
 
@@ -64,7 +64,7 @@ class _TwoConvolutions(nn.Module):
         self.second = _conv(channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _activate(self.second(_activate(self.first(x))))
+        return _activate_(self.second(_activate_(self.first(x))))
 
 
 class SmallUNet(nn.Module):
@@ -144,18 +144,18 @@ class PaperUNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, h, w) -> (N, 1, h * stride_y, w * stride_x)."""
         for conv in self.first:
-            x = _activate(conv(x))
+            x = _activate_(conv(x))
         skips: list[torch.Tensor] = []
         for conv in self.down:
             skips.append(x)
-            x = _activate(conv(functional.max_pool2d(x, 2)))
+            x = _activate_(conv(functional.max_pool2d(x, 2)))
         x = _double(x) + skips.pop()
         for conv in self.up:
-            x = _activate(conv(_double(x) + skips.pop()))
+            x = _activate_(conv(_double(x) + skips.pop()))
         scale = float(self.stride[0]), float(self.stride[1])
         x = functional.interpolate(x, scale_factor=scale, mode="nearest")  # (N, C, H, W)
         for conv in self.full:
-            x = _activate(conv(x))
+            x = _activate_(conv(x))
         pixels: torch.Tensor = self.to_pixels(x)
         return pixels
 

@@ -58,11 +58,10 @@ class _Muon:
         self._highest = learning_rate
         # On the weights' device, for a CUDA graph; float64 multiplies as a number of Python would.
         self._rate = torch.zeros((), dtype=torch.float64, device=weights[0].device)
-        most = max(_channels(weight) for weight in weights)
-        together: dict[bool, list[torch.nn.Parameter]] = {}
-        for weight in weights:
-            together.setdefault(weight.is_cuda or _channels(weight) == most, []).append(weight)
-        self._stacks = [_Stack(group) for group in together.values()]
+        most = max(map(_channels, weights))
+        widest = [w for w in weights if w.is_cuda or _channels(w) == most]
+        others = [w for w in weights if not w.is_cuda and _channels(w) < most]
+        self._stacks = [_Stack(group) for group in (widest, others) if group]
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
@@ -99,7 +98,7 @@ class _Stack:
         self.momentum = torch.zeros_like(self._gradient)
         scales = [max(1.0, r / c) ** 0.5 for r, c in shapes]
         each = torch.tensor(scales, device=weights[0].device)[:, None, None]
-        self.scale = each if len(set(scales)) > 1 else scales[0]  # in float64, of one shape
+        self.scale = each if len(set(scales)) > 1 else scales[0]  # in float64, if they agree
 
     def _parts(self, stack: torch.Tensor) -> list[torch.Tensor]:
         return [m[:r, :c] for m, (r, c) in zip(stack.unbind(), self._shapes, strict=True)]
@@ -157,10 +156,8 @@ def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[O
         return [_adam(list(network.parameters()), config.learning_rate)]
     matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in network.parameters() if not (p.ndim == 4 and p.shape[1] > 1)]
-    return [
-        _Muon(matrices, config.learning_rate),
-        _adam(others, config.adam_learning_rate, beta2=0.99),
-    ]
+    adam = _adam(others, config.adam_learning_rate, beta2=0.99)
+    return [_Muon(matrices, config.learning_rate), adam] if matrices else [adam]
 
 
 def _adam(

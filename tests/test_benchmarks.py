@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -133,14 +135,34 @@ def test_rows_of_two_machines_keep_their_own(tmp_path, monkeypatch):
 
 def test_a_part_measured_anew_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    for part, figures in (("draw", [1]), ("merge", [2]), ("draw", [3])):
-        path = results.keep_part("gpu", part, figures)
-    kept = json.loads(path.read_text())
-    assert {part: measured["figures"] for part, measured in kept.items()} == {
-        "draw": [3],
-        "merge": [2],
-    }
-    assert kept["merge"].keys() == {"commit", "date", "machine", "figures"}
+
+    def kept(part, figures, **how):
+        found = json.loads(results.keep_part("gpu", part, figures, **how).read_text())
+        assert found[part.split(",")[0]].keys() == {"commit", "date", "machine", "figures"}
+        return {part: measured["figures"] for part, measured in found.items()}
+
+    kept("draw", [1])
+    assert kept("merge", [2]) == {"draw": [1], "merge": [2]}
+    unfinished = {"draw": [1], "merge": [2], "draw, unfinished": [3]}
+    assert kept("draw", [3], is_whole=False) == unfinished
+    assert kept("draw", [3, 4]) == {"merge": [2], "draw": [3, 4]}
+
+
+def test_the_commit_tells_of_files_that_differ_but_for_results(tmp_path, monkeypatch):
+    """It told the benchmark's own output as a difference."""
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    (folder / "gpu.json").write_text("{}")
+    (tmp_path / "code.py").write_text("")
+    identity = ("-c", "user.name=n", "-c", "user.email=n@example.com")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "first")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(results, "FOLDER", folder)
+    commit = results.commit.__wrapped__
+    (folder / "gpu.json").write_text("[]")
+    assert re.fullmatch("[0-9a-f]{7,}", commit())
+    (tmp_path / "code.py").write_text("pass")
+    assert re.fullmatch(r"[0-9a-f]{7,}\+", commit())
 
 
 NOISE = Noise(

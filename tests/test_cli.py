@@ -24,6 +24,7 @@ from click.testing import CliRunner
 from n2sr_deploy import (
     ExportedModel,
     Frame,
+    denoise_file,
     doctor,
     files,
     formats,
@@ -32,9 +33,16 @@ from n2sr_deploy import (
     write_frame,
 )
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import MissingExtraError, OutputError, OutputExistsError, SettingError
+from n2sr_deploy.errors import (
+    FrameError,
+    MissingExtraError,
+    OutputError,
+    OutputExistsError,
+    SettingError,
+)
 from n2sr_deploy.formats.metadata import acquired
 from n2sr_deploy.frame import Intensity
+from n2sr_deploy.opening import Denoisers
 from n2sr_deploy.version import VERSION
 from n2sr_train import Checkpoint, LearnOptions, learn_checkpoint
 from tests.conftest import REPOSITORY
@@ -99,15 +107,57 @@ def test_denoise_in_one_go_keeps_its_network(run, noisy_file):
     run("denoise", noisy_file, "-o", "c.npy", *QUICK, *keep, "--overwrite")
 
 
-def test_a_network_that_cannot_be_kept_costs_no_result(run, noisy_file, monkeypatch):
+@pytest.fixture
+def full_disk(monkeypatch):
+    """No model can be written."""
+
     def refused(*_, **__):
         raise OutputError("the disk is full")
 
     monkeypatch.setattr(ExportedModel, "save", refused)
-    done = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=2)
+
+
+@pytest.fixture
+def no_denoising(monkeypatch):
+    """It fails after what was learned."""
+
+    def broken(*_, **__):
+        raise FrameError("the backend broke")
+
+    monkeypatch.setattr(Denoisers, "of_model", broken)
+
+
+def test_a_network_that_cannot_be_kept_costs_no_result(run, noisy_file, full_disk):
+    done = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=1)
     assert "out.npy: denoised" in done.stdout
-    assert "the disk is full" in done.stderr
+    assert "nothing was kept in kept.onnx, see above" in done.stderr
     assert Path("out.npy").exists()
+
+
+def test_a_network_is_kept_before_anything_is_denoised(run, noisy_file, no_denoising):
+    failed = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=2)
+    assert "the backend broke" in failed.stderr
+    ExportedModel.open("kept.onnx")
+
+
+def test_a_network_that_is_not_kept_is_told_whatever_follows(
+    run, noisy_file, full_disk, no_denoising
+):
+    failed = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=2)
+    assert "what was learned is not kept: the disk is full" in failed.stderr
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(run, noisy_file, monkeypatch):
+    learn = denoise_file.learn
+
+    def slow(*arguments):
+        Path("kept.onnx").write_text("mine")
+        return learn(*arguments)
+
+    monkeypatch.setattr(denoise_file, "learn", slow)
+    done = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=1)
+    assert "what was learned is not kept: kept.onnx exists already" in done.stderr
+    assert Path("kept.onnx").read_text() == "mine"
 
 
 def test_denoise_without_a_model_trains_first(run, noisy_file):
@@ -328,7 +378,7 @@ def refused(result, message):
         (["denoise", "noisy.tif", "-o", "out.tif", "--device", "cuda:cpu"], "device is 'cuda:cpu'"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--frame", "1"], "has no frame 1"),
         (["denoise", "noisy.tif", "-o", "out.tif", "-m", "no.onnx"], "does not exist"),
-        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "noisy.tif"], "these end in .onnx"),
+        (["denoise", "noisy.tif", "-o", "out.tif", "-m", "noisy.tif"], "is not an ONNX model"),
         (["denoise", "noisy.tif", "-o", "o.tif", "-m", "s.safetensors"], "n2sr export s.safe"),
         (["denoise", "noisy.tif", "-o", "o.tif", "-m", "m.onnx", "--steps", "3"], "leave one out"),
         (["export", "m.onnx", "-o", "out.onnx"], "looks like an exported model"),

@@ -44,7 +44,7 @@ def test_gpu_tells_the_stages_of_frames_of_every_size(model, monkeypatch):
     monkeypatch.setattr(gpu, "export_model", lambda *_, **__: model)
     monkeypatch.setattr(gpu, "SIZES", [(32, 32), (32, 64)])
     monkeypatch.setattr(gpu, "matrix_rate", lambda: 1e6)
-    monkeypatch.setattr(gpu, "keep_part", lambda name, part, rows: kept.update({part: rows}))
+    monkeypatch.setattr(gpu, "keep_part", lambda _, part, rows, **__: kept.update({part: rows}))
     monkeypatch.setattr(gpu_stages, "seconds_of", seconds_of)
     monkeypatch.setattr(sys, "argv", ["gpu", "--parts", "stages"])
     gpu.main()

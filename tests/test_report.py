@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 
@@ -591,7 +592,8 @@ def test_a_second_frame_of_the_same_stack_is_named_by_its_number(files, quick_dr
         (5000, "nm", "5 µm"),
         (0.02, "µm", "20 nm"),
         (0.05, "nm", "50 pm"),
-        (2000, "1/nm", "2e+03 1/nm"),  # no length
+        (2000, "1/nm", "2000 1/nm"),  # no length
+        (5000, "m", "5000 m"),
     ],
 )
 def test_a_scale_bars_length_has_a_unit_that_suits_it(length, unit, told):
@@ -659,22 +661,28 @@ def test_rows_that_were_not_scanned_are_not_judged(files, quick_drawing):
 
 
 def test_ctrl_c_while_the_report_is_made_leaves_the_result_and_says_so(
-    files, model_path, monkeypatch
+    files, model_path, monkeypatch, quick_drawing
 ):
-    """It said only that it was ended before it was done."""
+    """And by which command the report is made."""
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("n2sr_deploy.report.report_on", interrupted)
-    noisy, out, page = (str(files / name) for name in ("noisy.tif", "o.tif", "o.html"))
-    done = CliRunner().invoke(main, ["denoise", noisy, "-m", str(model_path), "-o", out,
-                                     "--report", page])  # fmt: skip
+    stack, out, page = (files / name for name in ("my stack.npy", "o.tif", "o.html"))
+    np.save(stack, np.stack(2 * [noisy_frame().pixels]))
+    with monkeypatch.context() as patch:
+        patch.setattr("n2sr_deploy.report.report_on", interrupted)
+        done = CliRunner().invoke(
+            main,
+            ["denoise", str(stack), "--frame", "1", "-m", str(model_path), "-o", str(out),
+             "--report", str(page)],
+        )  # fmt: skip
     assert done.exit_code == 130
-    assert f"the result is kept; its report is made by: n2sr report {noisy} {out} -o {page}" in (
-        done.stderr
-    )
-    assert (files / "o.tif").exists()
+    assert out.exists()
+    _, again = done.stderr.split("the result is kept; its report is made by: n2sr ")
+    made = CliRunner().invoke(main, shlex.split(again.splitlines()[0]))
+    assert made.exit_code == 0, made.output
+    assert page.exists()
 
 
 def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(

@@ -46,9 +46,9 @@ def length_told(length: float, unit: str) -> str:
     nm = nanometres(unit)
     if nm is not None and not 0.1 <= length < 1000:
         in_nm = length * nm
-        unit = next((u for u in ("mm", "µm", "nm") if in_nm >= _NANOMETRES[u]), "pm")
+        unit = next((u for u in ("m", "mm", "µm", "nm") if in_nm >= _NANOMETRES[u]), "pm")
         length = in_nm / _NANOMETRES[unit]
-    return f"{length:.3g} {unit}"
+    return f"{float(f'{length:.3g}'):g} {unit}"
 
 
 def size_in_nm(size: tuple[float, float] | None, unit: str | None) -> tuple[float, float] | None:

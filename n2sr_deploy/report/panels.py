@@ -334,7 +334,7 @@ def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
         length = f"{1 / found.resolution:.3g} px"
         in_unit = findings.length_of(1 / found.resolution, found.along)
         if in_unit is not None:
-            length += f" = {in_unit:.3g} {findings.unit or ''}"
+            length += f" = {length_told(in_unit, findings.unit or '')}"
         is_right = found.resolution > found.frequency[-1] / 2
         at: Any = {"ha": "right" if is_right else "left", "color": ORANGE}
         at["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.report.findings import Level, Verdict
 from n2sr_deploy.words import are, counted
 
@@ -282,4 +283,4 @@ def _length(frequency: float, findings: ReportFindings) -> str:
     length = findings.length_of(pixels)
     if length is None:
         return f"{pixels:.3g} px"
-    return f"{length:.3g} {findings.unit or 'units'} ({pixels:.3g} px)"
+    return f"{length_told(length, findings.unit or 'units')} ({pixels:.3g} px)"

@@ -320,14 +320,17 @@ def denoise_stream(
     options
         Backend, M and seed.
 
-    Yields
-    ------
-    A result for each frame; its arrays are valid until the next is asked for.
+    Returns
+    -------
+    A result for each frame; its arrays are valid until the next is asked for. The source is opened
+    when the first is.
 
     Raises
     ------
+    SettingError
+        When the policy or the source is none, at once.
     N2SRError
-        As `StreamRunner.run` does.
+        As `StreamRunner.run` does, while results are asked for.
     """
     if policy not in FOR_A_SINK:
         raise SettingError(f"policy is {policy!r}, but must be latest or all")
@@ -341,6 +344,11 @@ def denoise_stream(
         policy=policy,
         patience_s=None,
     )
+    return _handed_out(runner, handing)
+
+
+def _handed_out(runner: StreamRunner, handing: _Handing) -> Iterator[LiveResult]:
+    """What another thread denoises, as it is asked for."""
     failed: list[BaseException] = []
 
     def run() -> None:
