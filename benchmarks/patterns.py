@@ -2,10 +2,13 @@
 
     python -m benchmarks.patterns [--steps 800]
     python -m benchmarks.patterns --weak [--steps 800]
+    python -m benchmarks.patterns --little [--steps 800]
 
 One phantom of our own, noise of known correlation along rows and columns, preset fast from a random
 start; PSNR against the truth. With --weak: from which correlation on whole rows learn better than
-cells, over frames of four kinds, preset fast as it is but for the steps.
+cells, over frames of four kinds, preset fast as it is but for the steps. With --little: up to how
+much noise, correlated along both axes, every second line is better than every fourth, over the same
+kinds of frames.
 """
 
 from __future__ import annotations
@@ -51,6 +54,12 @@ COMPARED = (
 WEAK = (0.1, 0.15, 0.2, 0.25)  # correlations along rows
 WEAK_SHAPE = (384, 384)
 WEAK_SEEDS = (0, 1)  # of the noise and of the training
+
+# Noise's share of a frame's variance, its correlations along rows and columns; what is compared.
+LITTLE_NOISE = (0.01, 0.04, 0.15)
+LITTLE_CORRELATED = ((0.35, 0.25), (0.5, 0.5))
+LITTLE_PATTERNS = (("cell", 2, 0), ("row", 2, 0), ("row", 4, 1))
+LITTLE_SIDE = 256
 
 
 def weak_frames() -> dict[str, tuple[Array, float]]:
@@ -150,13 +159,49 @@ def weak(steps: int) -> list[dict[str, Any]]:
     return rows
 
 
+def little(steps: int) -> list[dict[str, Any]]:
+    """Cells, every second and every fourth line where there is little noise."""
+    rows = []
+    for along_rows, along_columns in LITTLE_CORRELATED:
+        for share in LITTLE_NOISE:
+            for name, (clean, _) in weak_frames().items():
+                clean = clean[:LITTLE_SIDE, :LITTLE_SIDE]
+                rng = np.random.default_rng(0)
+                noise = unit_noise(clean.shape, rng, along_rows, along_columns)
+                noise *= clean.std() * np.sqrt(share / (1 - share))
+                row: dict[str, Any] = {
+                    "frame": name,
+                    "noise_share": share,
+                    "along_rows": along_rows,
+                    "along_columns": along_columns,
+                    "steps": steps,
+                }
+                for pattern, stride, margin in LITTLE_PATTERNS:
+                    config = replace(
+                        TrainingConfig.named("fast"),
+                        pattern=SamplingPattern.named(pattern, stride),
+                        margin=margin,
+                        steps=steps,
+                    )
+                    frame = Frame(pixels=(clean + noise).astype(np.float32))
+                    with Denoiser(export_model(train(frame, config))) as denoiser:
+                        error = np.mean((denoiser.denoise(frame).mean - clean) ** 2)
+                    row[f"{pattern} {stride}"] = float(error / np.mean(noise**2))
+                rows.append(row)
+                print(row, flush=True)
+    return rows
+
+
 def main() -> None:
     """Train, compare, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weak", action="store_true", help="where noise correlates weakly")
+    parser.add_argument("--little", action="store_true", help="where there is little noise")
     parser.add_argument("--steps", type=int, default=800)
     given = parser.parse_args()
-    if given.weak:
+    if given.little:
+        print(f"kept in {keep('patterns_little', little(given.steps))}")
+    elif given.weak:
         print(f"kept in {keep('patterns_weak', weak(given.steps))}")
     else:
         print(f"kept in {keep('patterns', compared(given.steps))}")

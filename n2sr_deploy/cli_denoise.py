@@ -219,12 +219,14 @@ class _Judge:
 
         if self._result is None:
             raise AssertionError("no frame was denoised")
+        noisy = self._result.noisy
+        which = f", frame {noisy.index}" if noisy.n_frames > 1 else ""
         findings = report_on(
             self._path,
-            self._result.noisy,
+            noisy,
             self._result.denoised.mean,
-            title=f"{output.name}, denoised from {self._noisy.name}",
-            lines=(self._result.noisy.describe(), *read_frame(output).history),
+            title=f"{output.name}, denoised from {self._noisy.name}{which}",
+            lines=(noisy.describe(), *read_frame(output).history),
             known=self._known,
             overwrite=self._overwrite,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
-    from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.sampling import AnyArray, FloatArray
+
+_log = logging.getLogger("n2sr")
+_ANOTHER = 0.5  # of what a network takes away: backends and rounding differ by far less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class _Made:
     n_samples: int | None = None
     seed: int = 0
     repair: bool = True
+    frames: str | None = None
+    """``frame 1 of 2``, or of a whole stack ``frames 0 to 4``."""
 
     @classmethod
     def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
@@ -48,7 +55,17 @@ class _Made:
             n_samples=record.get("n_samples"),
             seed=record.get("seed", 0) if seed is None else seed,
             repair=record.get("repair", True),
+            frames=record.get("frames"),
         )
+
+    def check_frame(self, noisy: Path, frame: Frame) -> None:
+        """Refuse another frame of the stack than the one it was made of."""
+        said = re.fullmatch(r"frame (\d+) of (\d+)", self.frames or "")
+        if said and int(said[2]) == frame.n_frames and int(said[1]) != frame.index:
+            raise click.UsageError(
+                f"{self.path} was made of frame {said[1]} of {said[2]}, but is to be judged by "
+                f"frame {frame.index} of {noisy}; say --frame {said[1]}"
+            )
 
     def check_model(self, path: Path, weights: str) -> None:
         """Refuse a network that did not make it."""
@@ -58,6 +75,22 @@ class _Made:
             raise ModelError(
                 f"{path} has weights {weights[:12]}, but {self.path} was made with "
                 f"{self.weights[:12]}; give the model that made it, or leave out --model"
+            )
+
+    def tell_if_another(
+        self, model: Path, judged: FloatArray, again: FloatArray, noisy: AnyArray
+    ) -> None:
+        """Warn where the network makes something else of the noisy frame."""
+        off, taken_away = (float(np.std(image - again)) for image in (judged, noisy))
+        if off > _ANOTHER * taken_away:
+            _log.warning(
+                "%s is not what %s makes of the noisy frame: they differ by %.2g counts, where the "
+                "network takes away %.2g; it was made of another frame or changed since, and what "
+                "unseen pixels confirm is told of the network's",
+                self.path,
+                model,
+                off,
+                taken_away,
             )
 
 
@@ -140,6 +173,7 @@ def report_command(
         )
     check_pixel_size("denoised frame", result, noisy_frame)
     made = _Made.of(result, denoised, seed)
+    made.check_frame(noisy, noisy_frame)
     mended = mend(noisy_frame, repairs=made.repair and not no_repair)
     other = None
     if second is not None:
@@ -161,13 +195,14 @@ def report_command(
         lines.append(f"judged is what was measured of it: {height} x {width} pixels")
     if second is not None and other is not None:
         lines.append(f"second exposure: {second.name}, frame {other.index}")
+    judged = _measured("denoised frame", result, noisy_frame, mended)
     findings = report_on(
         output,
         mended.noisy,
-        _measured("denoised frame", result, noisy_frame, mended),
+        judged,
         title=f"{denoised.name}, denoised from {noisy.name}{which}",
         lines=tuple(lines),
-        known=_known(model, std, noisy_frame, mended, backend, made),
+        known=_known(model, std, noisy_frame, mended, judged, backend, made),
         second=other,
         overwrite=overwrite,
     )
@@ -196,6 +231,7 @@ def _known(
     std: Path | None,
     noisy: Frame,
     mended: Mended,
+    judged: FloatArray,
     backend: str,
     made: _Made,
 ) -> Known | None:
@@ -213,4 +249,6 @@ def _known(
     made.check_model(model, opened.metadata.weights_sha256)
     shape = frame.shape
     with open_denoiser(opened, backend, shape=shape, n_samples=n_samples) as denoiser:
-        return known(denoiser, frame, n_samples=n_samples, seed=made.seed)
+        again = denoiser.denoise(frame, n_samples, seed=made.seed)
+        made.tell_if_another(model, judged, again.mean, frame.pixels)
+        return known(denoiser, frame, again, n_samples=n_samples, seed=made.seed)

@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -166,7 +166,7 @@ def stream_command(
         if viewer is not None:
             viewer.told = runner.told
         with _until_told(runner) as has_ended, _metrics(runner, metrics_port):
-            summary = runner.run()
+            summary = _run(runner)
             has_ended()
             learner.close()
     click.echo(json.dumps(summary) if as_json else "\n".join(described(summary)))
@@ -180,6 +180,19 @@ def stream_command(
     was_needed = model is None or learner.n_begun > 0  # else the model given was good to the end
     if keep is not None and was_needed and not learner.has_kept:
         raise click.ClickException(f"nothing was kept in {keep}, see above")
+
+
+def _run(runner: StreamRunner) -> dict[str, Any]:
+    """The summary; of a stream that fails it is told too, before why."""
+    from n2sr_deploy.errors import N2SRError
+    from n2sr_deploy.stream.statistics import described
+
+    try:
+        return runner.run()
+    except N2SRError:
+        if runner.statistics["received"]:
+            click.echo("\n".join(described(runner.statistics.summary())), err=True)
+        raise
 
 
 def _check_keeping(

@@ -31,6 +31,7 @@ SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
+_LITTLE = 0.15  # of the variance, up to which lines far apart lose more than is kept away
 _FARTHER = 0.3  # correlation with the nearest kept line from which too much of the noise is seen
 _DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
 _FEW_COUNTS = 5  # a pixel
@@ -83,6 +84,8 @@ class Noise:
     """Whether they count single events: whole numbers, their variance equal to their mean."""
     cut_off: float = 0.0
     """Share of the pixels that pile up at the lower limit, and are no counts; 0: none found."""
+    of_variance: float | None = None
+    """The noise's share of the frame's variance; None where it was not noted yet."""
 
     @property
     def is_negligible(self) -> bool:
@@ -213,6 +216,7 @@ def measure_noise(
         column_offsets=float(repaired.column_offsets.std()),
         saturated=float(limits.highest.mean()),
         cut_off=float(limits.lowest.mean()),
+        of_variance=(std / repaired.frame.mean_and_std()[1]) ** 2,
         is_integer=is_integer,
         counts_events=is_integer and is_poisson and bool(frame.pixels.min() >= 0),
     )
@@ -318,7 +322,17 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
             f"{found}, so every cell keeps a pixel of its own (pattern cell)",
         )
     name = "row" if along_rows >= along_columns else "column"
-    if min(along_rows, along_columns) <= white:
+    is_along_both = min(along_rows, along_columns) > white
+    if is_along_both and noise.of_variance is not None and noise.of_variance < _LITTLE:
+        return (
+            SamplingPattern.named("cell"),
+            0,
+            "the noise is correlated along rows and columns, but so little "
+            f"({noise.of_variance:.2g} of the frame's variance) that more would be lost between "
+            "lines far apart than noise is left, so every cell keeps a pixel of its own (pattern "
+            "cell)",
+        )
+    if not is_along_both:
         return (
             SamplingPattern.named(name),
             0,

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from n2sr_train.config import TrainingConfig
 
 _log = logging.getLogger("n2sr")
+_NOISE_IS_KNOWN_TO = 0.3  # of its variance, with the chance in the error it is compared with
+# Shares of the frame's variance: an error of its own of so much is much, of so much it may have.
+_ERRS_MUCH, _ERRS_LITTLE = 0.05, 0.01
 
 
 def require_training_extra() -> None:
@@ -74,8 +77,27 @@ def learn_checkpoint(
     from n2sr_train.training import train
 
     checkpoint = train(*wanted)
+    _tell_what_is_not_learned(checkpoint, wanted[0])
     # That of the whole frame: what was learned from may be without blank borders.
     return replace(checkpoint, summary={**checkpoint.summary, "frame_shape": list(frame.shape)})
+
+
+def _tell_what_is_not_learned(checkpoint: Checkpoint, frame: Frame) -> None:
+    """Warn where the network errs by more than the noise that it would take away."""
+    error, noise = checkpoint.validation_error, checkpoint.noise
+    if error is None or noise is None:
+        return
+    of_noise = float((noise.std / frame.pixels.std()) ** 2)
+    own = error - of_noise
+    if own > _NOISE_IS_KNOWN_TO * of_noise and own > min(_ERRS_MUCH, max(of_noise, _ERRS_LITTLE)):
+        _log.warning(
+            "the network has not learned this frame: of pixels it never saw its error is %.2g of "
+            "the frame's variance, but the noise only %.2g. Structure will be lost or made up: "
+            "train longer%s",
+            error,
+            of_noise,
+            "" if checkpoint.summary["stopped_by"] == "seconds" else ", or name another --pattern",
+        )
 
 
 def prepared(

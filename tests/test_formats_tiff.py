@@ -97,6 +97,7 @@ def test_images_of_other_sizes_are_signals(tmp_path):
     with pytest.raises(FileFormatError, match=r"holds 2 signals.*--signal: 'image 0', 'image 1'"):
         read_frame(tmp_path / "a.tif")
     assert np.array_equal(read_frame(tmp_path / "a.tif", signal="image 0").pixels, small)
+    assert np.array_equal(read_frame(tmp_path / "a.tif", signal="0").pixels, small)
     with open_frames(tmp_path / "a.tif", "image 1") as opened:
         assert (opened.signal, opened.signals) == ("image 1", ("image 0", "image 1"))
         assert np.array_equal([frame.pixels for frame in opened], large)

@@ -71,7 +71,7 @@ def test_nothing_invented_is_no_praise_where_the_signal_is_missing():
     """What a model of another specimen made of a frame was called good."""
     found, findings = levels(noisy_frame(), smoothed(lattice(), 4))
     assert found == ["bad", "good", "caution"]
-    assert "the model seems to belong to another specimen" in findings.verdicts[2].answer
+    assert "the network has not learned this frame" in findings.verdicts[2].answer
     _, findings = levels(noisy_frame(), lattice())
     assert "specimen" not in findings.verdicts[2].answer
 
@@ -80,7 +80,8 @@ def test_nothing_invented_is_no_praise_where_the_signal_is_missing():
 def test_the_noisy_frame_itself_has_noise_left(along_rows):
     frame = noisy_frame(along_rows)
     found, findings = levels(frame, frame.pixels)
-    assert found == ["bad", "bad", "good"]
+    assert found == ["bad", "bad", "caution"]
+    assert findings.verdicts[2].answer == "That cannot be told: the residual is empty."
     assert findings.noise_left == pytest.approx(1, abs=0.05)
 
 
@@ -683,6 +684,36 @@ def test_ctrl_c_while_the_report_is_made_leaves_the_result_and_says_so(
     made = CliRunner().invoke(main, shlex.split(again.splitlines()[0]))
     assert made.exit_code == 0, made.output
     assert page.exists()
+
+
+def test_a_result_is_judged_by_the_frame_it_was_made_of(files, model_path, quick_drawing):
+    """A good result of another frame of the stack was called invented."""
+    np.save(files / "stack.npy", np.stack([noisy_frame().pixels, noisy_frame().pixels[::-1]]))
+    stack, out, page = (str(files / name) for name in ("stack.npy", "one.tif", "one.html"))
+    done = CliRunner().invoke(
+        main,
+        ["denoise", stack, "--frame", "1", "-m", str(model_path), "-o", out, "--report", page],
+    )
+    assert done.exit_code == 0, done.output
+    assert "one.tif, denoised from stack.npy, frame 1" in (files / "one.html").read_text()
+    other = run(files, "stack.npy", "one.tif", "--frame", "0", "-o", "no.html")
+    assert other.exit_code == 2
+    assert "was made of frame 1 of 2" in other.output
+    assert "say --frame 1" in other.output
+    assert run(files, "stack.npy", "one.tif", "--frame", "1", "-o", "a.html").exit_code == 0
+
+
+def test_a_result_that_the_network_does_not_make_is_told(files, model_path, quick_drawing, caplog):
+    noisy, out = str(files / "noisy.tif"), str(files / "made.tif")
+    with_model = ["-m", str(model_path)]
+    CliRunner().invoke(main, ["denoise", noisy, *with_model, "-o", out, "--backend", "ort"])
+    assert run(files, "noisy.tif", "made.tif", *with_model, "-o", "a.html").exit_code == 0
+    assert "is not what" not in caplog.text
+    made = read_frame(files / "made.tif")
+    other = replace(made, pixels=made.pixels + 2 * lattice().astype("f"))
+    write_frame(files / "other.tif", other)
+    assert run(files, "noisy.tif", "other.tif", *with_model, "-o", "b.html").exit_code == 0
+    assert "other.tif is not what" in caplog.text
 
 
 def test_denoise_reports_on_a_frame_that_was_not_scanned_to_its_end(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -257,6 +258,17 @@ def test_a_sink_that_accepts_nothing_is_lost_after_some_patience(caplog):
 
 
 # what goes wrong
+
+
+def test_a_damaged_frame_is_no_gap(caplog):
+    bad = BadFrameError("1 NaN")
+    items = [live_frame(0), bad, live_frame(2), live_frame(4), bad, live_frame(8)]
+    counts, _ = stream(items, FakeSink())
+    assert counts["damaged"] == 2
+    assert counts["gaps"] == 2
+    assert counts["missing"] == 3
+    assert "frame 3 did not come" in caplog.text
+    assert "2 of frames 5 to 7 did not come" in caplog.text
 
 
 def test_damaged_frames_are_counted_told_once_and_left_out(caplog):
@@ -829,6 +841,27 @@ def test_the_command_streams_into_a_folder(model_path, tmp_path):
     frame = read_frame(tmp_path / "out" / "00000003.tif")
     assert frame.pixel_size == pytest.approx((0.02, 0.02))
     assert str(model_path) in frame.history[-1]
+
+
+def test_a_stream_that_fails_tells_what_came_before(model_path, tmp_path, monkeypatch):
+    from n2sr_deploy.stream.file_sinks import FolderSink
+
+    write = FolderSink.write
+
+    def full(self, result):
+        if result.noisy.index == 2:
+            raise OutputError("cannot write 2.tif: No space left on device")
+        write(self, result)
+
+    monkeypatch.setattr(FolderSink, "write", full)
+    done = run(
+        *("stream", "sim:?size=64&fps=50&frames=50", "-m", model_path, "--policy", "all"),
+        *("--to", f"folder:{tmp_path / 'out'}", "--backend", "ort"),
+    )
+    assert done.exit_code == 2
+    assert re.search(r"received \d+, denoised \d+", done.stderr)
+    assert f"written to folder:{tmp_path / 'out'} 2" in done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, monkeypatch):

@@ -308,6 +308,29 @@ def test_judging_takes_little_of_a_bounded_time(noisy, monkeypatch, seconds, ela
     assert not run._validation_is_due()
 
 
+@pytest.mark.parametrize(
+    ("error", "noise_std", "is_told"),
+    [
+        (0.12, 0.134, True),  # 0.02 of the variance is noise
+        (0.022, 0.134, False),
+        (0.42, 0.63, False),  # 0.4
+        (0.6, 0.63, True),
+        (0.011, 0.03, True),  # next to none: it would be added
+        (0.008, 0.03, False),
+    ],
+)
+def test_a_frame_that_was_not_learned_is_told(checkpoint, error, noise_std, is_told, caplog):
+    """Stripes were given out as a result without a word."""
+    from n2sr_train.learner import _tell_what_is_not_learned
+
+    frame = Frame(pixels=np.random.default_rng(0).normal(50, 10, (64, 64)).astype("f"))
+    noise = replace(measure_noise(frame), std=noise_std * float(frame.pixels.std()))
+    kept = {"step": checkpoint.summary["kept_step"], "validation_error": error}
+    judged = replace(checkpoint, history=[{**checkpoint.history[-1], **kept}], noise=noise)
+    _tell_what_is_not_learned(judged, frame)
+    assert ("has not learned this frame" in caplog.text) is is_told
+
+
 def test_a_training_that_overfits_stops():
     wave = 10 + np.sin(np.arange(64) * np.pi / 16)
     frame = Frame(pixels=np.random.default_rng(0).normal(wave, 1, size=(64, 64)))

@@ -318,7 +318,7 @@ def choose(path: Path, n_frames: int, index: int | None, *, or_else: str = "") -
 
 
 def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str:
-    """The signal of that name; None means the only one.
+    """The signal of that name, or of that number: ``1`` is ``image 1``; None means the only one.
 
     Raises
     ------
@@ -338,6 +338,9 @@ def choose_signal(path: Path, signals: Sequence[str], signal: str | None) -> str
             )
         return signals[0]
     if signal not in signals:
+        numbered = [name for name in signals if name.endswith(f" {signal}")]
+        if signal.isdecimal() and len(numbered) == 1:
+            return numbered[0]
         raise FileFormatError(f"{path} has no signal {signal!r}; it holds {listed}")
     return signal
 

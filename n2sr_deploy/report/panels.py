@@ -196,6 +196,9 @@ def _draw_residual(axis: Axes, findings: ReportFindings) -> None:
         radius = max(3 * place.size, 0.015 * max(scaled.shape))
         ring = Circle((place.column, place.row), radius, fill=False, color=colour, linewidth=1.8)
         axis.add_patch(ring)
+    height, width = scaled.shape  # rings may be larger than the frame
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
 
 
 def _draw_noisy_spectrum(axis: Axes, findings: ReportFindings) -> None:
@@ -265,7 +268,7 @@ def _draw_correlation_lines(axis: Axes, findings: ReportFindings) -> None:
     axis.axhline(0, color=GREY, linewidth=0.8)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, -0.05), max(high, 0.1))
-    _curve(axis, "pixels apart", "correlation of the residual")
+    _curve(axis, "pixels apart", "correlation")
     axis.legend()
 
 
@@ -291,7 +294,7 @@ def _draw_residual_spectrum(axis: Axes, findings: ReportFindings) -> None:
     axis.axhline(1, color=INK, linewidth=1, linestyle="--")
     axis.plot(rings.frequency, rings.residual, "o-", color=ORANGE, markersize=3.5, label="residual")
     axis.set_xlim(0, 0.5)
-    axis.set_ylim(0, max(2.0, 1.1 * float(np.quantile(rings.residual[1:], 0.97))))
+    axis.set_ylim(0, max(2.0, 1.1 * float(np.nanquantile(rings.residual, 0.97))))
     _curve(axis, "cycles per pixel", "power / noise")
     axis.legend()
 

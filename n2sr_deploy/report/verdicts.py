@@ -182,6 +182,12 @@ def _invented(findings: ReportFindings, *, lacks_much: bool) -> Verdict:
     if 2 * len(invented) < len(findings.places) and not peaks and level == "bad":
         level = "caution"  # what is blurred lacks more than it adds
     told = []
+    if level == "good" and _residual_share(findings) < EMPTY_RESIDUAL[1]:
+        return Verdict(
+            question=INVENTED,
+            level="caution",
+            answer=f"That cannot be told: {_share_of_noise(_residual_share(findings))}.",
+        )
     if level == "good":
         none = "no peak and no local structure of the result is denied by the residual"
         if not lacks_much:
@@ -200,8 +206,8 @@ def _invented(findings: ReportFindings, *, lacks_much: bool) -> Verdict:
         told.append(f"{_places(invented)} the result shows a structure that the data deny")
     if lacks_much:  # what is drawn instead is too much like what is missing to be denied
         told.append(
-            "with so much signal left in the residual, the model seems to belong to another "
-            "specimen, or the result is blurred"
+            "with so much signal left in the residual, the network has not learned this frame (it "
+            "was trained too shortly, or on another specimen), or the result is blurred"
         )
     return Verdict(
         question=INVENTED,

@@ -20,10 +20,15 @@ class FrameOrder:
         self._series: str | None = None
         self._is_new = True
         self._n_lower = 0
+        self._n_damaged = 0  # since the last frame that was accepted
 
     def begins_anew(self) -> None:
         """The source was opened: it may count from the beginning."""
         self._is_new = True
+
+    def damaged(self) -> None:
+        """A frame came that could not be read, which has been told: it is no gap."""
+        self._n_damaged += 1
 
     def accepts(self, frame: LiveFrame) -> bool:
         """Whether a frame of this number comes next.
@@ -47,11 +52,17 @@ class FrameOrder:
             message = f"frame {index} came after frame {last}; left out"
             self._statistics.trouble("out of order", message)
             return False
-        if last is not None and index > last + 1 and is_same_series:
-            one = index == last + 2
-            missing = f"frame {last + 1}" if one else f"frames {last + 1} to {index - 1}"
-            message = f"{missing} did not come"
-            self._statistics.trouble("gaps", message)
-            self._statistics.count("missing", index - last - 1)
-        self._last = index
+        if last is not None and is_same_series:
+            self._look_for_gap(last, index)
+        self._last, self._n_damaged = index, 0
         return True
+
+    def _look_for_gap(self, last: int, index: int) -> None:
+        n_between = index - last - 1
+        n_missing = n_between - self._n_damaged
+        if n_missing <= 0:
+            return
+        missing = f"frame {last + 1}" if n_between == 1 else f"frames {last + 1} to {index - 1}"
+        some = f"{n_missing} of " if n_missing < n_between else ""
+        self._statistics.trouble("gaps", f"{some}{missing} did not come")
+        self._statistics.count("missing", n_missing)

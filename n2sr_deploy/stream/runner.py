@@ -201,6 +201,7 @@ class StreamRunner:
                 frame = self._source.read(_TICK_S)
             except BadFrameError as error:
                 back_off.succeeded()
+                order.damaged()
                 self.statistics.trouble("damaged", f"{self._source.name}: {error}; left out")
                 continue
             if frame is not None:
