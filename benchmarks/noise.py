@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.results import keep
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import Frame
-from n2sr_deploy.noise import choose_pattern, measure_noise
+from n2sr_deploy.noise import LITTLE, choose_pattern, detail_power, measure_noise
 
 SHAPE = (512, 512)
 SEED = 5
@@ -69,7 +69,9 @@ def measured(index: int, spoiled: str | None = None) -> dict[str, Any]:
         pixels = SPOILED[spoiled](pixels, rng)
     found = measure_noise(Frame(pixels=pixels.astype(np.float32)))
     pattern, margin, _ = choose_pattern(found)
-    expected = {"white": "cell", "rows": "row", "columns": "column", "both": "both"}[kind]
+    power = float(np.mean(gain * clean + read_noise**2))
+    of_both = "cell" if power < LITTLE * (power + detail_power(clean)) else "both"
+    expected = {"white": "cell", "rows": "row", "columns": "column", "both": of_both}[kind]
     errors = found.along_rows[0] - along_rows, found.along_columns[0] - along_columns
     return {
         "kind": kind,
@@ -80,7 +82,7 @@ def measured(index: int, spoiled: str | None = None) -> dict[str, Any]:
         "right_pattern": ("both" if margin else pattern.name) == expected,
         "correlation_error": float(np.abs(errors).max()),
         "gain_error": None if found.gain is None else found.gain / gain - 1,
-        "std_error": float(found.std / np.sqrt(np.mean(gain * clean + read_noise**2)) - 1),
+        "std_error": float(found.std / np.sqrt(power)) - 1,
         "hot_pixels": found.hot_pixels,
         "offsets_found": bool(found.row_offsets or found.column_offsets),
     }

@@ -14,7 +14,7 @@ from n2sr_deploy.errors import FrameError
 from n2sr_deploy.hits import without_hits
 from n2sr_deploy.limits import at_limits, left_out
 from n2sr_deploy.sampling import SamplingPattern
-from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, variance_model
+from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, box_mean, variance_model
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ SMALLEST = 48  # rows and columns below which a spectrum says too little
 _LARGEST = 1024  # rows and columns that are enough; more would take longer
 _CORRELATION_ERROR = 4.5  # standard, times the root of the pixels: benchmarks/noise.py
 _BELIEVED = 2.5  # standard errors from which a correlation is believed
-_LITTLE = 0.15  # of the variance, up to which lines far apart lose more than is kept away
+_DETAIL = 25  # pixels: what changes over more lies between no lines
+LITTLE = 0.15  # of the detail, up to which lines far apart lose more than is kept away
 _FARTHER = 0.3  # correlation with the nearest kept line from which too much of the noise is seen
 _DARKEST = 0.3  # share of the noise at the mean intensity below which none is expected
 _FEW_COUNTS = 5  # a pixel
@@ -84,8 +85,8 @@ class Noise:
     """Whether they count single events: whole numbers, their variance equal to their mean."""
     cut_off: float = 0.0
     """Share of the pixels that pile up at the lower limit, and are no counts; 0: none found."""
-    of_variance: float | None = None
-    """The noise's share of the frame's variance; None where it was not noted yet."""
+    of_detail: float | None = None
+    """The noise's share of the variance within 25 pixels; None where it was not noted yet."""
 
     @property
     def is_negligible(self) -> bool:
@@ -188,7 +189,7 @@ def measure_noise(
             f"frame is {height} x {width} pixels, but its noise can be measured from "
             f"{SMALLEST} x {SMALLEST} on"
         )
-    spread = frame.mean_and_std()[1]  # refuses a constant frame
+    contrast = frame.mean_and_std()[1]  # refuses a constant frame
     if second is not None:
         _check_second(frame, second)
     repaired = repaired or repair(frame)
@@ -198,8 +199,8 @@ def measure_noise(
     if second is not None and other is not None:
         clipped |= middle_of(at_limits(second.pixels, other.hot).either) > 0
     passed_over = left_out(clipped)
-    std, along_rows, along_columns, model = _measured(
-        repaired.frame, other.frame if other else None, NOISELESS * spread, passed_over
+    std, of_detail, along_rows, along_columns, model = _measured(
+        repaired.frame, other.frame if other else None, NOISELESS * contrast, passed_over
     )
     n_measured = clipped.size if passed_over is None else float(passed_over.weight.sum())
     is_integer = bool(np.all(frame.pixels == np.round(frame.pixels)))
@@ -216,7 +217,7 @@ def measure_noise(
         column_offsets=float(repaired.column_offsets.std()),
         saturated=float(limits.highest.mean()),
         cut_off=float(limits.lowest.mean()),
-        of_variance=(std / repaired.frame.mean_and_std()[1]) ** 2,
+        of_detail=of_detail,
         is_integer=is_integer,
         counts_events=is_integer and is_poisson and bool(frame.pixels.min() >= 0),
     )
@@ -224,28 +225,41 @@ def measure_noise(
 
 def _measured(
     frame: Frame, second: Frame | None, rounding: float, passed_over: LeftOut | None
-) -> tuple[float, Correlation, Correlation, VarianceModel | None]:
-    """Standard deviation, correlation along rows and columns, model of the variance.
+) -> tuple[float, float, Correlation, Correlation, VarianceModel | None]:
+    """Standard deviation, share of the detail, correlation along rows and columns, model.
 
-    Of mended frames. Noise below `rounding` is that: its correlation would ask for a pattern that
-    wastes pixels.
+    Of mended frames, without hits. Noise below `rounding` is that: its correlation would ask for a
+    pattern that wastes pixels.
     """
     given = middle_of(frame.pixels)
     middle = without_hits(given)
     if middle.std() < rounding:
-        return float(middle.std()), _UNCORRELATED, _UNCORRELATED, None
+        return float(middle.std()), 1.0, _UNCORRELATED, _UNCORRELATED, None
     if second is None:
         spectrum, intensity = Spectrum(middle, passed_over), None
     else:
         other = without_hits(middle_of(second.pixels))
         spectrum, intensity = _pair(middle, other, passed_over)
     if spectrum.noise_std < rounding:
-        return spectrum.noise_std, _UNCORRELATED, _UNCORRELATED, None
+        return spectrum.noise_std, 0.0, _UNCORRELATED, _UNCORRELATED, None
     model = _poisson_of_few(given, spectrum) or variance_model(spectrum, intensity)
     of_hits = float((given - middle).mean())
     mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
     std = model.std(mean) if model else spectrum.noise_std
-    return std, spectrum.correlation(1), spectrum.correlation(0), model
+    return (
+        std,
+        std**2 / detail_power(middle),
+        spectrum.correlation(1),
+        spectrum.correlation(0),
+        model,
+    )
+
+
+def detail_power(pixels: AnyArray) -> float:
+    """Variance within `_DETAIL` pixels, which lines far apart may lose."""
+    reach = _DETAIL // 2
+    detail = (pixels - box_mean(pixels, _DETAIL))[reach:-reach, reach:-reach]
+    return max(float(detail.var()), 1e-30)
 
 
 def _poisson_of_few(pixels: AnyArray, spectrum: Spectrum) -> VarianceModel | None:
@@ -323,14 +337,14 @@ def choose_pattern(noise: Noise) -> tuple[SamplingPattern, int, str]:
         )
     name = "row" if along_rows >= along_columns else "column"
     is_along_both = min(along_rows, along_columns) > white
-    if is_along_both and noise.of_variance is not None and noise.of_variance < _LITTLE:
+    if is_along_both and noise.of_detail is not None and noise.of_detail < LITTLE:
         return (
             SamplingPattern.named("cell"),
             0,
             "the noise is correlated along rows and columns, but so little "
-            f"({noise.of_variance:.2g} of the frame's variance) that more would be lost between "
-            "lines far apart than noise is left, so every cell keeps a pixel of its own (pattern "
-            "cell)",
+            f"({noise.of_detail:.2g} of the variance within {_DETAIL} pixels) that more would be "
+            "lost between lines far apart than noise is left, so every cell keeps a pixel of its "
+            "own (pattern cell)",
         )
     if not is_along_both:
         return (
