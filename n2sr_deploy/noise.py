@@ -246,13 +246,8 @@ def _measured(
     of_hits = float((given - middle).mean())
     mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
     std = model.std(mean) if model else spectrum.noise_std
-    return (
-        std,
-        std**2 / detail_power(middle),
-        spectrum.correlation(1),
-        spectrum.correlation(0),
-        model,
-    )
+    of_detail = std**2 / detail_power(middle)
+    return std, of_detail, spectrum.correlation(1), spectrum.correlation(0), model
 
 
 def detail_power(pixels: AnyArray) -> float:
