@@ -17,6 +17,7 @@ from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.report import HalfResult, Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
@@ -799,7 +800,7 @@ def test_with_a_model_a_result_is_judged_as_it_was_made(
     asked = []
     monkeypatch.setattr(
         "n2sr_deploy.report.known",
-        lambda denoiser, frame, **how: asked.append((frame, how)) or Known(None),
+        lambda denoiser, frame, made, **how: asked.append((frame, how, made)) or Known(None),
     )
     pixels = noisy.pixels.copy()
     pixels[40, 50] = 60
@@ -814,13 +815,15 @@ def test_with_a_model_a_result_is_judged_as_it_was_made(
         result = run(files, *arguments, "-m", str(model_path))
         return result.output, asked[-1] if asked else None
 
-    _, (frame, how) = report({"n2sr": {**record, "repair": False}})
+    _, (frame, how, made) = report({"n2sr": {**record, "repair": False}})
     assert how == {"n_samples": 6, "seed": 5}
+    with open_denoiser(model) as denoiser:
+        assert np.array_equal(made.mean, denoiser.denoise(frame, 6, seed=5).mean)
     assert frame.pixels[40, 50] == 60
-    _, (frame, how) = report({"n2sr": {**record, "repair": True}}, "--seed", "2")
+    _, (frame, how, _) = report({"n2sr": {**record, "repair": True}}, "--seed", "2")
     assert how == {"n_samples": 6, "seed": 2}
     assert frame.pixels[40, 50] < 60
-    _, (frame, how) = report({})
+    _, (frame, how, _) = report({})
     assert how == {"n_samples": None, "seed": 0}
     asked.clear()
     output, _ = report({"n2sr": {**record, "weights_sha256": "0" * 64}})
