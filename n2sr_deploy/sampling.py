@@ -389,8 +389,9 @@ def _check_cells(window: Window, pattern: SamplingPattern) -> None:
     right = 0 if pattern.shared == "row" else window.left + window.width
     if max(bottom, right) > MAX_CELLS:
         raise FrameError(
-            f"{window} has cells beyond {MAX_CELLS} along an axis, the most a draw can number; "
-            "denoise the frame in parts"
+            f"{window} is of a frame too large to draw from with pattern {pattern}: at most "
+            f"{MAX_CELLS * pattern.stride_y} rows and {MAX_CELLS * pattern.stride_x} columns; "
+            "denoise it in parts"
         )
 
 

@@ -82,10 +82,11 @@ class PatchSampler:
 
     def __init__(self, frame: Frame, config: TrainingConfig, multiple: Shape) -> None:
         if frame.shape[0] < multiple[0] or frame.shape[1] < multiple[1]:
+            smaller = " or a smaller --stride" if max(config.pattern.stride) > 2 else ""
             raise FrameError(
                 f"frame is {frame.shape[0]} x {frame.shape[1]} pixels, but this network needs at "
                 f"least {multiple[0]} x {multiple[1]} to train on with pattern {config.pattern}; "
-                "a larger frame or a smaller --stride would do"
+                f"a larger frame{smaller} would do"
             )
         if config.patch < max(multiple):
             raise SettingError(

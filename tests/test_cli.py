@@ -357,6 +357,7 @@ def refused(result, message):
         (["denoise", "noisy.tif", "-o", "o.tif", "--std", "sub/../o.tif"], "named for two outputs"),
         (["denoise", "noisy.tif", "-o", "no/out.tif"], "create it first"),
         (["denoise", "noisy.tif", "-o", "out.jpg"], "n2sr does not write; it writes TIFF"),
+        (["denoise", "noisy.tif", "-o", "out"], "out has no extension to tell its format: TIFF"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--std", "out.tif"], "named for two outputs"),
         (["denoise", "noisy.tif", "-o", "out.tif", "--std", "there.tif"], "exists already"),
         (

@@ -315,6 +315,8 @@ def _of_output(path: Path) -> Format:
     for known in FORMATS:
         if known.write is not None and path.suffix.lower() in known.extensions:
             return known
+    if not path.suffix:
+        raise OutputError(f"{path} has no extension to tell its format: {names(written=True)}")
     raise OutputError(
         f"{path} has the extension {path.suffix!r}, which n2sr does not write; "
         f"it writes {names(written=True)}"
