@@ -56,7 +56,7 @@ WEAK_SHAPE = (384, 384)
 WEAK_SEEDS = (0, 1)  # of the noise and of the training
 
 # Noise's share of a frame's variance, its correlations along rows and columns; what is compared.
-LITTLE_NOISE = (0.01, 0.04, 0.15)
+LITTLE_NOISE = (0.01, 0.04, 0.15, 0.4)
 LITTLE_CORRELATED = ((0.35, 0.25), (0.5, 0.5))
 LITTLE_PATTERNS = (("cell", 2, 0), ("row", 2, 0), ("row", 4, 1))
 LITTLE_SIDE = 256
