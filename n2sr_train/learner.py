@@ -87,7 +87,7 @@ def _tell_what_is_not_learned(checkpoint: Checkpoint, frame: Frame) -> None:
     error, noise = checkpoint.validation_error, checkpoint.noise
     if error is None or noise is None:
         return
-    of_noise = float((noise.std / frame.pixels.std()) ** 2)
+    of_noise = (noise.std / frame.mean_and_std()[1]) ** 2
     own = error - of_noise
     if own > _NOISE_IS_KNOWN_TO * of_noise and own > min(_ERRS_MUCH, max(of_noise, _ERRS_LITTLE)):
         _log.warning(
