@@ -1,8 +1,9 @@
-"""Adam against Muon on two phantoms of our own, the same steps each.
+"""Adam at three learning rates against Muon on two phantoms of our own, the same steps each.
 
     python benchmarks/optimisers.py [--steps 1500]
 
-These are frames to tune on; benchmarks/quality.py reports on others.
+Preset balanced from a random start. These are frames to tune on; benchmarks/quality.py reports on
+others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +23,11 @@ from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_deploy.progress import shown_training
 from n2sr_train import TrainingConfig, export_model, train
 
-RECIPES = {
-    "adam": {"optimiser": "adam", "learning_rate": 0.0025},
-    "muon": {"optimiser": "muon", "learning_rate": 0.006},
+RECIPES: dict[str, dict[str, Any]] = {
+    "adam, 0.001": {"optimiser": "adam", "learning_rate": 0.001},
+    "adam, 0.0025": {"optimiser": "adam", "learning_rate": 0.0025},
+    "adam, 0.006": {"optimiser": "adam", "learning_rate": 0.006},
+    "muon": {},
 }
 
 
