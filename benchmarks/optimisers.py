@@ -24,9 +24,9 @@ from n2sr_deploy.progress import shown_training
 from n2sr_train import TrainingConfig, export_model, train
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "adam, 0.0003": {"optimiser": "adam", "learning_rate": 0.0003},
     "adam, 0.001": {"optimiser": "adam", "learning_rate": 0.001},
     "adam, 0.0025": {"optimiser": "adam", "learning_rate": 0.0025},
-    "adam, 0.006": {"optimiser": "adam", "learning_rate": 0.006},
     "muon": {},
 }
 

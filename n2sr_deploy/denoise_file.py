@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -133,7 +133,16 @@ def denoise_file(
         dtype = _kept_type(opened, options)
         if dtype is not None:
             formats.check_type(output, dtype)  # before any work
-        work = _Work(opened, options, denoisers, training, on_learned, closing, std, on_result)
+        work = _Work(
+            opened=opened,
+            options=options,
+            denoisers=denoisers,
+            training=training,
+            on_learned=on_learned,
+            closing=closing,
+            std=std,
+            on_result=on_result,
+        )
         spread = closing.enter_context(_spread(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
@@ -173,27 +182,25 @@ def _kept_type(opened: FrameFile, options: DenoiseOptions) -> np.dtype[Any] | No
     return opened.dtype.newbyteorder("=") if is_integer else None
 
 
+@dataclass(kw_only=True, eq=False)
 class _Work:
     """The frames of one file on their way."""
 
-    n_samples = 0
-    backend = ""
+    opened: FrameFile
+    options: DenoiseOptions
+    denoisers: Denoisers
+    training: OpensTraining
+    on_learned: OnLearned
+    closing: ExitStack
+    """Closes what was opened for all frames."""
+    std: Path | None
+    on_result: OnResult
+    n_samples: int = field(init=False, default=0)
+    backend: str = field(init=False, default="")
 
-    def __init__(
-        self,
-        opened: FrameFile,
-        options: DenoiseOptions,
-        denoisers: Denoisers,
-        training: OpensTraining,
-        on_learned: OnLearned,
-        closing: ExitStack,
-        std: Path | None,
-        on_result: OnResult,
-    ) -> None:
-        self._std, self._on_result = std, on_result
-        self._opened, self._options, self._denoisers = opened, options, denoisers
-        self._training, self._on_learned = training, on_learned
-        self._closing = closing
+    def __post_init__(self) -> None:
+        """Read the first frame, and open what denoises all."""
+        opened, options = self.opened, self.options
         self._first: Frame | None = None
         self.indexes: Sequence[int] = (
             range(len(opened))
@@ -208,46 +215,46 @@ class _Work:
 
     def _read(self, index: int) -> Frame:
         """The frame, unless there is nothing to learn from it or to denoise."""
-        frame = self._opened.read(index)
+        frame = self.opened.read(index)
         with self._naming(index):
             frame.cropped(*measured_part(frame.pixels)).check_varies()
         return frame
 
     def _naming(self, index: int) -> AbstractContextManager[None]:
-        return naming(self._opened.path, index, len(self._opened))
+        return naming(self.opened.path, index, len(self.opened))
 
     def _frame_to_learn_from(self) -> int | None:
-        options, n_frames = self._options, len(self._opened)
+        options, n_frames = self.options, len(self.opened)
         if options.model is not None or options.per_frame:
             return None
         if not options.stack:
             return self.indexes[0]
         return choose(
-            self._opened.path, n_frames, n_frames // 2 if options.frame is None else options.frame
+            self.opened.path, n_frames, n_frames // 2 if options.frame is None else options.frame
         )
 
     def _open_for_all(self) -> Opened:
         """The denoiser of every frame: the model's, or that of the frame to learn from."""
-        options = self._options
+        options = self.options
         if self._learned_from is not None:
-            if len(self.indexes) > 1:
-                _log.info("learning from frame %d of %d", self._learned_from, len(self.indexes))
             frame = self._ahead.get(self._learned_from) or self._read(self._learned_from)
-            return self._learned(frame, self._closing)
-        shape = self._opened.shape
-        with naming(self._opened.path, 0, 1):  # too small, all of them
-            return self._denoisers.of_file(
+            return self._learned(frame, self.closing)
+        shape = self.opened.shape
+        with naming(self.opened.path, 0, 1):  # too small, all of them
+            return self.denoisers.of_file(
                 str(options.model), options.backend, shape, options.n_samples
             )
 
     def _learned(self, frame: Frame, closing: ExitStack) -> Opened:
-        options = self._options
+        options = self.options
         frame = frame.cropped(*measured_part(frame.pixels))
-        with self._naming(frame.index), self._training() as progress:
+        if len(self.indexes) > 1:
+            _log.info("learning from frame %d of %d", frame.index, len(self.indexes))
+        with self._naming(frame.index), self.training() as progress:
             model, told = learn(frame, options.learn, progress)
         _log.info("learned: %s", told)
-        self._on_learned(model)
-        denoiser = self._denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
+        self.on_learned(model)
+        denoiser = self.denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
         closing.callback(denoiser.close)
         return denoiser
 
@@ -265,7 +272,7 @@ class _Work:
             on_frame(n_done, len(self.indexes))
 
     def _next(self, index: int) -> Frame:
-        return self._ahead.pop(index) if index in self._ahead else self._opened.read(index)
+        return self._ahead.pop(index) if index in self._ahead else self.opened.read(index)
 
     def _put_aside(self, spread: BinaryIO, std: FloatArray) -> None:
         try:
@@ -273,11 +280,11 @@ class _Work:
             spread.flush()
         except OSError as error:
             raise OutputError(
-                f"cannot write {self._std}: {error.strerror or error}; nothing was kept of it"
+                f"cannot write {self.std}: {error.strerror or error}; nothing was kept of it"
             ) from error
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
-        options = self._options
+        options = self.options
         mended = mend(noisy, repairs=options.learn.repair)
         measured, repaired = mended.noisy, mended.repaired.frame
         seed = options.learn.seed or 0
@@ -290,14 +297,14 @@ class _Work:
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
             found = None
-            if self._std is not None:
+            if self.std is not None:
                 _log.info("measuring the standard error, by denoising once more")
                 found = standard_error(repaired, denoised, denoise)
-            self._on_result(
+            self.on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )
         result = replace(noisy, pixels=mended.put_back(denoised.mean))
-        dtype = _kept_type(self._opened, options)
+        dtype = _kept_type(self.opened, options)
         if dtype is not None:
             rounded = result.rounded_to(dtype)
             self.provenance.rounding.add(result.pixels, rounded.pixels)
@@ -312,8 +319,8 @@ class _Work:
         """What `results` put aside, as frames that tell what they are."""
         if self._first is None:
             return
-        told, size = of_standard_error(self._first), int(np.prod(self._opened.shape))
+        told, size = of_standard_error(self._first), int(np.prod(self.opened.shape))
         file.seek(0)
         for _ in self.indexes:
-            pixels = np.frombuffer(file.read(4 * size), np.float32).reshape(self._opened.shape)
+            pixels = np.frombuffer(file.read(4 * size), np.float32).reshape(self.opened.shape)
             yield replace(told, pixels=pixels)

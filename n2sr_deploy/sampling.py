@@ -96,7 +96,8 @@ class SamplingPattern:
             ``cell``: one pixel of every cell, each cell on its own (white noise). ``row``: one
             row of every `stride` rows (noise correlated along rows). ``column``: likewise.
         stride
-            Along the thinned axes; a pair (stride_y, stride_x) for unequal cells.
+            Along the thinned axes; a pair (stride_y, stride_x) for unequal cells, or as the pattern
+            has it: (2, 1) of every second row.
 
         Returns
         -------
@@ -105,22 +106,25 @@ class SamplingPattern:
         Raises
         ------
         SettingError
-            When there is no pattern of that name, the stride is out of range, or unequal
-            strides are given to a pattern that thins one axis.
+            When there is no pattern of that name, the stride is out of range, or strides along
+            both axes are given to a pattern that thins one.
         """
         sizes = (stride, stride) if isinstance(stride, int) else stride
         _check_stride(sizes)
-        if name in ("row", "column") and sizes[0] != sizes[1]:
+        if name == "cell":
+            return cls(stride_y=sizes[0], stride_x=sizes[1])
+        if name not in ("row", "column"):
+            raise SettingError(
+                f"pattern is {name!r}, but must be one of {', '.join(PATTERN_NAMES)}"
+            )
+        thinned, other = sizes if name == "row" else sizes[::-1]
+        if other not in (1, thinned):
             raise SettingError(
                 f"stride is {_told(sizes)}, but pattern {name} thins one axis; give one number"
             )
-        if name == "cell":
-            return cls(stride_y=sizes[0], stride_x=sizes[1])
         if name == "row":
-            return cls(stride_y=sizes[0], stride_x=1, shared="row")
-        if name == "column":
-            return cls(stride_y=1, stride_x=sizes[1], shared="column")
-        raise SettingError(f"pattern is {name!r}, but must be one of {', '.join(PATTERN_NAMES)}")
+            return cls(stride_y=thinned, stride_x=1, shared="row")
+        return cls(stride_y=1, stride_x=thinned, shared="column")
 
     @property
     def name(self) -> PatternName:

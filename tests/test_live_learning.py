@@ -21,6 +21,7 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import ModelError, SettingError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning, residual
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner
@@ -190,7 +191,7 @@ def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_pa
     monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
     path = tmp_path / "kept.onnx"
     ended_once(told, "", LearnOptions(), keep=path)
-    assert "what it has learned, if anything, is written to" in told.text, "it promises no file"
+    assert "what it has learned, if anything, goes to" in told.text, "it promises no file"
     assert f"nothing was kept in {path}: {learning._TOO_EARLY}" in told.text
     assert list(tmp_path.iterdir()) == []
 
@@ -363,8 +364,8 @@ def test_a_training_that_had_ended_but_for_its_export_is_told_as_such(
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
     closer.join()
-    fate = f"written to {path} (Ctrl-C gives it up)" if is_asked_for else "lost (name a file"
-    assert f"a training had just ended; what it has learned is {fate}" in told.text
+    fate = f"goes to {path} (Ctrl-C gives it up)" if is_asked_for else "is lost (name a file"
+    assert f"a training had just ended; what it has learned {fate}" in told.text
     assert "nothing was kept" not in told.text
 
 
@@ -612,6 +613,18 @@ def test_training_starts_from_the_model_in_use(monkeypatch, model):
         assert start == model.onnx
         assert preset in said
         assert "--stride=2,2" in said
+
+
+def test_rows_and_columns_in_use_are_known_by_any_way_to_tell_their_stride(monkeypatch, model):
+    """`--pattern row --stride 2` was taken for another pattern: each training began anew."""
+    rows = replace(model.metadata, pattern=SamplingPattern.named("row"))
+    model = replace(model, metadata=rows)
+    for stride in ((2, 2), (2, 1)):
+        ((start, said),) = trainings(monkeypatch, model, [True], pattern="row", stride=stride)
+        assert start == model.onnx
+        assert "--pattern=row" in said
+    ((start, _),) = trainings(monkeypatch, model, [True], pattern="row", stride=(3, 3))
+    assert start is None
 
 
 def test_what_does_not_fit_is_left_out_at_once_and_the_next_model_tried(monkeypatch, model):

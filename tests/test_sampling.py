@@ -320,6 +320,8 @@ def test_a_frame_with_strides_draws_what_its_copy_draws(kernels):
             "writable",
         ),
         (lambda f, p: SamplingPattern.named("row", (2, 4)), SettingError, "give one number"),
+        (lambda f, p: SamplingPattern.named("row", (1, 2)), SettingError, "give one number"),
+        (lambda f, p: SamplingPattern.named("column", (2, 1)), SettingError, "give one number"),
         (lambda f, p: merge(f, mean=f), SettingError, "outputs is"),
         (
             lambda f, p: merge(np.zeros((2, 4, 4), np.float32), mean=np.zeros((5, 4), np.float32)),
@@ -345,6 +347,14 @@ def test_bad_input_is_refused_with_a_sentence(call, error, message):
     frame = random_pixels((20, 20), "uint16")
     with pytest.raises(error, match=message):
         call(frame, SamplingPattern.named("cell"))
+
+
+@pytest.mark.parametrize("name", ["cell", "row", "column"])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_a_pattern_is_named_by_one_stride_or_by_the_strides_that_it_tells(name, stride):
+    pattern = SamplingPattern.named(name, stride)
+    assert pattern == SamplingPattern.named(name, (stride, stride))
+    assert pattern == SamplingPattern.named(name, pattern.stride)
 
 
 DENOISING = ("--version",)  # which tells of the kernels

@@ -128,6 +128,8 @@ def test_one_network_is_learned_from_the_middle_frame_or_the_one_named(run, stac
 def test_each_frame_may_learn_its_own_network(run, stack, learned):
     result = run("denoise", stack, "--per-frame", "-o", "out.tif")
     assert result.stderr.count("training, step 2 of 2, done") == 3
+    told = re.findall(r"learning from frame \d of 3", result.stderr)
+    assert told == [f"learning from frame {n} of 3" for n in range(3)]
     assert learned == [0, 1, 2]
     frame = read_frame("out.tif", 0)
     assert "each frame's own weights" in frame.history[-1]

@@ -573,6 +573,18 @@ def test_a_source_that_says_nothing_is_told(caplog, monkeypatch):
     counts, _ = stream([0.7, live_frame(0), 0.4, live_frame(1)], FakeSink())
     assert counts["silences"] >= 3
     assert caplog.text.count("nothing has come from") == 2, "once for each silence"
+    assert caplog.text.count("for 0 s; does it send, and is the address right?") == 2
+
+
+def test_a_folder_to_which_nothing_comes_is_nothing_to_worry_about(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(runner, "_SILENT_S", 0.1)
+    source = open_source(f"watch:{tmp_path}")
+    stream = StreamRunner(source, [FakeSink()], LiveDenoiser(None, "", OPTIONS))
+    threading.Timer(0.5, stream.stop).start()
+    stream.run()
+    assert "nothing has come from" in caplog.text
+    assert "it is still watched" in caplog.text
+    assert "does it send" not in caplog.text
 
 
 # models

@@ -72,6 +72,15 @@ class _Seen(NamedTuple):
     """The file system's."""
 
 
+class _Pending(NamedTuple):
+    """A file that is not taken yet."""
+
+    seen: _Seen
+    since_s: float
+    """Since when it has looked so."""
+    why: str = "not read yet"
+
+
 class WatchSource:
     """Files as they appear in a folder, each with one frame.
 
@@ -81,6 +90,8 @@ class WatchSource:
     files, and files of kinds that n2sr does not read, are passed over. A name that is used again
     is a new file. A folder that is not there is waited for; all its files count.
     """
+
+    when_silent = "it is still watched"
 
     def __init__(self, address: Address) -> None:
         address.check_options("settle", "patience", "existing")
@@ -97,7 +108,7 @@ class WatchSource:
             self.open()  # files count from now on, not from when a model has been loaded
         if not self._folder.exists():
             self._done = {}  # nor from when the folder has been made
-        self._pending: dict[str, tuple[_Seen, float, float]] = {}
+        self._pending: dict[str, _Pending] = {}
         self._n_read = 0
 
     def open(self) -> None:
@@ -150,23 +161,24 @@ class WatchSource:
         for name, seen in there.items():
             if name in self._done:
                 continue
-            before, since, first = self._pending.get(name, (None, now, now))
-            if seen != before:
-                self._pending[name] = seen, now, first
-                since = now
-            if now - since >= self._settle_s and seen.size > 0:
-                frame = self._read_file(name, seen, now - since > self._patience_s)
+            if name not in self._pending or self._pending[name].seen != seen:
+                why = () if seen.size else ("it is empty",)
+                self._pending[name] = _Pending(seen, now, *why)
+            same_s = now - self._pending[name].since_s
+            if same_s >= self._settle_s and seen.size > 0:
+                frame = self._read_file(name, seen, is_late=same_s > self._patience_s)
                 if frame is not None:
                     return frame
         return None
 
-    def _read_file(self, name: str, seen: _Seen, is_late: bool) -> LiveFrame | None:
+    def _read_file(self, name: str, seen: _Seen, *, is_late: bool) -> LiveFrame | None:
         done = self._done if self._done is not None else {}
         try:
             frame = _read_frame(self._folder / name)
         except (N2SRError, OSError) as error:
-            if not is_late:
-                return None  # not complete yet
+            if not is_late:  # it may not be complete yet
+                self._pending[name] = self._pending[name]._replace(why=str(error))
+                return None
             done[name] = seen
             self._pending.pop(name, None)
             raise BadFrameError(f"{name} cannot be read ({error})") from error
@@ -178,16 +190,18 @@ class WatchSource:
 
     def close(self) -> None:
         """What was read stays read. Tell what was not, unless the folder is lost: it may return."""
-        self._pending = {}
+        pending, self._pending = self._pending, {}
         if self._is_lost or self._done is None:
             return
+        left: dict[str, list[str]] = {}
         with contextlib.suppress(ConnectionLostError):
-            names = self._names().items()
-            left = [name for name, seen in names if self._done.get(name) != seen]
-            if left:
-                more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-                named = ", ".join(left[:_NAMED])
-                _log.warning("not taken from %s: %s%s", self._folder, named, more)
+            for name, seen in self._names().items():
+                if self._done.get(name) != seen:
+                    left.setdefault(pending.get(name, _Pending(seen, 0.0)).why, []).append(name)
+        for why, names in left.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            named = ", ".join(names[:_NAMED])
+            _log.warning("not taken from %s: %s%s (%s)", self._folder, named, more, why)
 
 
 class ReplaySource:

@@ -21,6 +21,7 @@ from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.sampling import SamplingPattern
 from n2sr_deploy.signals import INTERRUPTED
 from n2sr_deploy.stream.denoising import LoadedModel
 from n2sr_deploy.stream.residual import ResidualWatch
@@ -251,7 +252,9 @@ class LiveLearner:
         if model is None or is_first or not self._starts_from_what_is_in_use:
             return asked.preset, asked.init
         pattern = model.metadata.pattern
-        if asked.pattern not in (None, pattern.name) or asked.stride not in (None, pattern.stride):
+        if asked.pattern not in (None, pattern.name):
+            return asked.preset, asked.init
+        if asked.stride and SamplingPattern.named(pattern.name, asked.stride) != pattern:
             return asked.preset, asked.init
         preset = model.metadata.preset
         if asked.preset not in (None, preset):
@@ -337,7 +340,7 @@ class LiveLearner:
         had = f"a training had {'just' if is_trained else 'not'} ended; what it has learned"
         if self._writes_at_the_end and (is_trained or os.name != "nt"):
             learned = had if is_trained else f"{had}, if anything,"
-            _log.warning("%s is written to %s (Ctrl-C gives it up)", learned, self._keep)
+            _log.warning("%s goes to %s (Ctrl-C gives it up)", learned, self._keep)
             if process is not None and self._command == "train":
                 process.terminate()  # by which it ends as by Ctrl-C
             return

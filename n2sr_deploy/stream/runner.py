@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
 _SILENT_S = 10.0
+_WHEN_SILENT = "does it send, and is the address right?"  # unless the source says otherwise
 
 
 class StreamRunner:
@@ -211,11 +212,9 @@ class StreamRunner:
                 self._put(frame, order)
             elif time.monotonic() - last_s > _SILENT_S:
                 last_s = time.monotonic()
-                message = (
-                    f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s; does "
-                    "it send, and is the address right?"
-                )
-                self.statistics.trouble("silences", message)
+                message = f"nothing has come from {self._source.name} for {_SILENT_S:.0f} s"
+                hint = getattr(self._source, "when_silent", _WHEN_SILENT)
+                self.statistics.trouble("silences", f"{message}; {hint}")
 
     def _put(self, frame: LiveFrame, order: FrameOrder) -> None:
         self.statistics.count("received")
