@@ -2,13 +2,15 @@
 
     python -m benchmarks.patterns [--steps 800]
     python -m benchmarks.patterns --weak [--steps 800]
-    python -m benchmarks.patterns --little [--steps 800]
+    python -m benchmarks.patterns --little both [--steps 800]
+    python -m benchmarks.patterns --little rows [--steps 800]
 
 One phantom of our own, noise of known correlation along rows and columns, preset fast from a random
 start; PSNR against the truth. With --weak: from which correlation on whole rows learn better than
-cells, over frames of four kinds, preset fast as it is but for the steps. With --little: up to how
-much noise, correlated along both axes, cells or every second line are better than every fourth,
-over the same kinds of frames; the error left, in variances of the noise.
+cells, over frames of four kinds, preset fast as it is but for the steps. With --little: the error
+left, in variances of the noise, over the same kinds of frames where there is little noise: of
+cells, every second and every fourth line where it is correlated along both axes; of cells and
+every second line where it is along rows.
 """
 
 from __future__ import annotations
@@ -57,8 +59,10 @@ WEAK_SEEDS = (0, 1)  # of the noise and of the training
 
 # Noise's share of a frame's variance, its correlations along rows and columns; what is compared.
 LITTLE_NOISE = (0.01, 0.04, 0.15, 0.4)
-LITTLE_CORRELATED = ((0.35, 0.25), (0.5, 0.5))
-LITTLE_PATTERNS = (("cell", 2, 0), ("row", 2, 0), ("row", 4, 1))
+LITTLE_COMPARED = {
+    "both": (((0.35, 0.25), (0.5, 0.5)), (*ALONG_ROWS, ("row", 4, 1))),
+    "rows": (((0.3, 0.0), (0.6, 0.0)), ALONG_ROWS),
+}
 LITTLE_SIDE = 256
 
 
@@ -159,10 +163,11 @@ def weak(steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def little(steps: int) -> list[dict[str, Any]]:
-    """Cells, every second and every fourth line where there is little noise."""
+def little(steps: int, along: str) -> list[dict[str, Any]]:
+    """Cells and whole lines where there is little noise, correlated so."""
     rows = []
-    for along_rows, along_columns in LITTLE_CORRELATED:
+    correlations, patterns = LITTLE_COMPARED[along]
+    for along_rows, along_columns in correlations:
         for share in LITTLE_NOISE:
             for name, (clean, _) in weak_frames().items():
                 clean = clean[:LITTLE_SIDE, :LITTLE_SIDE]
@@ -176,7 +181,7 @@ def little(steps: int) -> list[dict[str, Any]]:
                     "along_columns": along_columns,
                     "steps": steps,
                 }
-                for pattern, stride, margin in LITTLE_PATTERNS:
+                for pattern, stride, margin in patterns:
                     config = replace(
                         TrainingConfig.named("fast"),
                         pattern=SamplingPattern.named(pattern, stride),
@@ -196,11 +201,14 @@ def main() -> None:
     """Train, compare, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weak", action="store_true", help="where noise correlates weakly")
-    parser.add_argument("--little", action="store_true", help="where there is little noise")
+    parser.add_argument(
+        "--little", choices=LITTLE_COMPARED, help="where there is little noise, correlated so"
+    )
     parser.add_argument("--steps", type=int, default=800)
     given = parser.parse_args()
     if given.little:
-        print(f"kept in {keep('patterns_little', little(given.steps))}")
+        rows = little(given.steps, given.little)
+        print(f"kept in {keep(f'patterns_little_{given.little}', rows)}")
     elif given.weak:
         print(f"kept in {keep('patterns_weak', weak(given.steps))}")
     else:
