@@ -85,7 +85,7 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
         pattern="cell" if method.endswith(PAPERS_SAMPLER) else None,
     )
     start = time.perf_counter()
-    frame, config, _, noise = prepared(case.noisy, options)
+    frame, config, noise = prepared(case.noisy, options)
     measuring_s = time.perf_counter() - start
     if method == FIVE_SECONDS:  # seconds more for as many draws as `best` has
         config = replace(config, n_samples=TrainingConfig.named("best").n_samples)

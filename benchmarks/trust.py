@@ -132,7 +132,7 @@ def found_defects(spacing: float, shift: float, weight: float, draw: int) -> dic
     rng = np.random.default_rng([draw, int(spacing)])
     std = np.sqrt(GAIN * clean + READ_NOISE**2)
     noisy = Frame(pixels=(clean + std * rng.standard_normal(SHAPE)).astype(np.float32))
-    frame, config, _, noise = prepared(noisy, LearnOptions(preset="fast"))
+    frame, config, noise = prepared(noisy, LearnOptions(preset="fast"))
     checkpoint = train(frame, replace(config, missed_weight=weight), None, noise)
     image = denoised(checkpoint, frame)
     radius = int(spacing / 5)
@@ -212,7 +212,7 @@ def stopped_on(index: int) -> dict[str, Any]:
 
 def stopped(frame: Frame, clean: np.ndarray) -> dict[str, Any]:
     """A training that goes on to its end, and what was kept when it would have stopped."""
-    frame, config, _, noise = prepared(frame, LearnOptions(preset="fast"))
+    frame, config, noise = prepared(frame, LearnOptions(preset="fast"))
     blank = train(frame, replace(config, steps=1), None, noise)
     run = _Training(frame, replace(config, stops_early=False), noise)
     ended: list[tuple[int, Kept]] = []

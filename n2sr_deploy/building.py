@@ -9,6 +9,7 @@ import numpy as np
 
 from n2sr_deploy import engine
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.on_device import DeviceBackend
 from n2sr_deploy.backends.tensorrt import TensorRTNetwork, engine_key
 from n2sr_deploy.backends.tensorrt_build import build_plan, check_engine
@@ -111,7 +112,7 @@ def _verify(
     meta = model.metadata
     stride = meta.pattern.stride
     subsampled = phantom_input(shape)
-    found = np.empty((shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]), np.float32)
+    found = np.empty(output_shape(shape, stride), np.float32)
     network = TensorRTNetwork(
         model.onnx, library, device, meta.precision, stride, plans={shape: plan}
     )

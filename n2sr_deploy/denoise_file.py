@@ -299,7 +299,9 @@ class _Work:
             found = None
             if self.std is not None:
                 _log.info("measuring the standard error, by denoising once more")
-                found = standard_error(repaired, denoised, denoise)
+                found = standard_error(
+                    repaired, denoised, denoise, any_shape=denoiser.takes_any_shape
+                )
             self.on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )

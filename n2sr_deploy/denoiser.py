@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -88,8 +88,8 @@ class Denoiser:
         them, and with patterns of whole lines one more, of as many bytes.
     batch_size
         Draws the network is given at once, 1 or more; by default `DRAWS_AT_ONCE`, or as many as
-        the memory budget allows without tiles. Never more than lie alike before it (4 where a
-        model lays every second group of 4 transposed).
+        the memory budget allows without tiles. Never more than lie alike before it (as many as a
+        cell has pixels, where a model lays every second such group transposed).
     n_threads
         For the kernels and a backend that is named; 0: one for each core.
 
@@ -102,6 +102,9 @@ class Denoiser:
     SettingError
         When a setting is out of range, or there is no such backend.
     """
+
+    takes_any_shape: ClassVar[bool] = True
+    """Frames of other shapes than before, too."""
 
     def __init__(
         self,

@@ -261,4 +261,12 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     except FileExistsError as error:
         raise OutputExistsError(f"{path} exists already; choose another name") from error
     except OSError:  # a file system without hard links
+        _claim_name(path)
         temporary.replace(path)
+
+
+def _claim_name(path: Path) -> None:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise OutputExistsError(f"{path} exists already; choose another name") from error

@@ -178,7 +178,8 @@ class Frame(FrameInfo):
             rows = max(1, _AT_ONCE // width)
             parts = [self.pixels[top : top + rows] for top in range(0, height, rows)]
             mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / (height * width)
-            squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in parts)
+            apart = (np.subtract(part, mean, dtype=np.float64) for part in parts)
+            squares = sum(float(np.square(each, out=each).sum()) for each in apart)
         return mean, (squares / (height * width)) ** 0.5
 
     def with_pixels(self, pixels: AnyArray, what_was_done: str) -> Self:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
@@ -62,7 +62,8 @@ class ModelMetadata:
     kept_step: int | None = None
     """The step whose weights were kept."""
     validation_error: float | None = None
-    """Of these weights: mean squared error in units of the frame's variance."""
+    """Of these weights, of an ensemble's last member: mean squared error in units of the frame's
+    variance."""
     graph_sha256: str | None = None
     """Of the network in the file, which must be the one exported; None of a model from before."""
 
@@ -273,12 +274,10 @@ def looks_like_checkpoint(head: bytes) -> bool:
 
 
 def _pattern(name: str, stride: Shape) -> SamplingPattern:
-    shared: dict[str, Literal["row", "column"] | None] = {
-        "cell": None,
-        "row": "row",
-        "column": "column",
-    }
-    return SamplingPattern(stride_y=stride[0], stride_x=stride[1], shared=shared[name])
+    pattern = SamplingPattern.named(name, stride)
+    if pattern.stride != stride:
+        raise ValueError(f"{stride} is no stride of pattern {name}")
+    return pattern
 
 
 def _shape(values: Any) -> Shape:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.limits import LeftOut
-    from n2sr_deploy.sampling import AnyArray
+    from n2sr_deploy.sampling import AnyArray, Shape
 
 _log = logging.getLogger("n2sr")
 Correlation = tuple[float, ...]
@@ -101,17 +101,18 @@ class Noise:
         """
         return max(map(abs, self.along_rows)), max(map(abs, self.along_columns))
 
-    def std_at(self, intensity: AnyArray) -> AnyArray:
+    def std_at(self, intensity: AnyArray, mean: float | None = None) -> AnyArray:
         """The noise's standard deviation over a denoised frame (H, W), in counts, float64.
 
         It follows the gain from `std` at the frame's mean, so that a detector's offset does not
         matter; where no gain is told it is the same everywhere. At least 0.3 of `std`, since the
-        model is not known to hold in the dark.
+        model is not known to hold in the dark. Of a part of a frame, `mean` is the whole frame's.
         """
         if self.gain is None:
             return np.full(intensity.shape, self.std)
         values = intensity.astype(np.float64)
-        variance = self.std**2 + self.gain * (values - values.mean())
+        mean = values.mean() if mean is None else mean
+        variance = self.std**2 + self.gain * (values - mean)
         return np.asarray(np.sqrt(np.maximum(variance, (_DARKEST * self.std) ** 2)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,9 +245,11 @@ def _measured(
         return spectrum.noise_std, 0.0, _UNCORRELATED, _UNCORRELATED, None
     model = _poisson_of_few(given, spectrum) or variance_model(spectrum, intensity)
     of_hits = float((given - middle).mean())
-    mean = float(frame.pixels.mean(dtype=np.float64)) - of_hits
-    std = model.std(mean) if model else spectrum.noise_std
-    of_detail = std**2 / detail_power(middle)
+    std = of_middle = spectrum.noise_std
+    if model:
+        std = model.std(float(frame.pixels.mean(dtype=np.float64)) - of_hits)
+        of_middle = model.std(float(middle.mean()))
+    of_detail = of_middle**2 / detail_power(middle)
     return std, of_detail, spectrum.correlation(1), spectrum.correlation(0), model
 
 
@@ -272,10 +275,13 @@ def _poisson_of_few(pixels: AnyArray, spectrum: Spectrum) -> VarianceModel | Non
 
 def middle_of(pixels: AnyArray) -> AnyArray:
     """The middle (h, w) of a frame (H, W), as much of it as is enough, float64."""
-    rows, columns = (
-        slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in pixels.shape
-    )
-    return np.asarray(pixels[rows, columns], np.float64)
+    return np.asarray(pixels[where_the_middle_is(pixels.shape)], np.float64)
+
+
+def where_the_middle_is(shape: Shape) -> tuple[slice, slice]:
+    """The rows and columns of `middle_of` a frame of this shape."""
+    rows, columns = (slice((n - min(n, _LARGEST)) // 2, (n + min(n, _LARGEST)) // 2) for n in shape)
+    return rows, columns
 
 
 def _check_second(first: Frame, second: Frame) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from n2sr_deploy.cuda.copying import Copier
 from n2sr_deploy.cuda.pinned import PinnedPool
 from n2sr_deploy.denoiser import check_frame
 from n2sr_deploy.errors import OutOfDeviceMemoryError, SettingError
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.sampling import check_key
+from n2sr_deploy.sampling import checked_key
 from n2sr_deploy.slot import Finished, Host, Slot
 from n2sr_deploy.words import are, counted
 
@@ -135,6 +135,9 @@ class FramePipeline:
         What denoises them; it belongs to the pipeline from now on.
     """
 
+    takes_any_shape: ClassVar[bool] = False
+    """An engine is built for one, and other memory is taken for each."""
+
     def __init__(self, program: Program) -> None:
         self._program = program
         self._waiting: deque[Program] = deque()
@@ -198,8 +201,7 @@ class FramePipeline:
             n_samples = model.metadata.n_samples
         frame_index = frame.index if frame_index is None else frame_index
         check_frame(model, frame.shape, n_samples)
-        check_key(seed, frame_index)
-        self._program.start(frame, n_samples, (seed, frame_index))
+        self._program.start(frame, n_samples, checked_key(seed, frame_index))
         self._waiting.append(self._program)
 
     def collect(self) -> Denoised:

@@ -37,14 +37,15 @@ _MEAN, _ERROR = "mean", "standard error"
 def noise_of(mended: Mended, model: ModelMetadata) -> Noise | None:
     """The frame's noise; a warning where the model was trained for noise of another kind.
 
-    A model that keeps rows apart does no harm where the noise is white; one that does not leaves
-    streaks where it is not.
+    A model that keeps rows apart, or farther apart, does no harm where the noise is white; one
+    that does not leaves streaks where it is not.
     """
     if min(mended.noisy.shape) < SMALLEST:
         return None
     noise = measure_noise(mended.noisy, repaired=mended.repaired)
     pattern, _, _ = choose_pattern(noise)
-    if pattern.name not in ("cell", model.pattern.name):
+    too_near = pattern.name != model.pattern.name or pattern.group_size > model.pattern.group_size
+    if pattern.name != "cell" and too_near:
         _log.warning(
             "the noise, correlated %.2f along rows and %.2f along columns, asks for pattern %s, "
             "but the model was trained with pattern %s: noise may stay. Train one on a frame of "

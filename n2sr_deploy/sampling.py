@@ -153,6 +153,10 @@ class SamplingPattern:
             return None
         return (1, 0) if self.shared == "row" else (0, 1)
 
+    def independent(self, shape: Shape) -> Shape:
+        """(rows, columns) of a shape with the axis along which a choice is shared as one."""
+        return {"cell": shape, "row": (shape[0], 1), "column": (1, shape[1])}[self.name]
+
     def cells(self, shape: Shape) -> Shape:
         """The number of cells (rows, columns) that cover a frame of this shape."""
         return -(-shape[0] // self.stride_y), -(-shape[1] // self.stride_x)
@@ -214,7 +218,7 @@ def draw(
     if window is None:
         window = Window(0, 0, *pattern.cells((frame.shape[0], frame.shape[1])))
     _check_window(window, pattern, frame)
-    check_key(seed, frame_index)
+    seed, frame_index = checked_key(seed, frame_index)
     _check_samples(n_samples, first_sample)
     if not scale > 0:
         raise SettingError(f"scale is {scale}, but must be above 0")
@@ -349,7 +353,7 @@ def held_out(
     FrameError
         When the frame is too large.
     """
-    check_key(seed, frame_index)
+    seed, frame_index = checked_key(seed, frame_index)
     _check_samples(1, sample)
     if min(shape) < 1 or shape[0] % pattern.stride_y or shape[1] % pattern.stride_x:
         raise SettingError(
@@ -399,11 +403,12 @@ def _check_cells(window: Window, pattern: SamplingPattern) -> None:
         )
 
 
-def check_key(seed: int, frame_index: int) -> None:
-    """Raise SettingError unless both are integers from 0 to 2**64 - 1."""
+def checked_key(seed: int, frame_index: int) -> tuple[int, int]:
+    """Both as Python's integers; SettingError unless they are 0 to 2**64 - 1."""
     for name, value in (("seed", seed), ("frame_index", frame_index)):
         if not (isinstance(value, (int, np.integer)) and 0 <= value < 2**64):
             raise SettingError(f"{name} is {value}, but must be an integer, 0 to 2**64 - 1")
+    return int(seed), int(frame_index)
 
 
 def _check_samples(n_samples: int, first_sample: int) -> None:

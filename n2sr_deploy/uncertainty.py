@@ -21,7 +21,7 @@ import numpy as np
 
 from n2sr_deploy.defects import NOISELESS
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
+from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of, where_the_middle_is
 from n2sr_deploy.spectrum import SHARED, Spectrum
 
 if TYPE_CHECKING:
@@ -93,7 +93,11 @@ class _Estimate(NamedTuple):
 
 
 def standard_error(
-    frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
+    frame: Frame,
+    denoised: Denoised,
+    denoise: Callable[[Frame], Denoised],
+    *,
+    any_shape: bool = True,
 ) -> Uncertainty:
     """Calibrate the spread of the draws.
 
@@ -104,15 +108,17 @@ def standard_error(
     denoised
         The result, of at least 2 draws.
     denoise
-        Denoises another frame by the same network and with as many draws; called once, with a
-        frame of at most 1024 x 1024 pixels.
+        Denoises another frame by the same network and with as many draws; called once.
+    any_shape
+        Whether it does so for frames of any shape: then it is given one of at most 1024 x 1024
+        pixels, else one as large as `frame`.
 
     Returns
     -------
     The standard error and how well its scale is known. Deterministic if `denoise` is. Of frames
     below 48 x 48 pixels, and of ones without noise, the scale is a guess, which is logged.
     """
-    twin = _Twin.of(frame, denoised, denoise)
+    twin = _Twin.of(frame, denoised, denoise, any_shape=any_shape)
     variance = smoothed(np.square(denoised.std, dtype=np.float64), _SMOOTH)
     if twin is None:
         _log.warning(
@@ -168,7 +174,12 @@ class _Twin:
 
     @classmethod
     def of(
-        cls, frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
+        cls,
+        frame: Frame,
+        denoised: Denoised,
+        denoise: Callable[[Frame], Denoised],
+        *,
+        any_shape: bool,
     ) -> _Twin | None:
         """None of a frame that is too small or without noise."""
         noisy, result = middle_of(frame.pixels), middle_of(denoised.mean)
@@ -179,10 +190,16 @@ class _Twin:
             return None
         spectrum = Spectrum(noisy)
         floor = spectrum.levelled_floor()
-        added = _coloured(floor) * noise.std_at(result)
-        again = denoise(Frame(pixels=(result + added).astype(np.float32)))
-        variance = smoothed(np.square(again.std, dtype=np.float64), _SMOOTH)
-        return cls(spectrum, floor, noisy - result, added, again.mean - result, variance)
+        mean = float(denoised.mean.mean(dtype=np.float64))
+        added = _coloured(floor) * noise.std_at(result, mean)
+        pixels = (result + added).astype(np.float32)
+        middle = where_the_middle_is(pixels.shape)
+        if not any_shape:
+            middle, twin = where_the_middle_is(frame.shape), frame.pixels.astype(np.float32)
+            twin[middle], pixels = pixels, twin
+        again = denoise(Frame(pixels=pixels))
+        variance = smoothed(np.square(again.std[middle], dtype=np.float64), _SMOOTH)
+        return cls(spectrum, floor, noisy - result, added, again.mean[middle] - result, variance)
 
     def average(self, values: AnyArray) -> float:
         """Of (h, w), weighted as spectra see a frame: most in its middle."""
@@ -191,10 +208,7 @@ class _Twin:
     def completed(self, variance: AnyArray) -> AnyArray:
         """(H, W): by twice as many draws, where the twin is."""
         variance = variance.copy()
-        middle = tuple(
-            slice((n - m) // 2, (n + m) // 2)
-            for n, m in zip(variance.shape, self.error.shape, strict=True)
-        )
+        middle = where_the_middle_is(variance.shape)
         own = self.average(self.variance)
         if own > 0:
             times = self.average(variance[middle]) / own

@@ -34,10 +34,12 @@ class Checkpoint:
     config: TrainingConfig
     """What was asked for."""
     history: list[dict[str, float]] = field(repr=False)
-    """One entry for each validation: step, seconds, tflop, loss, validation_error."""
+    """One entry for each validation: step, seconds, tflop, loss, validation_error,
+    repeated_noise."""
     summary: dict[str, Any]
     """How it ended: steps, kept_step, seconds, tflop, stopped_by, device, precision, torch,
-    frame_shape."""
+    frame_shape; and turns, the ways a patch was laid, of which an exported model's draws take as
+    many."""
     pixel_size: tuple[float, float] | None
     """Of the frame trained on, in `unit`."""
     unit: str | None
@@ -58,7 +60,10 @@ class Checkpoint:
 
     @property
     def validation_error(self) -> float | None:
-        """Of the weights, in units of the frame's variance; None where the history has none."""
+        """Of the weights, in units of the frame's variance; None where the history has none.
+
+        Of an ensemble it is that of the last member, a little more than that of their average.
+        """
         errors = {entry["step"]: entry["validation_error"] for entry in self.history}
         return errors.get(self.summary.get("kept_step", math.nan))
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.noise import Noise
+    from n2sr_deploy.sampling import Shape
 
 
+LEAST_SECONDS = 0.1  # of a training
 _GUARD = 10**6  # from which on an upper bound is told only to who goes beyond
 _DEVICE = re.compile(r"auto|(cpu|cuda)(:(0|[1-9]\d?))?")
 
@@ -56,6 +58,11 @@ class NetworkConfig:
     def levels(self) -> int:
         """How many poolings there are."""
         return len(self.channels) - 1
+
+    @property
+    def multiple(self) -> int:
+        """What rows and columns of its input are multiples of."""
+        return 1 << self.levels
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # JSON keeps a list
@@ -144,23 +151,27 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_choice("optimiser", self.optimiser, ("muon", "adam"))
         check_choice("schedule", self.schedule, ("cosine", "constant"))
-        _within("n_samples", self.n_samples, 1, MAX_SAMPLES)
-        _within("margin", self.margin, 0, 2)
-        _within("steps", self.steps, 1, 10**8)
-        _within("batch", self.batch, 1, 4096)
-        _within("patch", self.patch, 16, 4096)
-        _within("warmup_steps", self.warmup_steps, 0, 10**6)
-        _within("validation_every", self.validation_every, 1, 10**8)
+        for name, low, high in (
+            ("n_samples", 1, MAX_SAMPLES),
+            ("margin", 0, 2),
+            ("steps", 1, 10**8),
+            ("batch", 1, 4096),
+            ("patch", 16, 4096),
+            ("warmup_steps", 0, 10**6),
+            ("validation_every", 1, 10**8),
+            ("validation_pixels", 0, 10**8),
+            ("seed", 0, 2**63 - 1),
+        ):
+            _within(name, getattr(self, name), low, high)
+            object.__setattr__(self, name, int(getattr(self, name)))  # of NumPy's: JSON keeps it
         _within("validation_fraction", self.validation_fraction, 0.001, 0.2)
-        _within("validation_pixels", self.validation_pixels, 0, 10**8)
         _within("ema_decay", self.ema_decay, 0.0, 0.99999)
         _within("learning_rate", self.learning_rate, 1e-8, 10.0)
         _within("adam_learning_rate", self.adam_learning_rate, 1e-8, 10.0)
         _within("overhang", self.overhang, 0.0, 1.0)
         _within("missed_weight", self.missed_weight, 1.0, 1000.0)
-        _within("seed", self.seed, 0, 2**63 - 1)
         if self.seconds is not None:
-            _within("seconds", self.seconds, 0.1, 1e9)
+            _within("seconds", self.seconds, LEAST_SECONDS, 1e9)
         if not _DEVICE.fullmatch(self.device):
             raise SettingError(f"device is {self.device!r}, but must be auto, cpu, cuda or cuda:N")
         if self.margin and max(self.pattern.stride) < self.margin + 2:
@@ -168,6 +179,12 @@ class TrainingConfig:
                 f"margin is {self.margin} and the pattern {self.pattern}, which leaves no pixel to "
                 f"learn from; take a stride of at least {self.margin + 2}"
             )
+
+    @property
+    def multiple(self) -> Shape:
+        """(rows, columns) of pixels that frames are padded to multiples of."""
+        stride_y, stride_x = self.pattern.stride
+        return stride_y * self.network.multiple, stride_x * self.network.multiple
 
     @property
     def start_path(self) -> Path | None:

@@ -93,8 +93,7 @@ class DevicePatches:
         """(N, h, w, 1): which pixel of each cell goes in, by its number in the cell."""
         height, width = self._shape
         h, w = height // self._pattern.stride_y, width // self._pattern.stride_x
-        drawn = {"cell": (h, w), "row": (h, 1), "column": (1, w)}[self._pattern.name]
-        size = self._n, *drawn, 1
+        size = self._n, *self._pattern.independent((h, w)), 1
         kept = torch.randint(
             self._pattern.group_size, size, generator=self._generator, device=self._device
         )

@@ -126,11 +126,10 @@ def exported_weights(model: ExportedModel, config: NetworkConfig) -> dict[str, t
 def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision) -> ModelMetadata:
     config = checkpoint.config
     stride_y, stride_x = config.pattern.stride
-    cells = 2**config.network.levels
     radius = network.receptive_radius
     return ModelMetadata(
         pattern=config.pattern,
-        pad_multiple=(stride_y * cells, stride_x * cells),
+        pad_multiple=config.multiple,
         receptive_radius=(radius * stride_y, radius * stride_x),
         bytes_per_pixel=network.bytes_per_pixel,
         n_samples=config.n_samples,
@@ -142,7 +141,7 @@ def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision)
         pixel_size=checkpoint.pixel_size,
         unit=checkpoint.unit,
         frame_shape=_frame_shape(checkpoint),
-        mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, cells),
+        mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, config.network.multiple),
         noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
         steps=checkpoint.summary.get("steps"),
         kept_step=checkpoint.summary.get("kept_step"),
@@ -240,11 +239,11 @@ def _export_template(config: NetworkConfig, stride: Shape, precision: Precision)
     network: torch.nn.Module = build_network(config, stride, seed=0).eval()
     if precision == "fp16":
         network = _HalfInside(network)
-    cells = 2**config.levels
+    multiple = config.multiple
     dims = {
         0: torch.export.Dim("M"),
-        2: cells * torch.export.Dim("h"),
-        3: cells * torch.export.Dim("w"),
+        2: multiple * torch.export.Dim("h"),
+        3: multiple * torch.export.Dim("w"),
     }
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
@@ -254,7 +253,7 @@ def _export_template(config: NetworkConfig, stride: Shape, precision: Precision)
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
-                (torch.zeros(2, 1, 2 * cells, 3 * cells),),
+                (torch.zeros(2, 1, 2 * multiple, 3 * multiple),),
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes={"x": dims},

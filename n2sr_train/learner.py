@@ -73,11 +73,11 @@ def learn_checkpoint(
     MissingExtraError, SettingError, FrameError, TrainingError
         As `train` does, and where the extra is missing.
     """
-    wanted = prepared(frame, options or LearnOptions(), progress)
+    mended, config, noise = prepared(frame, options or LearnOptions())
     from n2sr_train.training import train
 
-    checkpoint = train(*wanted)
-    _tell_what_is_not_learned(checkpoint, wanted[0])
+    checkpoint = train(mended, config, progress, noise)
+    _tell_what_is_not_learned(checkpoint, mended)
     # That of the whole frame: what was learned from may be without blank borders.
     return replace(checkpoint, summary={**checkpoint.summary, "frame_shape": list(frame.shape)})
 
@@ -100,9 +100,7 @@ def _tell_what_is_not_learned(checkpoint: Checkpoint, frame: Frame) -> None:
         )
 
 
-def prepared(
-    frame: Frame, options: LearnOptions, progress: Progress | None = None
-) -> tuple[Frame, TrainingConfig, Progress | None, Noise | None]:
+def prepared(frame: Frame, options: LearnOptions) -> tuple[Frame, TrainingConfig, Noise | None]:
     """What `train` takes: the mended frame, the settings that fit its noise, and that noise."""
     from n2sr_train.config import TrainingConfig
 
@@ -132,7 +130,7 @@ def prepared(
             "" if config.pattern == asked_for else f"; you chose pattern {config.pattern} instead"
         )
         _log.info("%s%s", why, chosen)
-    return repaired.frame, config, progress, noise
+    return repaired.frame, config, noise
 
 
 def check_options(options: LearnOptions) -> TrainingConfig:

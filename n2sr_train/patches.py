@@ -215,11 +215,7 @@ def _validation_pixels(shape: Shape, config: TrainingConfig, rng: np.random.Gene
     Where a pattern keeps whole rows or columns, because the noise along them is correlated,
     whole rows or columns are kept from the targets too.
     """
-    drawn: Shape = {
-        "cell": shape,
-        "row": (shape[0], 1),
-        "column": (1, shape[1]),
-    }[config.pattern.name]
+    drawn = config.pattern.independent(shape)
     enough = min(config.validation_pixels / (shape[0] * shape[1]), _LARGEST_FRACTION)
     n = drawn[0] * drawn[1]
     chosen = np.zeros(n, np.bool_)

@@ -24,6 +24,7 @@ from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted, seconds
 from n2sr_train.checkpoint import Checkpoint
+from n2sr_train.config import LEAST_SECONDS
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.devices import chosen_device, device_name, has_bfloat16
 from n2sr_train.members import joined, part_of
@@ -92,7 +93,7 @@ def train(
             config,
             network=config.network.single,
             seed=(config.seed + member * _SEEDS_APART) % 2**63,
-            seconds=None if config.seconds is None else config.seconds / n_members,
+            seconds=config.seconds and max(config.seconds / n_members, LEAST_SECONDS),
         )
         shown = part_of(progress, trained, n_members)
         try:
@@ -121,9 +122,7 @@ class _Training:
                 "frames were denoised in this process before PyTorch was imported, so its threads "
                 "sleep between operations: the training may take twice as long. Import torch first"
             )
-        stride = config.pattern.stride
-        cells = 2**config.network.levels
-        sampler = PatchSampler(frame, config, (stride[0] * cells, stride[1] * cells))
+        sampler = PatchSampler(frame, config, config.multiple)
         network: torch.nn.Module = starting_network(config).to(self.device)
         bytes_per_pixel = int(network.bytes_per_pixel)  # type: ignore[arg-type]
         # Convolutions are twice as fast so, on CPUs as on GPUs.

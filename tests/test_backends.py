@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from click.testing import CliRunner
 
 from n2sr_deploy import Denoiser, doctor
 from n2sr_deploy.backends import choosing, open_backend, ort
+from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.choosing import ON_CPU
 from n2sr_deploy.backends.native import NativeNetwork
 from n2sr_deploy.backends.on_device import DeviceBackend
@@ -187,6 +189,19 @@ def test_many_shapes_one_after_another(backend, model):
         out = np.empty_like(wanted)
         backend.infer(subsampled, out)
         assert_close(backend, out, wanted)
+
+
+def test_openvino_keeps_what_one_size_of_frames_asks_for(model):
+    """Ten draws of oblong frames are 4 and 1 upright and 4 and 1 transposed: two were kept."""
+    openvino = pytest.importorskip("n2sr_deploy.backends.openvino")
+    compiled = []
+    with closing(openvino.OpenVINOBackend(model.onnx, n_threads=1)) as backend:
+        for _ in range(2):
+            for shape in ((4, 1, 8, 16), (1, 1, 8, 16), (4, 1, 16, 8), (1, 1, 16, 8)):
+                backend.infer(phantom_input(shape), np.empty(output_shape(shape, (2, 2)), "f"))
+            compiled.append(dict(backend._requests))
+    assert len(compiled[0]) == 4
+    assert compiled[0] == compiled[1], "none was made anew"
 
 
 def test_nothing_is_written_beside_the_output(backend):

@@ -55,6 +55,12 @@ def test_the_first_member_is_what_a_training_of_one_gives(ensemble, noisy):
         assert torch.equal(ensemble.weights[f"members.0.{name}"], weights)
 
 
+def test_the_least_time_is_enough_for_all_members(noisy):
+    """Half of 0.15 s was refused, after the noise had been measured, as --seconds 0.075."""
+    checkpoint = train(noisy, config(seconds=0.15))
+    assert checkpoint.config.network.members == 2
+
+
 def test_what_is_told_and_kept_counts_all_members(noisy):
     told = []
     checkpoint = train(noisy, config(steps=6, validation_every=3), told.append)

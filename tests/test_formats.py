@@ -255,6 +255,13 @@ def test_values_beyond_float32_are_refused_before_anything_overflows():
         Frame(pixels=np.array([[1.0, -1e202]]))
 
 
+def test_float32_frames_far_from_zero_have_exact_statistics():
+    pixels = (1.7e7 + 200 * np.random.default_rng(0).normal(size=(64, 64))).astype(np.float32)
+    exact = pixels.astype(np.float64)
+    mean, std = Frame(pixels=pixels).mean_and_std()
+    assert (mean, std) == pytest.approx((exact.mean(), exact.std()), rel=1e-12)
+
+
 def test_variation_that_float32_cannot_show_is_refused():
     pixels = 1e9 + np.random.default_rng(0).normal(size=(40, 40))
     with pytest.raises(FrameError, match=r"varies by .* too little for float32.* subtract 1e\+09"):
@@ -353,7 +360,15 @@ def test_a_pipe_is_no_frame(tmp_path):
         read_frame(tmp_path / "a.tif")
 
 
-def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
+    """On file systems without hard links, as of many shares and sticks, it was."""
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("n2sr_deploy.files.os.link", no_links)
     path = tmp_path / "a.bin"
 
     def write_while_another_does():
@@ -365,6 +380,10 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
         write_while_another_does()
     assert path.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    with files.replacing(path, overwrite=False) as temporary:
+        temporary.write_bytes(b"mine")
+    assert path.read_bytes() == b"mine"
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the measuring data are not here")

@@ -339,6 +339,9 @@ def bright_particles(seed):
     return clean
 
 
+MIDDLE = slice(1024, 2048)
+
+
 def test_lines_far_apart_are_not_for_little_noise():
     """Of a frame with 1 % of noise they lost 4 to 12 times as much as that."""
     white = np.random.default_rng(0).normal(size=SHAPE)
@@ -357,6 +360,17 @@ def test_lines_far_apart_are_not_for_little_noise():
     slope = np.linspace(0, 30, SHAPE[1])  # which no pattern loses
     sloping = measure_noise(Frame(pixels=(clean + slope + noise * both).astype(np.float32)))
     assert sloping.of_detail == pytest.approx(found.of_detail, rel=0.1)
+
+
+def test_noise_is_little_beside_the_detail_that_it_lies_on():
+    """Of a large frame the noise at its mean was compared with the detail of its bright middle."""
+    clean = np.full((128, 3072), 20.0)
+    clean[:, MIDDLE] = 400 + 200 * np.cos(np.arange(1024) / 12)
+    noise = np.sqrt(clean) * unit_noise(clean.shape, np.random.default_rng(0), 0.4, 0.4)
+    frame = Frame(pixels=(clean + noise).astype(np.float32))
+    whole, middle = measure_noise(frame), measure_noise(frame.cropped(slice(None), MIDDLE))
+    assert whole.std < 0.75 * middle.std
+    assert whole.of_detail == pytest.approx(middle.of_detail, rel=0.01)
 
 
 @pytest.mark.parametrize("gain", [1e-4, 1e-3])

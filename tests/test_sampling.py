@@ -287,6 +287,16 @@ def test_the_frame_is_never_written_to(kernels):
     draw(frame, SamplingPattern.named("cell"), 4, mean=5, scale=2)
 
 
+def test_numbers_of_numpy_draw_what_pythons_do(kernels):
+    """Without compiled kernels they overflowed."""
+    frame, pattern = random_pixels((20, 20), "uint16"), SamplingPattern.named("cell")
+    wanted = draw(frame, pattern, 2, seed=5, frame_index=3)
+    found = draw(frame, pattern, 2, seed=np.int32(5), frame_index=np.uint8(3))
+    assert np.array_equal(found, wanted)
+    mask = held_out(pattern, (20, 20), seed=np.int32(5), frame_index=np.uint8(3))
+    assert np.array_equal(mask, held_out(pattern, (20, 20), seed=5, frame_index=3))
+
+
 def test_a_frame_with_strides_draws_what_its_copy_draws(kernels):
     wide = random_pixels((40, 60), "uint16")
     pattern = SamplingPattern.named("cell")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.simulation import unit_noise
 from n2sr_deploy import Frame, read_frame, spectrum
 from n2sr_deploy import denoise_file as module
 from n2sr_deploy.cli import main
@@ -21,7 +22,10 @@ from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.learning import Learned, LearnOptions, TrainingStatus
+from n2sr_deploy.mending import mend
 from n2sr_deploy.opening import Denoisers
+from n2sr_deploy.provenance import noise_of
+from n2sr_deploy.sampling import SamplingPattern
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 TIME = Axis(name="time", size=3, scale=0.5, offset=2.0, unit="s")
@@ -264,8 +268,6 @@ def test_intensity_that_rounding_loses_is_told(run, model_path):
 
 
 def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
-    from benchmarks.simulation import unit_noise
-
     rng = np.random.default_rng(0)
     for name, along_rows in (("white", 0.0), ("streaks", 0.5)):
         np.save(f"{name}.npy", (100 + 10 * unit_noise((256, 256), rng, along_rows)).astype("f4"))
@@ -277,6 +279,17 @@ def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
     assert "the model was trained with pattern cell" in streaks.stderr
     told = read_frame("streaks.tif").metadata["n2sr"]["noise"]
     assert told["along_rows"][0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("stride", "is_told"), [(2, True), (4, False)])
+def test_a_model_of_lines_too_near_each_other_is_told(model, caplog, stride, is_told):
+    """A model of every second line said nothing of noise that asks for every fourth."""
+    pixels = 100 + 10 * unit_noise((256, 256), np.random.default_rng(0), 0.5, 0.45)
+    mended = mend(Frame(pixels=pixels.astype(np.float32)), repairs=True)
+    pattern = SamplingPattern.named("row", stride)
+    noise_of(mended, replace(model.metadata, pattern=pattern))
+    told = f"asks for pattern row, stride 4 x 1, but the model was trained with pattern {pattern}"
+    assert (told in caplog.text) is is_told
 
 
 def test_another_magnification_than_the_models_is_told_once(run, noisy, model_path):

@@ -632,6 +632,14 @@ def test_options_override_the_preset():
     assert (config.steps, config.seed, config.n_samples) == (5, 7, 50)
 
 
+def test_numbers_of_numpy_are_kept_as_pythons(noisy, tmp_path):
+    """They overflowed, or could not be written."""
+    config = tiny_config(steps=np.int64(2), seed=np.int32(3))
+    train(noisy, config).save(tmp_path / "a.safetensors")
+    back = Checkpoint.open(tmp_path / "a.safetensors")
+    assert back.config == config == tiny_config(steps=2, seed=3)
+
+
 # ---- checkpoints --------------------------------------------------------------------------
 
 

@@ -7,8 +7,11 @@ import pytest
 
 from n2sr_deploy import Denoised, Denoiser, Frame
 from n2sr_deploy.frame import Intensity
+from n2sr_deploy.layout import input_shapes
+from n2sr_deploy.pipeline import FramePipeline, Program
 from n2sr_deploy.provenance import of_standard_error
 from n2sr_deploy.uncertainty import smoothed, standard_error
+from tests.fake_device import FakeDevice, FakeNetwork
 
 SHAPE = (256, 256)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]].astype(float)
@@ -88,6 +91,45 @@ def test_it_scales_with_the_counts():
     one = standard_error(frame, Smoother(1.5)(frame), Smoother(1.5))
     hundred = standard_error(times, scaled(times), scaled)
     assert hundred.standard_error == pytest.approx(100 * one.standard_error, rel=0.01)
+
+
+def smoothing_of(given):
+    """Of `smoothed`, each draw with the same noise of its own."""
+    mean = smoothed(given.pixels.astype(float), 1.5).astype(np.float32)
+    return Denoised(mean=mean, std=np.full(given.shape, 0.02, "f"), timings={})
+
+
+def test_the_middle_of_a_large_frame_has_its_own_noise():
+    """It was given that of the whole frame's mean: 8.1 of counts that scatter by 14.1."""
+    clean = np.full((64, 3072), 20.0)
+    clean[:, 1024:2048] = 200 + 20 * np.cos(np.arange(1024) / 3)
+    frame = Frame(pixels=np.random.default_rng(0).poisson(clean).astype(np.float32))
+    denoised, twins = smoothing_of(frame), []
+
+    def denoise(given):
+        twins.append(given.pixels)
+        return smoothing_of(given)
+
+    standard_error(frame, denoised, denoise)
+    added = twins[0] - denoised.mean[:, 1024:2048]
+    assert added.std() == pytest.approx(np.sqrt(200), rel=0.05)
+
+
+def test_a_denoiser_for_one_shape_is_given_that_shape(model):
+    """On TensorRT, of frames larger than 1024 pixels, there was no engine for the twin."""
+    device = FakeDevice()
+    noise = np.random.default_rng(0).normal(size=(64, 1056))
+    frame = Frame(pixels=(5 + np.cos(np.arange(1056) / 3) + noise).astype(np.float32))
+    shapes = input_shapes(model, frame.shape, 4)
+    program = Program(model, FakeNetwork(model, device, shapes=shapes), device, 1)
+    with FramePipeline(program) as pipeline, Denoiser(model, backend="ort") as denoiser:
+        errors = [
+            standard_error(
+                frame, each.denoise(frame), each.denoise, any_shape=each.takes_any_shape
+            ).standard_error
+            for each in (pipeline, denoiser)
+        ]
+    assert errors[0].mean() == pytest.approx(errors[1].mean(), rel=0.1)
 
 
 def test_a_small_frame_is_told_to_be_a_guess(caplog):

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 from n2sr_deploy.errors import ModelError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import FloatArray
+    from n2sr_deploy.sampling import FloatArray, Shape
 
 InputShape = tuple[int, int, int, int]
 """(M, 1, H / stride_y, W / stride_x)."""
-
 
 _NO_MEMORY = re.compile(r"bad.?alloc|(failed|unable|not|cannot) (to )?allocate", re.IGNORECASE)
 
@@ -74,6 +73,11 @@ class DeviceNetwork(Protocol):
 
     def close(self) -> None:
         """Release it, after all its contexts."""
+
+
+def output_shape(shape: InputShape, stride: Shape) -> InputShape:
+    """(M, 1, H, W): what a network makes of input of a shape."""
+    return shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]
 
 
 def check_arrays(subsampled: FloatArray, out: FloatArray) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.onnx_weights import weights_in
 from n2sr_deploy.backends.packing import unet_members
 from n2sr_deploy.cuda.device import Convolution
@@ -94,8 +95,7 @@ class NativeNetwork:
         from n2sr_deploy.backends.ort import OnnxRuntimeBackend
 
         given = phantom_input(_TRIED)
-        n, _, height, width = _TRIED
-        results = np.empty((2, n, 1, height * self._stride[0], width * self._stride[1]), np.float32)
+        results = np.empty((2, *output_shape(_TRIED, self._stride)), np.float32)
         with closing(OnnxRuntimeBackend(onnx, n_threads=1)) as backend:
             backend.infer(given, results[0])
         with closing(DeviceBackend(_Lent(self), self._device, self._stride)) as on_device:

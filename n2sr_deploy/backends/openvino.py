@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
 _making = threading.Lock()
-_SHAPES_KEPT = 2  # of input, each with its own memory: whole frames and their transposed draws
+# Of input, each with its own memory: of one size of frames the draws given at once and those that
+# are left over, and both transposed.
+_SHAPES_KEPT = 4
 
 
 class OpenVINOBackend:
     """The network on OpenVINO's CPU plugin.
 
     It is compiled for each shape of input when that first comes, which takes a quarter of a
-    second; the last two shapes are kept.
+    second; the last four shapes are kept.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays, failure
+from n2sr_deploy.backends.base import check_arrays, failure, output_shape
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class OnnxRuntimeCudaNetwork:
             session = _load(self._onnx, options, [(_CUDA, settings)])
         except ModelError as error:
             raise _explained(error) from error
-        out_shape = shape[0], 1, shape[2] * self._stride[0], shape[3] * self._stride[1]
-        return _CudaContext(session, self._device.index, shape, out_shape)
+        of_result = output_shape(shape, self._stride)
+        return _CudaContext(session, self._device.index, shape, of_result)
 
     def close(self) -> None:
         """Nothing is held beside the contexts."""

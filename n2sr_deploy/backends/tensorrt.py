@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import engine
+from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.tensorrt_library import (
     LIBRARIES,
     dotted,
@@ -181,8 +182,7 @@ class TensorRTNetwork:
         )
         if kernels is not None and running is not None:
             kernels.keep()
-        of_result = shape[0], 1, shape[2] * self._stride[0], shape[3] * self._stride[1]
-        tensors = Tensors(shape, of_result)
+        tensors = Tensors(shape, output_shape(shape, self._stride))
         return TensorRTContext(
             self._trt, loaded, running, tensors, stream, self._device, self._logger
         )
@@ -217,7 +217,7 @@ class TensorRTNetwork:
 
     def _loaded(self, key: EngineKey, shape: InputShape) -> Any:
         plan = self._plans.get(shape) or engine.find(key)
-        rows, columns = shape[2] * self._stride[0], shape[3] * self._stride[1]
+        rows, columns = output_shape(shape, self._stride)[2:]
         command = (
             f"n2sr export MODEL.onnx --engine {option_of(self._library)} --size {rows} {columns} "
             f"--samples {shape[0]}"

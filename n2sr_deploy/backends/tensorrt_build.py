@@ -8,6 +8,7 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
+from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.tensorrt import SETTINGS, open_logger
 from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library
 from n2sr_deploy.errors import ModelError
@@ -162,7 +163,7 @@ def check_plan(plan: bytes, precision: str, shape: InputShape, stride: Shape) ->
         (name.decode(), tuple(map(int, dims.split())), told.decode())
         for dims, name, told in _TAKEN_AND_GIVEN.findall(plan)
     }
-    of_result = shape[0], 1, shape[2] * stride[0], shape[3] * stride[1]
+    of_result = output_shape(shape, stride)
     wanted: set[_Tensor] = {("subsampled", shape, "float"), ("denoised", of_result, "float")}
     if found != wanted:
         raise ModelError(
