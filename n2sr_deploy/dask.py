@@ -6,6 +6,7 @@ Needs the extra ``dask``.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import threading
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from n2sr_deploy.backends import check_backend, ort
 from n2sr_deploy.denoiser import check_frame
 from n2sr_deploy.errors import FrameError, MissingExtraError
+from n2sr_deploy.formats.base import naming
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.mending import mend
 from n2sr_deploy.model import ExportedModel, ModelMetadata
@@ -125,10 +127,11 @@ class _Work:
         for place in np.ndindex(block.shape[:-2]):
             at = tuple(begin + i for begin, i in zip(begins, place, strict=True))
             index = int(np.ravel_multi_index(at, self.leading)) if at else 0
-            mended = mend(Frame(pixels=block[place], index=index), repairs=self.repaired)
-            frame = mended.repaired.frame
-            with opened.one_at_a_time:
-                done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)
+            with naming("the array", index, math.prod(self.leading)):
+                mended = mend(Frame(pixels=block[place], index=index), repairs=self.repaired)
+                frame = mended.repaired.frame
+                with opened.one_at_a_time:
+                    done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)
             result[place] = mended.put_back(done.mean)
         return result
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.hot_pixels import hot_pixels
 from n2sr_deploy.waves import without_waves
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray
 
 _STRIP = 256  # rows
@@ -57,7 +57,7 @@ class Repaired:
         return "; ".join(filter(None, done))
 
 
-def repair(frame: Frame) -> Repaired:
+def repair(frame: Frame | AnyArray) -> Repaired:
     """Replace hot and dead pixels and x-ray spikes; subtract offsets of rows and columns.
 
     Parameters
@@ -69,6 +69,7 @@ def repair(frame: Frame) -> Repaired:
     -------
     The mended frame, float32 if anything was found, and what was mended. Deterministic.
     """
+    frame = Frame.of(frame)
     hot = hot_pixels(frame.pixels)
     pixels = frame.pixels
     if hot.any():

@@ -207,8 +207,10 @@ class _Work:
             if options.stack
             else [choose(opened.path, len(opened), options.frame, or_else=_OR_ALL)]
         )
-        # What it refuses is told before a network is learned or opened.
+        # What is refused is told before a network is learned or opened.
         self._ahead = {self.indexes[0]: self._read(self.indexes[0])}
+        for index in self.indexes[1:]:
+            self._read(index)
         self._learned_from = self._frame_to_learn_from()
         self.provenance = Provenance(options, len(opened), self.indexes, self._learned_from)
         self._of_all = None if options.per_frame else self._open_for_all()
@@ -298,7 +300,8 @@ class _Work:
             denoised = denoise(repaired)
             found = None
             if self.std is not None:
-                _log.info("measuring the standard error, by denoising once more")
+                if self._first is None:
+                    _log.info("measuring the standard error, by denoising each frame once more")
                 found = standard_error(
                     repaired, denoised, denoise, any_shape=denoiser.takes_any_shape
                 )

@@ -218,8 +218,7 @@ class Denoiser:
         ModelError
             When the backend fails, or the network gives NaN or infinite values.
         """
-        if not isinstance(frame, Frame):
-            frame = Frame(pixels=frame)
+        frame = Frame.of(frame)
         meta = self.model.metadata
         if n_samples is None:
             n_samples = meta.n_samples

@@ -75,6 +75,8 @@ class FrameInfo:
     """The unit of `pixel_size`, as the file spelled it."""
     origin: tuple[float, float] = (0.0, 0.0)
     """Where the first row and column lie, in `unit`."""
+    axis_names: tuple[str, str] = ("y", "x")
+    """Of the axis along which rows follow each other, and of that of the columns."""
     intensity: Intensity | None = None
     """What a count means, where the file says so. Pixels stay in counts."""
     acquisition: Mapping[str, float | str] = field(default_factory=dict)
@@ -105,6 +107,12 @@ class Frame(FrameInfo):
     """How many frames that file or stack holds."""
 
     def __post_init__(self) -> None:
+        if np.ma.is_masked(self.pixels):
+            n_masked = int(np.ma.getmaskarray(self.pixels).sum())
+            raise FrameError(
+                f"frame has {counted(n_masked, 'masked pixel')} of {self.pixels.size}; replace "
+                "each (for example by the median of its neighbours), or crop them off, first"
+            )
         object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
         size = self.pixel_size
         if size is not None and not all(np.isfinite(side) and side > 0 for side in size):
@@ -112,6 +120,11 @@ class Frame(FrameInfo):
             object.__setattr__(self, "pixel_size", None)
             object.__setattr__(self, "unit", None)
             object.__setattr__(self, "origin", (0.0, 0.0))
+
+    @classmethod
+    def of(cls, given: Frame | AnyArray) -> Frame:
+        """A frame as it is; of an array (H, W) one of which nothing else is known."""
+        return given if isinstance(given, Frame) else cls(pixels=given)
 
     @property
     def info(self) -> FrameInfo:

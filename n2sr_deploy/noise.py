@@ -11,6 +11,7 @@ import numpy as np
 
 from n2sr_deploy.defects import NOISELESS, Repaired, repair
 from n2sr_deploy.errors import FrameError
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.hits import without_hits
 from n2sr_deploy.limits import at_limits, left_out
 from n2sr_deploy.sampling import SamplingPattern
@@ -20,7 +21,6 @@ from n2sr_deploy.words import counted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.limits import LeftOut
     from n2sr_deploy.sampling import AnyArray, Shape
 
@@ -160,7 +160,9 @@ class Noise:
 
 
 def measure_noise(
-    frame: Frame, second: Frame | None = None, repaired: Repaired | None = None
+    frame: Frame | AnyArray,
+    second: Frame | AnyArray | None = None,
+    repaired: Repaired | None = None,
 ) -> Noise:
     """Measure the noise of one frame.
 
@@ -184,6 +186,7 @@ def measure_noise(
         When the frame is constant or too small, or the second has another shape or the same
         pixels.
     """
+    frame, second = Frame.of(frame), None if second is None else Frame.of(second)
     height, width = frame.shape
     if min(height, width) < SMALLEST:
         raise FrameError(

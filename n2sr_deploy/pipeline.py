@@ -194,8 +194,7 @@ class FramePipeline:
             When the GPU fails: what was in flight in the same slot is lost, and the next frame
             begins anew.
         """
-        if not isinstance(frame, Frame):
-            frame = Frame(pixels=frame)
+        frame = Frame.of(frame)
         model = self._program.model
         if n_samples is None:
             n_samples = model.metadata.n_samples

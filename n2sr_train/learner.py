@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.files import check_input
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import Learned, LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
@@ -17,9 +18,9 @@ from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.noise import Noise
+    from n2sr_deploy.sampling import AnyArray
     from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import TrainingConfig
 
@@ -51,7 +52,9 @@ def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
 
 
 def learn_checkpoint(
-    frame: Frame, options: LearnOptions | None = None, progress: Progress | None = None
+    frame: Frame | AnyArray,
+    options: LearnOptions | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Mend the frame, measure its noise, choose the pattern, train: what `n2sr train` does.
 
@@ -73,6 +76,7 @@ def learn_checkpoint(
     MissingExtraError, SettingError, FrameError, TrainingError
         As `train` does, and where the extra is missing.
     """
+    frame = Frame.of(frame)
     mended, config, noise = prepared(frame, options or LearnOptions())
     from n2sr_train.training import train
 
@@ -83,7 +87,12 @@ def learn_checkpoint(
 
 
 def _tell_what_is_not_learned(checkpoint: Checkpoint, frame: Frame) -> None:
-    """Warn where the network errs by more than the noise that it would take away."""
+    """Warn where nothing was, or the network errs by more than the noise it would take away."""
+    if checkpoint.summary["kept_step"] == 0:
+        _log.warning(
+            "all that was learned from this frame was worse than the weights it started from, "
+            "which are kept: try another --seed, or --init random"
+        )
     error, noise = checkpoint.validation_error, checkpoint.noise
     if error is None or noise is None:
         return

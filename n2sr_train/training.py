@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.kernels import put_pytorch_to_sleep
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
@@ -37,9 +38,9 @@ from n2sr_train.validation import Validation
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
     from n2sr_deploy.noise import Noise
+    from n2sr_deploy.sampling import AnyArray
     from n2sr_train.config import TrainingConfig
 
 _log = logging.getLogger("n2sr")
@@ -52,7 +53,7 @@ Why = Literal["steps", "seconds", "the user", "divergence", "overfitting"]
 
 
 def train(
-    frame: Frame,
+    frame: Frame | AnyArray,
     config: TrainingConfig,
     progress: Progress | None = None,
     noise: Noise | None = None,
@@ -86,7 +87,7 @@ def train(
     TrainingError
         When the training diverged before anything worth keeping, or the GPU's memory is full.
     """
-    n_members = config.network.members
+    frame, n_members = Frame.of(frame), config.network.members
     trained: list[Checkpoint] = []
     for member in range(n_members):
         own = replace(

@@ -86,6 +86,7 @@ class Validation:
         """That are judged each time."""
         self.n_worse = 0
         """How many judgements in a row found the error surely above the lowest."""
+        self._start: _Score | None = None
         self._lowest: _Score | None = None
         self._lowest_smoothed: _Score | None = None
         self._recent: deque[torch.Tensor] = deque(maxlen=_TOGETHER)
@@ -157,19 +158,23 @@ class Validation:
     def _compare(self, score: _Score) -> None:
         """With the lowest error so far: by itself, and together with the judgements before it.
 
-        By itself the lowest of many is low by chance, and so the others seem worse.
+        By itself the lowest of many is low by chance, and so the others seem worse. What the
+        training started from counts only where all that was learned is worse than it.
         """
-        if score.kept.step > 0:  # what it started from may be far above
-            self._recent.append(score.errors)
-        together = torch.stack(tuple(self._recent) or (score.errors,)).mean(dim=0)
-        smoothed = score._replace(errors=together)
-        self._lowest = _lower(self._lowest, score)
-        self._lowest_smoothed = _lower(self._lowest_smoothed, smoothed)
-        above = min(score.above(self._lowest), smoothed.above(self._lowest_smoothed))
+        if score.kept.step == 0:
+            self._start, self.kept = score, score.kept
+            return
+        self._recent.append(score.errors)
+        smoothed = score._replace(errors=torch.stack(tuple(self._recent)).mean(dim=0))
+        self._lowest = lowest = _lower(self._lowest, score)
+        self._lowest_smoothed = lowest_smoothed = _lower(self._lowest_smoothed, smoothed)
+        if self._start is not None and lowest.above(self._start) > _WORSE:
+            lowest, lowest_smoothed = self._start, _lower(lowest_smoothed, self._start)
+        above = min(score.above(lowest), smoothed.above(lowest_smoothed))
         # Where there is nothing to learn, what is learned after all is noise.
         keeps_lowest = above > _WORSE or self.is_flat(score.kept)
-        self.kept = self._lowest.kept if keeps_lowest else score.kept
-        is_worse = above > _SURELY_WORSE and self._lowest.kept.step > 0  # it has learned anything
+        self.kept = lowest.kept if keeps_lowest else score.kept
+        is_worse = above > _SURELY_WORSE and lowest.kept.step > 0  # it has learned anything
         self.n_worse = self.n_worse + 1 if is_worse else 0
 
 

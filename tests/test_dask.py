@@ -94,6 +94,10 @@ def test_nothing_is_done_before_it_is_asked_for(denoise, noisy, model):
 
 def test_what_is_refused(denoise, frames, model, tmp_path):
     array = da.from_array(frames)
+    bad = frames.astype(np.float32)
+    bad[1, 2] = np.nan
+    with pytest.raises(FrameError, match="the array, frame 5 of 6: frame has nothing but NaN"):
+        denoise(da.from_array(bad, chunks=(1, 1, -1, -1)), model).compute(scheduler="sync")
     with pytest.raises(FrameError, match="wrap it with dask"):
         denoise(frames, model)
     with pytest.raises(FrameError, match="takes frames"):

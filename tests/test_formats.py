@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 import tifffile
 
-from n2sr_deploy import Frame, files, read_frame, write_frame
+import n2sr_deploy
+import n2sr_train
+from n2sr_deploy import Frame, files, measure_noise, read_frame, repair, write_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
 from n2sr_deploy.formats import open_frames
+from n2sr_deploy.learning import LearnOptions
+from n2sr_train import learn_checkpoint
 from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
 
 if TYPE_CHECKING:
@@ -234,6 +238,34 @@ def test_a_compression_that_needs_another_package_says_so(tmp_path, monkeypatch)
     monkeypatch.setattr("n2sr_deploy.formats.tiff._pixels", no_codec)
     with pytest.raises(FileFormatError, match="pip install imagecodecs"):
         read_frame(tmp_path / "a.tif")
+
+
+def test_arrays_are_taken_wherever_frames_are(tmp_path, noisy):
+    """A camera gives arrays; each ended with an AttributeError."""
+    pixels = noisy.pixels
+    assert np.array_equal(repair(pixels).frame.pixels, repair(noisy).frame.pixels)
+    assert measure_noise(pixels) == measure_noise(noisy)
+    second = noisy.pixels[::-1]
+    assert measure_noise(pixels, second) == measure_noise(noisy, Frame(pixels=second))
+    write_frame(tmp_path / "a.tif", pixels)
+    assert np.array_equal(read_frame(tmp_path / "a.tif").pixels, pixels)
+    checkpoint = learn_checkpoint(pixels, LearnOptions(preset="fast", steps=1))
+    assert checkpoint.summary["frame_shape"] == list(pixels.shape)
+    with pytest.raises(FrameError, match=r"shape \(3, 40, 40\)"):
+        repair(np.zeros((3, 40, 40)))
+
+
+def test_masked_pixels_are_refused():
+    """The mask was left out without a word."""
+    masked = np.ma.masked_greater(np.arange(1600.0).reshape(40, 40), 1500)
+    with pytest.raises(FrameError, match="frame has 99 masked pixels of 1600; replace each"):
+        Frame(pixels=masked)
+    assert Frame(pixels=np.ma.array(np.eye(40))).shape == (40, 40)
+
+
+def test_public_names_are_listed():
+    for package in (n2sr_deploy, n2sr_train):
+        assert set(package.__all__) <= set(dir(package))
 
 
 def test_constant_frame_has_no_statistics():

@@ -71,6 +71,30 @@ KNOWN = {
 }
 
 
+@pytest.mark.parametrize("ending", ["emd", "hspy", "zspy"])
+def test_a_scan_of_diffraction_patterns_keeps_its_four_axes(tmp_path, ending):
+    """Their names became y, x, y, x, and of an EMD the scan was taken for the frames."""
+    path = tmp_path / f"a.{ending}"
+    axes = Axis(name="y", size=2), Axis(name="x", size=3)
+    known = {"axis_names": ("ky", "kx"), "pixel_size": (0.1, 0.1), "unit": "1/nm"}
+    written = [
+        Frame(pixels=random_pixels((20, 30), "uint16", seed=n), index=n, n_frames=6, **known)
+        for n in range(6)
+    ]
+    write_frames(path, written, axes)
+    with open_frames(path) as opened:
+        assert (opened.shape, opened.axes) == ((20, 30), axes)
+        for frame in written:
+            found = opened.read(frame.index)
+            assert np.array_equal(found.pixels, frame.pixels)
+            assert found.axis_names == ("ky", "kx")
+    if ending == "hspy":
+        with h5py.File(path) as file:
+            (group,) = file["Experiments"].values()
+            names = [group[f"axis-{n}"].attrs["name"] for n in range(4)]
+        assert names == ["y", "x", "ky", "kx"]
+
+
 def stack_of(n_frames, dtype="uint16", **known):
     return [
         Frame(pixels=random_pixels(SHAPE, dtype, seed), **known or KNOWN)

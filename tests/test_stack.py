@@ -189,6 +189,16 @@ def test_a_bad_frame_in_a_stack_is_named_and_nothing_is_left(run, noisy, tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.npy"]
 
 
+def test_a_frame_that_cannot_be_denoised_is_told_before_anything_is_learned(run, noisy, learned):
+    """It was told when it was reached, after minutes of training and denoising."""
+    good = noisy.pixels
+    np.save("bad.npy", np.stack([good, good, np.full_like(good, np.nan)]))
+    for options in (["--stack"], ["--per-frame"]):
+        result = run("denoise", "bad.npy", *options, "-o", "out.tif", code=2)
+        assert "bad.npy, frame 2 of 3: frame has nothing but NaN" in result.stderr
+    assert learned == []
+
+
 def test_a_damaged_file_is_told_as_such_in_the_middle_of_a_stack(run, stack, model_path):
     """Its error was once taken for one of the output's format."""
     whole = stack.read_bytes()

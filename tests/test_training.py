@@ -331,6 +331,15 @@ def test_a_frame_that_was_not_learned_is_told(checkpoint, error, noise_std, is_t
     assert ("has not learned this frame" in caplog.text) is is_told
 
 
+@pytest.mark.parametrize("kept_step", [0, 2])
+def test_weights_that_were_only_started_from_are_told(checkpoint, noisy, kept_step, caplog):
+    from n2sr_train.learner import _tell_what_is_not_learned
+
+    judged = replace(checkpoint, summary={**checkpoint.summary, "kept_step": kept_step})
+    _tell_what_is_not_learned(judged, noisy)
+    assert ("worse than the weights it started from" in caplog.text) is (kept_step == 0)
+
+
 def test_a_training_that_overfits_stops():
     wave = 10 + np.sin(np.arange(64) * np.pi / 16)
     frame = Frame(pixels=np.random.default_rng(0).normal(wave, 1, size=(64, 64)))
@@ -398,6 +407,18 @@ def test_a_network_that_starts_well_may_get_worse_at_first(judged):
     for step in range(100, 600, 100):
         validation = judged(step, 1)
         assert (validation.kept.step, validation.n_worse) == (0, 0)
+
+
+def test_what_was_learned_wins_ties_with_what_it_started_from(judged):
+    """A part of a real frame was given back as the packaged weights have it, and learned on."""
+    validation = judged(0, 0.3)
+    unseen = validation._unseen
+    best = float((validation._target * unseen).sum() / unseen.sum())
+    judged(0, best)
+    judged(100, best + 0.001)
+    for n, step in enumerate((200, 300, 400), 1):
+        validation = judged(step, 1)
+        assert (validation.kept.step, validation.n_worse) == (100, n)
 
 
 def test_weights_of_a_risen_error_are_not_kept(judged):
@@ -981,7 +1002,7 @@ def test_errors_of_lines_are_judged_line_by_line():
     config = tiny_config(pattern=SamplingPattern.named("row"))
     validation = Validation(PatchSampler(frame, config, (8, 8)), torch.device("cpu"))
     network = build_network(config.network, config.pattern.stride, 0)
-    validation.judge(0, network, lambda network, x: network(x))
+    validation.judge(1, network, lambda network, x: network(x))
     assert validation._lowest.n_different <= 26, "a tenth of the lines"
 
 

@@ -98,8 +98,11 @@ def planned(
     found = _found(inputs, recursive=recursive)
     paths = {path: root for path, root in found.items() if path.resolve() not in written}
     if not paths:
+        shared = sorted({ending for known in formats.FORMATS for ending in known.ambiguous})
         raise InputFileError(
-            f"there is no frame file in {', '.join(inputs)}; n2sr reads {formats.names()}"
+            f"there is no frame file in {', '.join(inputs)}; n2sr reads {formats.names()}. Files "
+            f"ending in {', '.join(shared)}, which many programs write, are taken where they are "
+            'named: "FOLDER/*.png"'
         )
     try:
         base = Path(os.path.commonpath([_absolute(root) for root in paths.values()]))

@@ -24,6 +24,7 @@ from n2sr_deploy.formats.base import (
     misnamed,
     n_places,
 )
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
         ByFrame,
         Format,
     )
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.sampling import AnyArray
 
 FORMATS: tuple[Format, ...] = (
@@ -143,7 +143,7 @@ def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
 
 
 def write_frame(
-    path: str | Path, frame: Frame, *, overwrite: bool = False, tells: bool = True
+    path: str | Path, frame: Frame | AnyArray, *, overwrite: bool = False, tells: bool = True
 ) -> None:
     """Write a frame and all that is known of it, in the format the extension names.
 
@@ -157,7 +157,7 @@ def write_frame(
     MissingExtraError
         When the library that writes it is not installed.
     """
-    write_frames(path, [frame], overwrite=overwrite, tells=tells)
+    write_frames(path, [Frame.of(frame)], overwrite=overwrite, tells=tells)
 
 
 def write_frames(

@@ -251,7 +251,7 @@ def required(module: str, purpose: str, package: str, extra: str) -> Any:
 
 
 @contextmanager
-def naming(path: Path, index: int, n_frames: int) -> Iterator[None]:
+def naming(path: Path | str, index: int, n_frames: int) -> Iterator[None]:
     """Tell which file, and which of its frames, a FrameError of the block is about."""
     which = f"{path}, frame {index} of {n_frames}" if n_frames > 1 else str(path)
     try:

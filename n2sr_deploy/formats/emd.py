@@ -203,11 +203,18 @@ def _write(path: Path, output: Output) -> None:
         dataset = frame_dataset(group, output, is_reversed=True)
         for at, pixels in placed(path, output):
             dataset[(..., *at[::-1])] = pixels.T
-        for i, axis in enumerate((*output.axes, *image_axes(output))[::-1], 1):
+        axes = *output.axes, *image_axes(output)
+        for i, (axis, name) in enumerate(zip(axes[::-1], _names(output)[::-1], strict=True), 1):
             n = max(axis.size, 2)  # one place alone would tell no scale
             dim = group.create_dataset(f"dim{i}", data=axis.offset + axis.scale * np.arange(n))
-            dim.attrs["name"] = axis.name
+            dim.attrs["name"] = name
             dim.attrs["units"] = _UNITS.get(axis.unit or "", axis.unit or "")
+
+
+def _names(output: Output) -> tuple[str, ...]:
+    """Of all axes; only those of the image are y and x, by which readers find them."""
+    names = (axis.name for axis in output.axes)
+    return *(f"scan {name}" if name.lower() in ("y", "x") else name for name in names), "y", "x"
 
 
 def _as_ncem(info: FrameInfo) -> dict[str, Any]:

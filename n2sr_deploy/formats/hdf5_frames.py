@@ -137,8 +137,8 @@ def image_axes(output: Output) -> tuple[Axis, Axis]:
     """Of the rows and the columns."""
     info = output.info
     size, (top, left) = info.pixel_size or (1.0, 1.0), info.origin
-    height, width = output.shape
+    (height, width), (y, x) = output.shape, info.axis_names
     return (
-        Axis(name="y", size=height, scale=size[0], offset=top, unit=info.unit),
-        Axis(name="x", size=width, scale=size[1], offset=left, unit=info.unit),
+        Axis(name=y, size=height, scale=size[0], offset=top, unit=info.unit),
+        Axis(name=x, size=width, scale=size[1], offset=left, unit=info.unit),
     )

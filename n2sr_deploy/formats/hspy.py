@@ -135,7 +135,8 @@ def _opened(
     check(dataset, f"/Experiments/{name}/data", shape)
     axes = tuple(_axis(described[i], int(dataset.shape[i]), f"axis {i}") for i in leading)
     row, column = _axis(described[rows], shape[0], "y"), _axis(described[columns], shape[1], "x")
-    info, kept = _info(parts, calibrated(row, column), members)
+    calibration = {**calibrated(row, column), "axis_names": (row.name, column.name)}
+    info, kept = _info(parts, calibration, members)
     return FrameFile(
         path,
         shape=shape,

@@ -43,6 +43,7 @@ def to_json(output: Output) -> str:
         "pixel_size": info.pixel_size,
         "unit": info.unit,
         "origin": info.origin,
+        "axis_names": info.axis_names,
         "intensity": asdict(info.intensity) if info.intensity else None,
         "acquisition": dict(info.acquisition),
         "axes": [asdict(axis) for axis in output.axes],
@@ -96,6 +97,7 @@ def _checked(values: dict[str, Any]) -> Kept:
         pixel_size=None if size is None else _pair(size),
         unit=_text_or_none(values["unit"]),
         origin=_pair(values["origin"]),
+        axis_names=_names(values.get("axis_names", ["y", "x"])),
         intensity=None if intensity is None else Intensity(**_numbers_and_unit(intensity)),
         acquisition={name: _told(value) for name, value in values["acquisition"].items()},
         metadata=dict(values["metadata"].items()),
@@ -133,6 +135,11 @@ def _told(value: Any) -> float | str:
 def _pair(values: Any) -> tuple[float, float]:
     first, second = _of_type(values, list)
     return _number(first), _number(second)
+
+
+def _names(values: Any) -> tuple[str, str]:
+    first, second = _of_type(values, list)
+    return str(_of_type(first, str)), str(_of_type(second, str))
 
 
 def _numbers_and_unit(values: dict[str, Any]) -> dict[str, Any]:
