@@ -42,6 +42,7 @@ def test_a_series_in_time_is_no_volume(tmp_path):
         write_frames(tmp_path / "b.mrc", opened, (Axis(name="time", size=3, unit="s"),))
     with mrcfile.open(tmp_path / "b.mrc") as file:
         assert file.is_image_stack()
+        assert file.voxel_size.tolist() == (2.0, 2.0, 2.0), "its depth was 0"
 
 
 def test_an_unknown_extended_header_is_kept_or_told(tmp_path, caplog):

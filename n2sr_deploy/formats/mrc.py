@@ -248,7 +248,7 @@ def _write(path: Path, output: Output) -> None:
         nm = nanometres(info.unit)
         if info.pixel_size is not None and nm is not None:
             height, width = (size * nm / _ANGSTROM for size in info.pixel_size)
-            file.voxel_size = (width, height, step)
+            file.voxel_size = (width, height, step or width)  # of images readers expect cubes
             top, left = (at * nm / _ANGSTROM for at in info.origin)
             file.header.origin.x, file.header.origin.y = left, top
             if step:
