@@ -209,6 +209,8 @@ class _Work:
         )
         # What is refused is told before a network is learned or opened.
         self._ahead = {self.indexes[0]: self._read(self.indexes[0])}
+        if len(self.indexes) > 1:
+            _log.info("looking at %d frames first", len(self.indexes))
         for index in self.indexes[1:]:
             self._read(index)
         self._learned_from = self._frame_to_learn_from()
@@ -301,10 +303,8 @@ class _Work:
             found = None
             if self.std is not None:
                 if self._first is None:
-                    _log.info("measuring the standard error, by denoising each frame once more")
-                found = standard_error(
-                    repaired, denoised, denoise, any_shape=denoiser.takes_any_shape
-                )
+                    _log.info("measuring the standard error, by denoising once more")
+                found = standard_error(repaired, denoised, denoise)
             self.on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -102,9 +102,6 @@ class Denoiser:
     SettingError
         When a setting is out of range, or there is no such backend.
     """
-
-    takes_any_shape: ClassVar[bool] = True
-    """Frames of other shapes than before, too."""
 
     def __init__(
         self,

@@ -261,12 +261,16 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     except FileExistsError as error:
         raise OutputExistsError(f"{path} exists already; choose another name") from error
     except OSError:  # a file system without hard links
-        _claim_name(path)
-        temporary.replace(path)
+        _replace_what_is_claimed(temporary, path)
 
 
-def _claim_name(path: Path) -> None:
+def _replace_what_is_claimed(temporary: Path, path: Path) -> None:
     try:
         path.touch(exist_ok=False)
     except FileExistsError as error:
         raise OutputExistsError(f"{path} exists already; choose another name") from error
+    try:
+        temporary.replace(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 from n2sr_deploy.cuda.copying import Copier
 from n2sr_deploy.cuda.pinned import PinnedPool
@@ -134,9 +134,6 @@ class FramePipeline:
     program
         What denoises them; it belongs to the pipeline from now on.
     """
-
-    takes_any_shape: ClassVar[bool] = False
-    """An engine is built for one, and other memory is taken for each."""
 
     def __init__(self, program: Program) -> None:
         self._program = program

@@ -93,11 +93,7 @@ class _Estimate(NamedTuple):
 
 
 def standard_error(
-    frame: Frame,
-    denoised: Denoised,
-    denoise: Callable[[Frame], Denoised],
-    *,
-    any_shape: bool = True,
+    frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
 ) -> Uncertainty:
     """Calibrate the spread of the draws.
 
@@ -108,17 +104,15 @@ def standard_error(
     denoised
         The result, of at least 2 draws.
     denoise
-        Denoises another frame by the same network and with as many draws; called once.
-    any_shape
-        Whether it does so for frames of any shape: then it is given one of at most 1024 x 1024
-        pixels, else one as large as `frame`.
+        Denoises another frame by the same network and with as many draws; called once, with a
+        frame of the same shape.
 
     Returns
     -------
     The standard error and how well its scale is known. Deterministic if `denoise` is. Of frames
     below 48 x 48 pixels, and of ones without noise, the scale is a guess, which is logged.
     """
-    twin = _Twin.of(frame, denoised, denoise, any_shape=any_shape)
+    twin = _Twin.of(frame, denoised, denoise)
     variance = smoothed(np.square(denoised.std, dtype=np.float64), _SMOOTH)
     if twin is None:
         _log.warning(
@@ -174,12 +168,7 @@ class _Twin:
 
     @classmethod
     def of(
-        cls,
-        frame: Frame,
-        denoised: Denoised,
-        denoise: Callable[[Frame], Denoised],
-        *,
-        any_shape: bool,
+        cls, frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
     ) -> _Twin | None:
         """None of a frame that is too small or without noise."""
         noisy, result = middle_of(frame.pixels), middle_of(denoised.mean)
@@ -192,11 +181,10 @@ class _Twin:
         floor = spectrum.levelled_floor()
         mean = float(denoised.mean.mean(dtype=np.float64))
         added = _coloured(floor) * noise.std_at(result, mean)
-        pixels = (result + added).astype(np.float32)
-        middle = where_the_middle_is(pixels.shape)
-        if not any_shape:
-            middle, twin = where_the_middle_is(frame.shape), frame.pixels.astype(np.float32)
-            twin[middle], pixels = pixels, twin
+        # In its frame: by itself it would be seen by another mean and standard deviation, and an
+        # engine may be built for one shape.
+        middle, pixels = where_the_middle_is(frame.shape), frame.pixels.astype(np.float32)
+        pixels[middle] = result + added
         again = denoise(Frame(pixels=pixels))
         variance = smoothed(np.square(again.std[middle], dtype=np.float64), _SMOOTH)
         return cls(spectrum, floor, noisy - result, added, again.mean[middle] - result, variance)

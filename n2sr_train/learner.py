@@ -87,12 +87,7 @@ def learn_checkpoint(
 
 
 def _tell_what_is_not_learned(checkpoint: Checkpoint, frame: Frame) -> None:
-    """Warn where nothing was, or the network errs by more than the noise it would take away."""
-    if checkpoint.summary["kept_step"] == 0:
-        _log.warning(
-            "all that was learned from this frame was worse than the weights it started from, "
-            "which are kept: try another --seed, or --init random"
-        )
+    """Warn where the network errs by more than the noise that it would take away."""
     error, noise = checkpoint.validation_error, checkpoint.noise
     if error is None or noise is None:
         return

@@ -327,6 +327,8 @@ class _Training:
                 f"training was stopped by {why} before anything could be kept (step {self.step})"
                 + ("; try a lower learning rate or another --seed" if why == "divergence" else "")
             )
+        if kept.step == 0 and self.step > 0 and self.config.start != "random":
+            _log.warning("all that was learned was worse than what it started from, which is kept")
         if why == "divergence":
             _log.warning("training diverged at step %d; kept step %d", self.step, kept.step)
         if why in ("seconds", "the user") and self.step < self.config.warmup_steps:

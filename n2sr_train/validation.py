@@ -79,8 +79,8 @@ class Validation:
         self._counts = self._unseen if self._along is None else self._unseen.sum(dim=self._along)
         self._places = self._counts.flatten().nonzero().squeeze(1)
         self.kept: Kept | None = None
-        """The latest weights, or those of the lowest error where the latest are worse, or hardly
-        better than a flat result."""
+        """The latest weights; those of the lowest error where the latest are worse, or hardly
+        better than a flat result; what it started from where all others are worse."""
         self.flat_error = float((self._target**2 * unseen).sum() / unseen.sum())
         self.n_patches = len(self._target)
         """That are judged each time."""
@@ -169,7 +169,7 @@ class Validation:
         self._lowest = lowest = _lower(self._lowest, score)
         self._lowest_smoothed = lowest_smoothed = _lower(self._lowest_smoothed, smoothed)
         if self._start is not None and lowest.above(self._start) > _WORSE:
-            lowest, lowest_smoothed = self._start, _lower(lowest_smoothed, self._start)
+            lowest = lowest_smoothed = self._start
         above = min(score.above(lowest), smoothed.above(lowest_smoothed))
         # Where there is nothing to learn, what is learned after all is noise.
         keeps_lowest = above > _WORSE or self.is_flat(score.kept)

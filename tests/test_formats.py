@@ -418,6 +418,22 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch, li
     assert path.read_bytes() == b"mine"
 
 
+def test_a_name_that_was_claimed_is_given_back_where_renaming_fails(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("n2sr_deploy.files.os.link", refused)
+    monkeypatch.setattr("n2sr_deploy.files.Path.replace", refused)
+
+    def write():
+        with files.replacing(tmp_path / "a.bin", overwrite=False) as temporary:
+            temporary.write_bytes(b"mine")
+
+    with pytest.raises(OutputError, match="nothing was kept of it"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the measuring data are not here")
 def test_awkward_real_files_read_or_are_refused():
     n_read = 0

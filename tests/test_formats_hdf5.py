@@ -72,6 +72,13 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("ending", ["emd", "hspy", "zspy"])
+def test_axes_named_x_and_y_do_not_turn_the_image(tmp_path, ending):
+    frame = Frame(pixels=random_pixels((20, 30), "uint16"), axis_names=("x", "y"))
+    write_frame(tmp_path / f"a.{ending}", frame)
+    assert np.array_equal(read_frame(tmp_path / f"a.{ending}").pixels, frame.pixels)
+
+
+@pytest.mark.parametrize("ending", ["emd", "hspy", "zspy"])
 def test_a_scan_of_diffraction_patterns_keeps_its_four_axes(tmp_path, ending):
     """Their names became y, x, y, x, and of an EMD the scan was taken for the frames."""
     path = tmp_path / f"a.{ending}"

@@ -623,8 +623,9 @@ def test_rows_and_columns_in_use_are_known_by_any_way_to_tell_their_stride(monke
         ((start, said),) = trainings(monkeypatch, model, [True], pattern="row", stride=stride)
         assert start == model.onnx
         assert "--pattern=row" in said
-    ((start, _),) = trainings(monkeypatch, model, [True], pattern="row", stride=(3, 3))
-    assert start is None
+    for other in ({"pattern": "row", "stride": (3, 3)}, {"stride": (2, 4)}):
+        ((start, _),) = trainings(monkeypatch, model, [True], **other)
+        assert start is None
 
 
 def test_what_does_not_fit_is_left_out_at_once_and_the_next_model_tried(monkeypatch, model):

@@ -331,15 +331,6 @@ def test_a_frame_that_was_not_learned_is_told(checkpoint, error, noise_std, is_t
     assert ("has not learned this frame" in caplog.text) is is_told
 
 
-@pytest.mark.parametrize("kept_step", [0, 2])
-def test_weights_that_were_only_started_from_are_told(checkpoint, noisy, kept_step, caplog):
-    from n2sr_train.learner import _tell_what_is_not_learned
-
-    judged = replace(checkpoint, summary={**checkpoint.summary, "kept_step": kept_step})
-    _tell_what_is_not_learned(judged, noisy)
-    assert ("worse than the weights it started from" in caplog.text) is (kept_step == 0)
-
-
 def test_a_training_that_overfits_stops():
     wave = 10 + np.sin(np.arange(64) * np.pi / 16)
     frame = Frame(pixels=np.random.default_rng(0).normal(wave, 1, size=(64, 64)))

@@ -138,6 +138,8 @@ def image_axes(output: Output) -> tuple[Axis, Axis]:
     info = output.info
     size, (top, left) = info.pixel_size or (1.0, 1.0), info.origin
     (height, width), (y, x) = output.shape, info.axis_names
+    if (y.lower(), x.lower()) == ("x", "y"):  # by which readers would turn the image
+        y, x = "y", "x"
     return (
         Axis(name=y, size=height, scale=size[0], offset=top, unit=info.unit),
         Axis(name=x, size=width, scale=size[1], offset=left, unit=info.unit),

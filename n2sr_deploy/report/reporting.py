@@ -38,10 +38,6 @@ class AnyDenoiser(Protocol):
     def model(self) -> ExportedModel:
         """What it runs."""
 
-    @property
-    def takes_any_shape(self) -> bool:
-        """Whether it denoises frames of other shapes than before, too."""
-
     def denoise(self, frame: Frame, n_samples: int | None = None, *, seed: int = 0) -> Denoised:
         """Denoise one frame."""
 
@@ -113,10 +109,7 @@ def known(
         denoised = denoiser.denoise(frame, n_samples, seed=seed)
     if uncertainty is None and n_samples > 1:
         uncertainty = standard_error(
-            frame,
-            denoised,
-            lambda twin: denoiser.denoise(twin, n_samples, seed=seed),
-            any_shape=denoiser.takes_any_shape,
+            frame, denoised, lambda twin: denoiser.denoise(twin, n_samples, seed=seed)
         )
     pattern = denoiser.model.metadata.pattern
     n = draws_of_a_half(pattern)

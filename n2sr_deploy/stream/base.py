@@ -93,7 +93,10 @@ class LiveResult:
 
 
 class Source(Protocol):
-    """Where frames come from. Used by one thread, but for `name`."""
+    """Where frames come from. Used by one thread, but for `name`.
+
+    It may have a `when_silent`: what to tell a user when nothing has come for a while.
+    """
 
     @property
     def name(self) -> str:

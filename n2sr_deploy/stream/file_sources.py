@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 _LOOKS_EVERY_S = 0.1
 _NAMED = 5  # files that were not taken
+_NOT_READ = "not read yet"
 _ENDINGS = frozenset(ending for known in formats.FORMATS for ending in known.extensions)
 
 
@@ -78,7 +79,7 @@ class _Pending(NamedTuple):
     seen: _Seen
     since_s: float
     """Since when it has looked so."""
-    why: str = "not read yet"
+    why: str
 
 
 class WatchSource:
@@ -162,8 +163,7 @@ class WatchSource:
             if name in self._done:
                 continue
             if name not in self._pending or self._pending[name].seen != seen:
-                why = () if seen.size else ("it is empty",)
-                self._pending[name] = _Pending(seen, now, *why)
+                self._pending[name] = _Pending(seen, now, _NOT_READ if seen.size else "empty")
             same_s = now - self._pending[name].since_s
             if same_s >= self._settle_s and seen.size > 0:
                 frame = self._read_file(name, seen, is_late=same_s > self._patience_s)
@@ -193,15 +193,17 @@ class WatchSource:
         pending, self._pending = self._pending, {}
         if self._is_lost or self._done is None:
             return
-        left: dict[str, list[str]] = {}
+        left = []
         with contextlib.suppress(ConnectionLostError):
             for name, seen in self._names().items():
                 if self._done.get(name) != seen:
-                    left.setdefault(pending.get(name, _Pending(seen, 0.0)).why, []).append(name)
-        for why, names in left.items():
-            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            named = ", ".join(names[:_NAMED])
-            _log.warning("not taken from %s: %s%s (%s)", self._folder, named, more, why)
+                    known = pending.get(name)
+                    why = known.why if known is not None and known.seen == seen else _NOT_READ
+                    left.append(f"{name} ({why.removeprefix(f'{self._folder / name} ')})")
+        if left:
+            more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+            named = ", ".join(left[:_NAMED])
+            _log.warning("not taken from %s: %s%s", self._folder, named, more)
 
 
 class ReplaySource:

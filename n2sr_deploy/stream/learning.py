@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.base import LiveResult
     from n2sr_deploy.stream.denoising import LiveDenoiser
 
@@ -254,7 +255,7 @@ class LiveLearner:
         pattern = model.metadata.pattern
         if asked.pattern not in (None, pattern.name):
             return asked.preset, asked.init
-        if asked.stride and SamplingPattern.named(pattern.name, asked.stride) != pattern:
+        if asked.stride is not None and not _is_stride_of(pattern, asked.stride):
             return asked.preset, asked.init
         preset = model.metadata.preset
         if asked.preset not in (None, preset):
@@ -356,6 +357,14 @@ class LiveLearner:
         stays = ", which stays as it was" if self._keep.exists() else ""
         why = "it was ended at once" if self._is_given_up else self._why_not
         _log.warning("nothing was kept in %s%s: %s", self._keep, stays, why)
+
+
+def _is_stride_of(pattern: SamplingPattern, stride: Shape) -> bool:
+    """Whether a user who names it means this pattern's."""
+    try:
+        return SamplingPattern.named(pattern.name, stride) == pattern
+    except SettingError:  # of both axes, for whole lines
+        return False
 
 
 def _without_names(line: str, arguments: Sequence[str | Path]) -> str:
