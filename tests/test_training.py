@@ -400,6 +400,22 @@ def test_a_network_that_starts_well_may_get_worse_at_first(judged):
         assert (validation.kept.step, validation.n_worse) == (0, 0)
 
 
+@pytest.mark.parametrize("is_random", [False, True])
+def test_weights_that_were_only_started_from_are_told(
+    noisy, checkpoint_path, monkeypatch, caplog, is_random
+):
+    compare = Validation._compare
+
+    def as_if_all_others_were_worse(self, score):
+        if score.kept.step == 0:
+            compare(self, score)
+
+    monkeypatch.setattr(Validation, "_compare", as_if_all_others_were_worse)
+    config = tiny_config(steps=2, start="random" if is_random else str(checkpoint_path))
+    assert train(noisy, config).summary["kept_step"] == 0
+    assert ("worse than what it started from" in caplog.text) is not is_random
+
+
 def test_what_was_learned_wins_ties_with_what_it_started_from(judged):
     """A part of a real frame was given back as the packaged weights have it, and learned on."""
     validation = judged(0, 0.3)
