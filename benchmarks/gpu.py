@@ -38,8 +38,8 @@ from n2sr_deploy.cuda.device import Draws, Part, Pixels, Values
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.pattern import SamplingPattern, Window
 from n2sr_deploy.pipeline import FramePipeline
-from n2sr_deploy.sampling import SamplingPattern, Window
 from n2sr_train import export_model
 from n2sr_train.network import build_network
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.results import keep
 from n2sr_deploy import reference
 from n2sr_deploy.kernels import describe_kernels, kernels
-from n2sr_deploy.sampling import SamplingPattern, Window
+from n2sr_deploy.pattern import SamplingPattern, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,7 +32,7 @@ from n2sr_train.network import build_network
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 SIZES = (512, 512), (1024, 1024)
 OWN_SHARE = 0.1  # asked: of a frame's time, at most this beside the network's

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
 
 FRAMES = 10  # of a round
 N_SAMPLES = 4

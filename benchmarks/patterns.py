@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.results import keep
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import Denoiser, Frame
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.phantom import clean_phantom
-from n2sr_deploy.sampling import SamplingPattern
 from n2sr_train import TrainingConfig, export_model, train
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 
 from benchmarks.simulation import simulated_frame, unit_noise
 from n2sr_deploy import reference
-from n2sr_deploy.sampling import SamplingPattern, draw
+from n2sr_deploy.pattern import SamplingPattern
+from n2sr_deploy.sampling import draw
 from n2sr_train.config import TrainingConfig
 from n2sr_train.devices import has_bfloat16
 from n2sr_train.optimisers import build_optimisers

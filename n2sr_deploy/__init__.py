@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.noise import Noise, measure_noise
     from n2sr_deploy.opening import open_denoiser
+    from n2sr_deploy.pattern import SamplingPattern
     from n2sr_deploy.pipeline import FramePipeline
-    from n2sr_deploy.sampling import SamplingPattern
 
 __all__ = [
     "Denoised",

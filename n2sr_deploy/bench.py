@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.denoiser import Denoiser
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray
 
 FORMAT_VERSION = 2  # 1: a frame's time in all was the sum of its stages
 PERCENTILES = 50, 90, 99

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.engine import EngineKey
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2}
 """Largest difference from ONNX Runtime, as a share of the output's standard deviation."""

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 
 _UNITS = {"kev": "keV", "na": "nA", "mrad": "mrad", "mm": "mm", "s": "s", "deg": "°"}

@@ -17,7 +17,7 @@ from n2sr_deploy.errors import FileFormatError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 
 @click.command("bench", short_help="Measure how long a frame takes here.")

@@ -11,12 +11,13 @@ import click
 from n2sr_deploy import files, formats
 from n2sr_deploy.backends import BACKENDS, check_backend
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_SAMPLES, MAX_STRIDE, PATTERN_NAMES
+from n2sr_deploy.pattern import MAX_STRIDE, PATTERN_NAMES
+from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
     Command = Callable[..., None]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import AnyArray, FloatArray, SamplingPattern, Shape
+    from n2sr_deploy.pattern import SamplingPattern, Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _STRIP = 8  # rows
 

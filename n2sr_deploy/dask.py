@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.denoiser import Denoiser
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.pipeline import FramePipeline
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _MODELS_KEPT = 2  # open in a process at once
 _OPENING = threading.Lock()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
     from n2sr_deploy.tiling import Tile
 
 DEFAULT_MEMORY_BUDGET = 2 * 2**30  # bytes

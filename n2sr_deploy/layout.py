@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 
 class Layout(NamedTuple):

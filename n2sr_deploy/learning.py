@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 GROUP = "n2sr.learners"
 

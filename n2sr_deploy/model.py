@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy import files
 from n2sr_deploy.errors import ModelError, N2SRError
-from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_CELLS, MAX_STRIDE, SamplingPattern, Shape
+from n2sr_deploy.pattern import MAX_STRIDE, SamplingPattern, Shape
+from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_CELLS
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:

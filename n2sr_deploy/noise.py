@@ -14,7 +14,7 @@ from n2sr_deploy.errors import FrameError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.hits import without_hits
 from n2sr_deploy.limits import at_limits, left_out
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.spectrum import WHITE, Spectrum, VarianceModel, box_mean, variance_model
 from n2sr_deploy.words import counted
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from n2sr_deploy.limits import LeftOut
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
 Correlation = tuple[float, ...]

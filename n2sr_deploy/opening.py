@@ -19,7 +19,7 @@ from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pipeline import FramePipeline, Program
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
     Opened = Denoiser | FramePipeline
 

@@ -15,7 +15,8 @@ from n2sr_deploy.errors import SettingError
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _EDGE = 6.0  # pixels over which one region gives way to another
 _FILM_STRENGTH = 0.03

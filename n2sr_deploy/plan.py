@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.layout import Layout
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.tiling import Tile
 
 _log = logging.getLogger("n2sr")

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import AnyArray, FloatArray, SamplingPattern, UInt8Array, Window
+    from n2sr_deploy.pattern import SamplingPattern, Window
+    from n2sr_deploy.sampling import AnyArray, FloatArray, UInt8Array
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85

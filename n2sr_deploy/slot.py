@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.pinned import PinnedPool
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
 
 _log = logging.getLogger("n2sr")
 _PLANS_KEPT = 2  # of each slot: frames of other shapes or types

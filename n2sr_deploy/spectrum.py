@@ -17,7 +17,8 @@ from n2sr_deploy.defects import running_median
 
 if TYPE_CHECKING:
     from n2sr_deploy.limits import LeftOut
-    from n2sr_deploy.sampling import AnyArray, BoolArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, BoolArray
 
 LAGS = 3  # pixels, to which correlations are told
 WHITE = 0.08  # correlation of neighbours up to which noise counts as white

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
-from n2sr_deploy.sampling import Window
+from n2sr_deploy.pattern import Window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from n2sr_deploy.model import ModelMetadata
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 
 class Tile(NamedTuple):

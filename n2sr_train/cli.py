@@ -35,7 +35,7 @@ from n2sr_train.learner import check_options, learn_checkpoint, require_training
 
 if TYPE_CHECKING:
     from n2sr_deploy.learning import LearnOptions
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
     from n2sr_train.checkpoint import Checkpoint
 
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.noise import choose_pattern
-from n2sr_deploy.sampling import MAX_SAMPLES, PATTERN_NAMES, SamplingPattern
+from n2sr_deploy.pattern import PATTERN_NAMES, SamplingPattern
+from n2sr_deploy.sampling import MAX_SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.noise import Noise
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 
 LEAST_SECONDS = 0.1  # of a training

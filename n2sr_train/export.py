@@ -33,7 +33,7 @@ from n2sr_deploy.version import VERSION
 from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
     from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import NetworkConfig
     from n2sr_train.network import AnyNetwork

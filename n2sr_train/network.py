@@ -15,7 +15,7 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
     from n2sr_train.config import NetworkConfig
 
 FIRST_MEMBER = "members.0."

@@ -17,7 +17,8 @@ from n2sr_deploy.sampling import draw, held_out
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.sampling import BoolArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import BoolArray, FloatArray
     from n2sr_train.config import TrainingConfig
 
 _VALIDATION_PATCHES = 12

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from n2sr_deploy.errors import ModelError
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.config import PRESETS, TrainingConfig
 from n2sr_train.network import FIRST_MEMBER, build_network

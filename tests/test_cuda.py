@@ -25,7 +25,7 @@ from n2sr_deploy.cuda.device import (
 from n2sr_deploy.cuda.runtime import CDraws, CPart, CudaDevice, CWindow, c_pattern
 from n2sr_deploy.cycle_spinning import PoolWeights
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
-from n2sr_deploy.sampling import SamplingPattern, Window
+from n2sr_deploy.pattern import SamplingPattern, Window
 from tests.conftest import REPOSITORY, random_pixels
 from tests.fake_device import transposed
 

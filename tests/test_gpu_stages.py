@@ -10,8 +10,8 @@ import pytest
 from benchmarks import gpu, gpu_stages
 from benchmarks.latency import untrained
 from n2sr_deploy.backends.native import NativeNetwork
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.pipeline import FramePipeline, Program
-from n2sr_deploy.sampling import SamplingPattern
 from n2sr_train import export_model
 from n2sr_train.config import NetworkConfig
 from tests.conftest import random_pixels, tiny_config

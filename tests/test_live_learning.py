@@ -21,7 +21,7 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import ModelError, SettingError
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning, residual
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from n2sr_deploy import Denoiser
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.pipeline import FramePipeline, Program
-from n2sr_deploy.sampling import SamplingPattern
 from tests.conftest import random_pixels
 from tests.fake_device import FakeContext, FakeDevice, FakeNetwork
 

@@ -15,7 +15,7 @@ from n2sr_deploy.backends.onnx_weights import weights_in
 from n2sr_deploy.backends.ort import OnnxRuntimeBackend
 from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import ModelError
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_train import export_model
 from n2sr_train.config import NetworkConfig, TrainingConfig
 from tests.conftest import tiny_config

@@ -18,6 +18,7 @@ from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.phantom import clean_phantom
 from n2sr_deploy.report import HalfResult, Halves, Known, measure, report_on
 from n2sr_deploy.report import drawing as drawing_module
@@ -25,7 +26,7 @@ from n2sr_deploy.report.cross_validation import confirmation, unseen_by
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.panels import panels
 from n2sr_deploy.report.reporting import known
-from n2sr_deploy.sampling import SamplingPattern, held_out
+from n2sr_deploy.sampling import held_out
 from n2sr_deploy.uncertainty import smoothed
 from tests.conftest import SHARED_DATA, random_pixels
 from tests.test_denoiser import with_fake

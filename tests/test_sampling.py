@@ -15,14 +15,8 @@ from hypothesis import strategies as st
 from n2sr_deploy import kernels as loading
 from n2sr_deploy import reference
 from n2sr_deploy.errors import FrameError, SettingError
-from n2sr_deploy.sampling import (
-    PIXEL_TYPES,
-    SamplingPattern,
-    Window,
-    draw,
-    held_out,
-    merge,
-)
+from n2sr_deploy.pattern import SamplingPattern, Window
+from n2sr_deploy.sampling import PIXEL_TYPES, draw, held_out, merge
 from tests.conftest import random_pixels
 
 SAME_KERNELS = settings(

@@ -24,8 +24,8 @@ from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.learning import Learned, LearnOptions, TrainingStatus
 from n2sr_deploy.mending import mend
 from n2sr_deploy.opening import Denoisers
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.provenance import noise_of
-from n2sr_deploy.sampling import SamplingPattern
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 TIME = Axis(name="time", size=3, scale=0.5, offset=2.0, unit="s")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from n2sr_deploy.errors import ModelError, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
 
 InputShape = tuple[int, int, int, int]
 """(M, 1, H / stride_y, W / stride_x)."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import Backend, DeviceNetwork
     from n2sr_deploy.backends.openvino import OpenVINOBackend
     from n2sr_deploy.cuda.runtime import CudaDevice
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 _log = logging.getLogger("n2sr")
 _SIDE = 64  # of a draw to warm up with: the least that every network's multiple divides

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.backends.packing import Packed, UNet
     from n2sr_deploy.cuda.device import Device
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
 _SLOPE = 0.1  # of LeakyReLU below zero, in every exported U-Net

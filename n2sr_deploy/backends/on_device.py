@@ -15,7 +15,8 @@ from n2sr_deploy.errors import DeviceError, ModelError
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import DeviceContext, DeviceNetwork, InputShape
     from n2sr_deploy.cuda.device import Device
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
 
 _log = logging.getLogger("n2sr")
 

@@ -16,7 +16,8 @@ from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
-    from n2sr_deploy.sampling import FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import FloatArray
 
 try:
     import onnxruntime

@@ -17,7 +17,8 @@ from n2sr_deploy.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 Weights = TypeVar("Weights")
 Placed = TypeVar("Placed")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.backends.base import InputShape
     from n2sr_deploy.cuda.runtime import CudaDevice
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
 _log = logging.getLogger("n2sr")
 SETTINGS: dict[str, Any] = {

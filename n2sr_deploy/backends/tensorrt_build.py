@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from n2sr_deploy.backends.base import InputShape
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
 
     _Tensor = tuple[str, tuple[int, ...], str]  # name, shape, type
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import AnyArray, SamplingPattern, Shape, UInt8Array, Window
+    from n2sr_deploy.pattern import SamplingPattern, Shape, Window
+    from n2sr_deploy.sampling import AnyArray, UInt8Array
 
 PIXEL_TYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32"))
 """Of frames on a GPU; those of other types are converted to float32 before."""

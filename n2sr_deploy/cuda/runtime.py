@@ -15,7 +15,8 @@ from n2sr_deploy.cuda.driver import NEEDED, find_driver
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import AnyArray, SamplingPattern, UInt8Array, Window
+    from n2sr_deploy.pattern import SamplingPattern, Window
+    from n2sr_deploy.sampling import AnyArray, UInt8Array
 
 # In a folder of its own, since it is no Python module.
 LIBRARY = Path(

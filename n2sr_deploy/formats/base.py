@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray
 
     Closing = Callable[[], object]
     ByFrame = Mapping[str, Sequence[float | str | None]]

@@ -18,8 +18,9 @@ from n2sr_deploy.sampling import held_out
 from n2sr_deploy.spectrum import SHARED
 
 if TYPE_CHECKING:
+    from n2sr_deploy.pattern import SamplingPattern, Shape
     from n2sr_deploy.report.findings import LineAxis
-    from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray, SamplingPattern, Shape
+    from n2sr_deploy.sampling import AnyArray, BoolArray, FloatArray
 
 _TOGETHER = 3  # rings
 _SURELY = 5.0  # standard errors: noise alone reached 3.5, and the weights have seen it besides

@@ -28,8 +28,9 @@ from n2sr_deploy.spectrum import SHARED, Spectrum
 
 if TYPE_CHECKING:
     from n2sr_deploy.frame import Frame
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.report.cross_validation import Halves
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _log = logging.getLogger("n2sr")
 _BLOCK = 32  # pixels; farther apart, errors are taken as independent

@@ -13,7 +13,8 @@ from n2sr_deploy.frame import FrameInfo
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
 
 MAX_FRAME_BYTES = 2**30
 """Of one frame's pixels; whatever says it is larger is refused before memory is asked for."""

@@ -21,8 +21,8 @@ from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
     from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.pipeline import FramePipeline
-    from n2sr_deploy.sampling import Shape
     from n2sr_deploy.stream.base import LiveFrame
 
 _LIKELY = 512, 512  # pixels of frames to come, where a model does not tell of any

@@ -21,7 +21,7 @@ from n2sr_deploy.frame import Frame, FrameInfo
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.stream.addresses import Address
     from n2sr_deploy.stream.base import LiveResult
 

@@ -21,7 +21,7 @@ from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.signals import INTERRUPTED
 from n2sr_deploy.stream.denoising import LoadedModel
 from n2sr_deploy.stream.residual import ResidualWatch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from n2sr_deploy.learning import LearnOptions
-    from n2sr_deploy.sampling import Shape
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.stream.base import LiveResult
     from n2sr_deploy.stream.denoising import LiveDenoiser
 

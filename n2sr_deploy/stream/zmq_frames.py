@@ -30,7 +30,8 @@ from n2sr_deploy.stream.base import MAX_FRAME_BYTES, LiveFrame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from n2sr_deploy.sampling import AnyArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray
 
 IMAGE = "dimage_d-1.0"
 _TYPES = {dtype.name: dtype for dtype in PIXEL_TYPES}

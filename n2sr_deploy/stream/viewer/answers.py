@@ -24,7 +24,8 @@ from n2sr_deploy.stream.file_sinks import told_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from n2sr_deploy.sampling import AnyArray, FloatArray, Shape
+    from n2sr_deploy.pattern import Shape
+    from n2sr_deploy.sampling import AnyArray, FloatArray
     from n2sr_deploy.stream.base import LiveResult
 
 _LARGEST_SIDE = 2048
