@@ -17,26 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from n2sr_deploy import files, formats
+from n2sr_deploy import formats
 from n2sr_deploy.cli_options import (
     PATH,
     check_outputs,
+    json_option,
     output_option,
     overwrite_option,
     seed_option,
     signal_option,
 )
 from n2sr_deploy.errors import (
-    FileFormatError,
-    MissingExtraError,
-    ModelError,
     N2SRError,
     OutputExistsError,
     SettingError,
     check_choice,
 )
-from n2sr_deploy.formats.metadata import plain_values, sought
-from n2sr_deploy.frame import Intensity
+from n2sr_deploy.formats.metadata import finite, plain_values
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
 from n2sr_deploy.version import VERSION
@@ -45,12 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from n2sr_deploy.formats.base import FrameFile
-    from n2sr_deploy.frame import Frame
     from n2sr_deploy.pattern import Shape
-
-
-_UNITS = {"kev": "keV", "na": "nA", "mrad": "mrad", "mm": "mm", "s": "s", "deg": "°"}
 
 
 class _InputError(click.ClickException):
@@ -180,40 +172,49 @@ def main() -> None:
 )
 @signal_option
 @click.option("--metadata", is_flag=True, help="Print all the file's own metadata, as JSON.")
+@json_option
 def info(
-    file: Path, frame: int | None, second: int | None, signal: str | None, metadata: bool
+    file: Path,
+    frame: int | None,
+    second: int | None,
+    signal: str | None,
+    metadata: bool,
+    as_json: bool,
 ) -> None:
     """Tell what FILE is: a frame and its noise, a checkpoint or an exported model."""
-    from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
+    from n2sr_deploy import describing
 
-    files.check_input(file, stores=True)
-    is_checkpoint = file.is_file() and looks_like_checkpoint(_beginning(file))
-    if not is_checkpoint and formats.is_frame_file(file):
-        _tell_frame(file, frame or 0, second, signal, metadata=metadata)
-        return
-    given = {"frame": frame, "second": second, "signal": signal, "metadata": metadata or None}
-    for name, value in given.items():
-        if value is not None:
-            raise click.UsageError(f"--{name} is about frames, but {file} is none; leave it out")
-    if is_checkpoint or file.suffix == ".safetensors":
-        click.echo(f"{file}: {_describe_checkpoint(file)}")
+    if metadata and as_json:
+        raise click.UsageError("--metadata and --json both print JSON; choose one")
+    if describing.is_frame_file(file):
+        with formats.open_frames(file, signal) as opened:
+            if metadata:
+                _tell_json(dict(opened.read(frame or 0).metadata))
+                return
+            told = describing.describe_frame(opened, frame or 0, second)
     else:
-        try:
-            click.echo(f"{file}: {ExportedModel.open(file).describe()}")
-        except ModelError as error:
-            if file.suffix == ".onnx":
-                raise
-            raise FileFormatError(
-                f"{file} is no frame, checkpoint (.safetensors) or exported model (.onnx) that "
-                f"n2sr reads; frames it reads from {formats.names()}"
-            ) from error
+        given = {"frame": frame, "second": second, "signal": signal, "metadata": metadata or None}
+        for name, value in given.items():
+            if value is not None:
+                raise click.UsageError(
+                    f"--{name} is about frames, but {file} is none; leave it out"
+                )
+        told = describing.describe_network(file)
+    if as_json:
+        _tell_json({"file": str(file), **told.facts})
+    else:
+        click.echo(f"{file}: " + "\n  ".join(told.lines))
 
 
 @main.command(short_help="Tell what n2sr finds on this machine.")
-def doctor() -> None:
+@json_option
+def doctor(as_json: bool) -> None:
     """Tell versions, kernels, backends, processor and GPU, and why something is missing."""
     from n2sr_deploy.doctor import report
 
+    if as_json:
+        _tell_json(dict(report()))
+        return
     for topic, finding in report():
         click.echo(f"{topic:22} {finding}")
 
@@ -272,94 +273,6 @@ def simulate(
         click.echo(f"{clean}: the clean phantom")
 
 
-def _tell_frame(
-    file: Path, frame: int, second: int | None, signal: str | None, *, metadata: bool
-) -> None:
-    with formats.open_frames(file, signal) as opened:
-        found = opened.read(frame)
-        other = None if second is None else opened.read(second)
-        if metadata:
-            click.echo(json.dumps(plain_values(dict(found.metadata)), indent=1))
-            return
-        click.echo(f"{file}: {found.describe()}")
-        for line in (*_file_lines(opened, found), *_noise_lines(found, other)):
-            click.echo(f"  {line}")
-
-
-def _file_lines(opened: FrameFile, frame: Frame) -> list[str]:
-    """What the file tells beside the pixels, a line each."""
-    axes = [
-        f"axis of the frames: {axis.name}, {axis.size} from {axis.offset:g} by {axis.scale:g} "
-        f"{axis.unit or ''}".rstrip()
-        for axis in opened.axes
-    ]
-    signals = [f"signals: {', '.join(opened.signals)}"] if len(opened.signals) > 1 else []
-    told = ", ".join(_in_words(name, value) for name, value in frame.acquisition.items())
-    known = frame.intensity
-    means = known is not None and known != Intensity()
-    return [
-        *signals,
-        *axes,
-        *([f"a count means: {_meaning(known)}"] if known is not None and means else []),
-        *([f"acquired with: {told}"] if told else []),
-        *(
-            [f"metadata (--metadata prints it): {', '.join(frame.metadata)}"]
-            if frame.metadata
-            else []
-        ),
-        *(f"history: {line}" for line in frame.history),
-    ]
-
-
-def _meaning(intensity: Intensity) -> str:
-    """Of a count: ``(count - 3) * 2 e-``; no word of an offset or factor that changes nothing."""
-    offset = intensity.offset
-    counts = f"(count {'+' if offset < 0 else '-'} {abs(offset):g})" if offset else "count"
-    is_told = intensity.scale != 1 or intensity.unit
-    factor = f" * {intensity.scale:g}" if is_told else ""
-    return f"{counts}{factor} {intensity.unit or ''}".rstrip()
-
-
-def _in_words(name: str, value: float | str) -> str:
-    """``beam_energy_kev``, 300.0 as beam energy 300 keV."""
-    if not isinstance(value, float):
-        return f"{name.replace('_', ' ')} {value}"
-    what, _, unit = name.rpartition("_")
-    if unit not in _UNITS:
-        return f"{name.replace('_', ' ')} {value:g}"
-    return f"{what.replace('_', ' ')} {value:g} {_UNITS[unit]}"
-
-
-def _noise_lines(frame: Frame, second: Frame | None) -> list[str]:
-    """What the noise is, and the pattern it asks for."""
-    from n2sr_deploy.defects import measured_part
-    from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
-
-    if frame.is_denoised:
-        result = sought(frame.metadata, "n2sr/result")
-        if result in ("standard error", "spread"):  # the latter of a stream's draws
-            return [f"the {result} of a frame that n2sr denoised"]
-        return ["denoised by n2sr: what is left of its noise is told by n2sr report"]
-    part = measured_part(frame.pixels)  # as a training takes it
-    if second is not None and second.shape == frame.shape:
-        second = second.cropped(*part)
-    frame = frame.cropped(*part)
-    if second is None and frame.pixels.min() == frame.pixels.max():
-        return [f"constant: every pixel is {frame.pixels[0, 0]:g}"]
-    if min(frame.shape) < SMALLEST:
-        return [f"too small to measure its noise, for which {SMALLEST} x {SMALLEST} are needed"]
-    noise = measure_noise(frame, second)
-    return [f"found: {noise.describe()}", choose_pattern(noise)[2]]
-
-
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as opened:
-        return opened.read(9)
-
-
-def _describe_checkpoint(path: Path) -> str:
-    """In the words of the package that reads checkpoints."""
-    for entry_point in entry_points(group="n2sr.descriptions", name="checkpoint"):
-        description: str = entry_point.load()(path)
-        return description
-    raise MissingExtraError("reading a checkpoint", "n2sr_train", "train")
+def _tell_json(value: Any) -> None:
+    """Numbers that JSON has no word for as null."""
+    click.echo(json.dumps(finite(plain_values(value)), indent=1, allow_nan=False))

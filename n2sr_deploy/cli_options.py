@@ -95,6 +95,9 @@ live_samples_option = click.option(
     metavar="M",
     help=f"Draws to average; by default {LIVE_SAMPLES}, or the model's own number if that is less.",
 )
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print it as JSON, for other programs."
+)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace the output if it exists."
 )

@@ -96,9 +96,9 @@ class ModelMetadata:
         """M for live frames unless the user says otherwise: at most `LIVE_SAMPLES`."""
         return min(self.n_samples, LIVE_SAMPLES)
 
-    def to_props(self) -> dict[str, str]:
-        """As the strings that ONNX keeps."""
-        values: dict[str, Any] = {
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {
             "format_version": FORMAT_VERSION,
             "pattern": self.pattern.name,
             "stride": self.pattern.stride,
@@ -121,7 +121,10 @@ class ModelMetadata:
             "validation_error": self.validation_error,
             "graph_sha256": self.graph_sha256,
         }
-        return {_PREFIX + key: json.dumps(value) for key, value in values.items()}
+
+    def to_props(self) -> dict[str, str]:
+        """As the strings that ONNX keeps."""
+        return {_PREFIX + key: json.dumps(value) for key, value in self.to_dict().items()}
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], origin: str) -> ModelMetadata:

@@ -77,7 +77,25 @@ class Checkpoint:
         OutputError
             When it exists and may not be replaced, or the system refuses the writing.
         """
-        header = {
+        data = safetensors_torch.save(
+            {name: tensor.contiguous() for name, tensor in self.weights.items()},
+            metadata={_KEY: json.dumps(self._header())},
+        )
+        files.remove_leftovers(Path(path))
+        with files.replacing(Path(path), overwrite=overwrite) as temporary:
+            temporary.write_bytes(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known but the weights, as JSON keeps it."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "n_parameters": sum(tensor.numel() for tensor in self.weights.values()),
+            "validation_error": self.validation_error,
+            **self._header(),
+        }
+
+    def _header(self) -> dict[str, Any]:
+        return {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "history": self.history,
@@ -87,13 +105,6 @@ class Checkpoint:
             "n2sr_version": self.n2sr_version,
             "noise": self.noise.to_dict() if self.noise else None,
         }
-        data = safetensors_torch.save(
-            {name: tensor.contiguous() for name, tensor in self.weights.items()},
-            metadata={_KEY: json.dumps(header)},
-        )
-        files.remove_leftovers(Path(path))
-        with files.replacing(Path(path), overwrite=overwrite) as temporary:
-            temporary.write_bytes(data)
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from n2sr_deploy.defects import measured_part, repair, untouched
+from n2sr_deploy.describing import Described
 from n2sr_deploy.errors import MissingExtraError
 from n2sr_deploy.files import check_input
 from n2sr_deploy.frame import Frame
@@ -172,9 +173,10 @@ def check_options(options: LearnOptions) -> TrainingConfig:
     return config
 
 
-def describe_checkpoint(path: Path) -> str:
-    """Tell what a checkpoint is, in words, for ``n2sr info``."""
+def describe_checkpoint(path: Path) -> Described:
+    """Tell what a checkpoint is, for ``n2sr info``."""
     require_training_extra()
     from n2sr_train.checkpoint import Checkpoint
 
-    return Checkpoint.open(path).describe()
+    checkpoint = Checkpoint.open(path)
+    return Described([checkpoint.describe()], {"kind": "checkpoint", **checkpoint.to_dict()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import signal
@@ -42,7 +43,9 @@ from n2sr_deploy.errors import (
 )
 from n2sr_deploy.formats.metadata import acquired
 from n2sr_deploy.frame import Intensity
+from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.opening import Denoisers
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.version import VERSION
 from n2sr_train import Checkpoint, LearnOptions, learn_checkpoint
 from tests.conftest import REPOSITORY
@@ -207,6 +210,33 @@ def test_info_says_what_a_count_means(run, noisy, intensity, words):
     assert f"  a count means: {words}\n" in run("info", "noisy.tif").stdout
 
 
+def test_info_as_json_tells_what_a_program_needs(run, noisy_file, noisy, model_path):
+    told = json.loads(run("info", noisy_file, "--json").stdout)
+    assert (told["kind"], told["shape"]) == ("frame", list(noisy.shape))
+    assert told["mean"] == pytest.approx(float(noisy.pixels.mean()))
+    assert Noise.from_dict(told["noise"]) == measure_noise(noisy)
+    pattern, margin, why = choose_pattern(measure_noise(noisy))
+    assert SamplingPattern.named(told["pattern"], tuple(told["stride"])) == pattern
+    assert (told["margin"], told["remark"]) == (margin, why)
+    run("train", noisy_file, "-o", "s.safetensors", *QUICK)
+    checkpoint = json.loads(run("info", "s.safetensors", "--json").stdout)
+    assert checkpoint["config"]["steps"] == checkpoint["history"][-1]["step"]
+    run("export", "s.safetensors", "-o", "s.onnx")
+    model = json.loads(run("info", "s.onnx", "--json").stdout)
+    assert [told["kind"] for told in (checkpoint, model)] == ["checkpoint", "exported model"]
+    assert model["weights_sha256"] == checkpoint["weights_sha256"]
+    assert model["noise"] == told["noise"]
+
+
+@pytest.mark.parametrize("option", ["--json", "--metadata"])
+def test_info_prints_no_number_that_json_has_not(run, noisy, option):
+    """NaN is a word of Python's JSON only."""
+    write_frame("noisy.tif", replace(noisy, metadata={"drift": math.nan}, origin=(0.0, math.inf)))
+    told = run("info", "noisy.tif", option).stdout
+    assert "null" in told
+    json.loads(told, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
 def test_what_a_program_does_not_know_is_not_told():
     table = {"microscope": "name", "detector": "detector", "mode": "mode"}
     told = {"name": "Unknown", "detector": "HAADF", "mode": ""}
@@ -223,6 +253,9 @@ def test_one_frame_of_a_stack(run, noisy, model_path):
 
 def test_doctor_tells_what_matters(run):
     text = run("doctor").stdout
+    assert list(json.loads(run("doctor", "--json").stdout)) == [
+        line[:22].rstrip() for line in text.splitlines()
+    ]
     for topic in ("n2sr ", "kernels", "onnxruntime", "torch", "processor", "GPU", "backend"):
         assert topic in text
 
@@ -404,6 +437,7 @@ def refused(result, message):
         (["export", "empty.safetensors"], "name the model to write: -o"),
         (["info", "m.onnx", "--frame", "0"], "--frame is about frames, but m.onnx is none"),
         (["info", "m.onnx", "--metadata"], "--metadata is about frames"),
+        (["info", "m.onnx", "--metadata", "--json"], "--metadata and --json both print JSON"),
         (["info", "s.safetensors", "--second", "1"], "--second is about frames"),
         (["info", "notes.txt"], "is no frame, checkpoint (.safetensors) or exported model"),
         (["info", "notes.txt"], f"frames it reads from {formats.names()}"),
