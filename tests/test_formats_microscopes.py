@@ -136,6 +136,30 @@ def test_an_emi_file_leads_to_its_series_and_tells_the_microscope(tmp_path):
         read_frame(tmp_path / "b.emi")
 
 
+@pytest.mark.parametrize(
+    ("mode", "told", "size", "unit"),
+    [
+        ("TEM uP SA Zoom Image", "<CameraNamePath>Eagle</CameraNamePath>", 0.02, "nm"),
+        ("TEM uP SA Zoom Diffraction", "<CameraNamePath>Eagle</CameraNamePath>", 0.02, "1/nm"),
+        ("STEM nP SA Zoom Diffraction", "<DwellTimePath>1e-05</DwellTimePath>", 0.02, "nm"),
+        ("STEM nP SA Zoom Diffraction", "<CameraNamePath>Eagle</CameraNamePath>", 0.02, "1/nm"),
+    ],
+)
+def test_diffraction_patterns_of_tia_are_in_reciprocal_nanometres(tmp_path, mode, told, size, unit):
+    told_size = 2e7 if unit == "1/nm" else 2e-11
+    series = fake_formats.ser(random_pixels((1, 20, 30), "uint16"), pixel_size=told_size)
+    (tmp_path / "a_1.ser").write_bytes(series)
+    (tmp_path / "a.emi").write_text(
+        "<ObjectInfo><ExperimentalConditions><MicroscopeConditions/></ExperimentalConditions>"
+        "<ExperimentalDescription><Root><Data><Label>Mode</Label><Unit></Unit>"
+        f"<Value>{mode}</Value></Data></Root></ExperimentalDescription>"
+        f"<AcquireInfo>{told}</AcquireInfo><DetectorRange/></ObjectInfo>"
+    )
+    frame = read_frame(tmp_path / "a_1.ser")
+    assert frame.unit == unit
+    assert frame.pixel_size == pytest.approx((size, size))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
 def test_merlin(tmp_path, dtype):
     stack = random_pixels((3, 16, 24), dtype)

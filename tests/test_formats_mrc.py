@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 
 import mrcfile
 import numpy as np
@@ -59,6 +60,30 @@ def test_an_unknown_extended_header_is_kept_or_told(tmp_path, caplog):
     assert "too large" not in caplog.text
     assert "MRC" not in read_frame(tmp_path / "b.mrc").metadata
     assert "'SERI' of 480000 bytes, too large to be kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stamp", "flags", "most", "is_signed"),
+    [
+        (1146047817, 0, 0.0, False),  # IMOD's stamp
+        (1146047817, 1, 0.0, True),
+        (0, 0, 100.0, True),
+        (0, 0, 255.0, False),  # which no signed byte reaches
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_unsigned_bytes_of_imod_are_not_negative(tmp_path, stamp, flags, most, is_signed, order):
+    signed = random_pixels((20, 30), "int8")
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(signed)
+        header = file.header.copy()
+    header["dmax"] = most
+    head = bytearray(header.astype(header.dtype.newbyteorder(order)).tobytes())
+    head[212:216] = b"\x44\x44\0\0" if order == "<" else b"\x11\x11\0\0"
+    head[152:160] = struct.pack(f"{order}ii", stamp, flags)
+    (tmp_path / "a.mrc").write_bytes(bytes(head) + signed.tobytes())
+    frame = read_frame(tmp_path / "a.mrc")
+    assert np.array_equal(frame.pixels, signed if is_signed else signed.view("uint8"))
 
 
 def test_the_order_of_axes_is_heeded(tmp_path):

@@ -41,6 +41,7 @@ _ANGSTROM = 0.1  # nm
 _UNEVEN = 0.05  # of a step of tilt; stages are not exact
 _LABELS, _LABEL_LENGTH = 10, 80
 _OURS = b"N2SR"  # the kind of extended header that holds a record
+_IMOD_AT, _IMOD, _SIGNED = 152, 1146047817, 1  # IMOD's stamp in the header, before its flags
 # Of FEI's extended header, one row a frame: its name, ours, and the factor to our unit.
 _FEI = (
     ("HT", "beam_energy_kev", 1e-3),
@@ -127,6 +128,8 @@ def _stack(path: Path, file: Any) -> AnyArray:
             f"{path} has shape {data.shape}, but n2sr takes an image or a stack of images"
         )
     stack: AnyArray = data[None] if data.ndim == 2 else data
+    if stack.dtype == np.int8 and _is_unsigned(file.header):
+        stack = stack.view(np.uint8)
     order = tuple(int(file.header[name]) for name in ("mapc", "mapr", "maps"))
     if order == _TRANSPOSED:
         return stack.transpose(0, 2, 1)
@@ -136,6 +139,14 @@ def _stack(path: Path, file: Any) -> AnyArray:
             f"along z, {_ORDER} or {_TRANSPOSED}; reorder it first"
         )
     return stack
+
+
+def _is_unsigned(header: Any) -> bool:
+    """Whether bytes are unsigned, as IMOD and SerialEM wrote them before MRC2014 settled it."""
+    stamp, flags = np.frombuffer(header.tobytes(), header.mode.dtype, 2, _IMOD_AT)
+    if stamp == _IMOD:
+        return not flags & _SIGNED
+    return float(header.dmax) > np.iinfo(np.int8).max
 
 
 def _axes(file: Any, n_frames: int) -> tuple[Axis, ...]:

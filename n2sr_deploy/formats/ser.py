@@ -35,7 +35,6 @@ _log = logging.getLogger("n2sr")
 _MAGIC = b"II\x97\x01"
 _IMAGES = 0x4122
 _BEFORE_4_7_3 = 0x0210  # of TIA: offsets of 32 bits
-_NANOMETRES = 1e9  # in TIA's metre
 _TYPES = {1: "u1", 2: "<u2", 3: "<u4", 4: "i1", 5: "<i2", 6: "<i4", 7: "<f4", 8: "<f8"}
 # Before a frame's pixels: offset, step and reference pixel of x, then of y; type; width, height.
 _HEAD = struct.Struct("<ddiddihii")
@@ -59,6 +58,8 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     path, signals = _series_of(path, signal)
     with path.open("rb") as file:
         axes, offsets = _header(path, file)
+    told = _emi(path)
+    unit, per_metre = _calibrated_in(told)
     x, y, dtype, shape = _head(path, offsets[0])
 
     def read(index: int) -> AnyArray:
@@ -72,7 +73,6 @@ def _open(path: Path, signal: str | None) -> FrameFile:
         stored = np.memmap(path, dtype, mode="r", offset=start, shape=found)
         return np.array(stored[::-1])  # the last row comes first
 
-    told = _emi(path)
     return FrameFile(
         path,
         shape=shape,
@@ -80,9 +80,9 @@ def _open(path: Path, signal: str | None) -> FrameFile:
         pixels=read,
         axes=axes,
         info=FrameInfo(
-            pixel_size=(y.scale, x.scale),
-            unit="nm",
-            origin=(y.offset, x.offset),
+            pixel_size=(y.scale * per_metre, x.scale * per_metre),
+            unit=unit,
+            origin=(y.offset * per_metre, x.offset * per_metre),
             acquisition=acquired(told, _ACQUISITION),
             metadata={"EMI": told} if told else {},
         ),
@@ -103,6 +103,17 @@ def _emi(path: Path) -> dict[str, Any]:
         _log.warning("%s cannot be read, so the microscope is not known: %s", beside, error)
         return {}
     return told
+
+
+def _calibrated_in(told: dict[str, Any]) -> tuple[str, float]:
+    """The unit of TIA's calibration, which does not name it: nm, or 1/nm of diffraction patterns.
+
+    And how many there are in TIA's own, which are m and 1/m. The projector stands in diffraction
+    for scanned images too; those in STEM that a camera took are patterns.
+    """
+    mode = str(told.get("Mode []") or "")
+    is_pattern = "CameraNamePath" in told if "STEM" in mode else "Diffraction" in mode
+    return ("1/nm", 1e-9) if is_pattern else ("nm", 1e9)
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
@@ -166,7 +177,10 @@ def _series_of(path: Path, signal: str | None) -> tuple[Path, tuple[str, ...]]:
 
 
 def _head(path: Path, offset: int) -> tuple[Axis, Axis, str, tuple[int, int]]:
-    """Of the frame at `offset`: x, y, type and (H, W), checked against the file's length."""
+    """Of the frame at `offset`: x, y, type and (H, W), checked against the file's length.
+
+    x and y are in TIA's own unit.
+    """
     with path.open("rb") as file:
         file.seek(offset)
         *calibration, number, width, height = _HEAD.unpack(file.read(_HEAD.size))
@@ -184,9 +198,8 @@ def _head(path: Path, offset: int) -> tuple[Axis, Axis, str, tuple[int, int]]:
         Axis(
             name=name,
             size=size,
-            scale=step * _NANOMETRES,
-            offset=(at - reference * step) * _NANOMETRES,
-            unit="nm",
+            scale=step,
+            offset=at - reference * step,
         )
         for name, size, (at, step, reference) in (
             ("x", width, calibration[:3]),
