@@ -17,7 +17,7 @@ import n2sr_deploy
 import n2sr_train
 from n2sr_deploy import Frame, files, measure_noise, read_frame, repair, write_frame
 from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
-from n2sr_deploy.formats import open_frames
+from n2sr_deploy.formats import check_writable, open_frames
 from n2sr_deploy.learning import LearnOptions
 from n2sr_train import learn_checkpoint
 from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
@@ -325,6 +325,24 @@ def test_unwritable_places(tmp_path):
     (tmp_path / "b.tif").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         write_frame(tmp_path / "b.tif", frame_of(), overwrite=True)
+
+
+def test_names_that_the_system_refuses_are_told(tmp_path):
+    circle = tmp_path / "circle.tif"
+    circle.symlink_to(circle)
+    for path in (tmp_path / ("a" * 300 + ".tif"), circle):
+        with pytest.raises(InputFileError, match=r"cannot be used: .*; name another file"):
+            read_frame(path)
+        with pytest.raises(OutputError, match=r"cannot be used: .*; name another file"):
+            check_writable(path, overwrite=True)
+        with pytest.raises(InputFileError, match="cannot be used"):
+            check_writable(tmp_path / "b.tif", overwrite=True, inputs=[path])
+
+
+def test_a_link_that_leads_nowhere_is_told_before_the_work(tmp_path):
+    (tmp_path / "a.tif").symlink_to(tmp_path / "gone.tif")
+    with pytest.raises(OutputError, match="exists already"):
+        check_writable(tmp_path / "a.tif", overwrite=False)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

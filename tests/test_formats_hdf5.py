@@ -604,6 +604,22 @@ def test_links_stay_in_the_folder(tmp_path):
         read_frame(path, signal="loop")
 
 
+def test_what_a_file_names_lies_beside_it_not_beside_a_link_to_it(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "work").mkdir()
+    pixels = random_pixels(SHAPE, "uint8")
+    with h5py.File(tmp_path / "raw" / "part.h5", "w") as file:
+        file["x"] = pixels
+    with h5py.File(tmp_path / "raw" / "a.h5", "w") as file:
+        file["linked"] = h5py.ExternalLink("part.h5", "/x")
+        layout = h5py.VirtualLayout(SHAPE, np.uint8)
+        layout[:] = h5py.VirtualSource("part.h5", "x", SHAPE)
+        file.create_virtual_dataset("virtual", layout)
+    (tmp_path / "work" / "a.h5").symlink_to(tmp_path / "raw" / "a.h5")
+    for name in ("linked", "virtual"):
+        assert np.array_equal(read_frame(tmp_path / "work" / "a.h5", signal=name).pixels, pixels)
+
+
 def test_virtual_datasets(tmp_path):
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "a.h5"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from n2sr_deploy import Frame, open_frames, read_frame, write_frames
+from n2sr_deploy import Frame, open_frames, read_frame, write_frame, write_frames
 from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats.base import Axis
 from tests.conftest import random_pixels
@@ -51,6 +51,20 @@ def test_time_and_depth_of_imagej_are_both_read(tmp_path):
             Axis(name="time", size=2, scale=0.5, unit="s"),
             Axis(name="z", size=3, scale=2.0, offset=-2.0, unit="nm"),
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])  # as ImageJ's, and as plain TIFF
+@pytest.mark.parametrize(
+    ("unit", "spelled"),
+    [("1/Å", "1/A"), ("nm⁻¹", "nm^-1"), ("µrad", "urad"), ("目", "?")],
+)
+def test_units_beyond_ascii_come_back_as_they_were(tmp_path, dtype, unit, spelled):
+    frame = Frame(pixels=random_pixels((20, 30), dtype), pixel_size=(0.5, 0.25), unit=unit)
+    write_frame(tmp_path / "a.tif", frame)
+    back = read_frame(tmp_path / "a.tif")
+    assert (back.pixel_size, back.unit) == ((0.5, 0.25), unit)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].tags[65003].value == spelled
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,14 @@ class Hdf5File:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._file = path.resolve()  # what it names lies beside the file, not beside a link to it
         self._h5py = required("h5py", "reading HDF5 files", "h5py", "formats")
         with contextlib.suppress(ImportError):
             import_module("hdf5plugin")  # registers bitshuffle, blosc, zstd and others
         self._stack = ExitStack()
         try:
             _check_heaps(path)
-            self.root = self._opened(path)
+            self.root = self._opened(self._file)
         except DAMAGE:
             self.close()
             raise
@@ -211,7 +212,7 @@ class Hdf5File:
     def _linked(self, source: Path, name: str) -> Path:
         """A file that another names; it must lie in the folder of the opened file."""
         other = (source.parent / name).resolve()
-        if not other.is_relative_to(self.path.parent.resolve()):
+        if not other.is_relative_to(self._file.parent):
             raise FileFormatError(f"{self.path} {_TOO_FAR}: {name}")
         if not other.is_file():
             raise FileFormatError(

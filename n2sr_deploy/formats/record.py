@@ -11,7 +11,7 @@ import numpy as np
 
 from n2sr_deploy.formats.base import Axis, n_places
 from n2sr_deploy.formats.metadata import plain_values
-from n2sr_deploy.formats.units import nanometres
+from n2sr_deploy.formats.units import ascii_unit, nanometres
 from n2sr_deploy.frame import FrameInfo, Intensity
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _same_size(one: FrameInfo, other: FrameInfo) -> bool:
         return False
     nm = nanometres(one.unit), nanometres(other.unit)
     if nm[0] is None or nm[1] is None:
-        factor = 1.0 if one.unit == other.unit else math.inf
+        factor = 1.0 if ascii_unit(one.unit) == ascii_unit(other.unit) else math.inf
     else:
         factor = nm[1] / nm[0]
     return np.allclose(one.pixel_size, np.multiply(other.pixel_size, factor), _ROUNDED, 0)

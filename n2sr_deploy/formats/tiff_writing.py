@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import tifffile
 
 from n2sr_deploy.formats import record
-from n2sr_deploy.formats.units import nanometres, seconds
+from n2sr_deploy.formats.units import ascii_unit, nanometres, seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +63,7 @@ def _as_imagej(output: Output, own: str) -> dict[str, Any]:
     if info.pixel_size is not None:
         size, unit = _in_range(info.pixel_size, info.unit)
         options |= _resolution(size)
-        metadata["unit"] = _ascii(unit or "pixel")
+        metadata["unit"] = ascii_unit(unit or "pixel")
     if len(letters) == len(output.whole_shape):
         for letter, axis in zip(letters, output.axes, strict=False):
             metadata |= _imagej_step(letter, axis, unit)
@@ -115,30 +115,24 @@ def _dm_tags(output: Output) -> list[tuple[int, str, int, Any, bool]]:
         tags.extend((code, "s", 0, value, True) for code in codes)
 
     if info.pixel_size is not None:
-        unit = _ascii(info.unit or "")
+        unit = ascii_unit(info.unit)
         texts(DM_UNIT[:2], unit)
         for codes, (of_y, of_x) in ((DM_ORIGIN, info.origin), (DM_SCALE, info.pixel_size)):
             tags += [(codes[0], "d", 1, of_x, True), (codes[1], "d", 1, of_y, True)]
     if output.axes:
         axis = output.axes[-1]
-        texts((DM_UNIT[2],), _ascii(axis.unit or ""))
+        texts((DM_UNIT[2],), ascii_unit(axis.unit))
         tags += [
             (DM_ORIGIN[2], "d", 1, axis.offset, True),
             (DM_SCALE[2], "d", 1, axis.scale, True),
         ]
     if info.intensity is not None:
-        texts((DM_COUNT_UNIT,), _ascii(info.intensity.unit or ""))
+        texts((DM_COUNT_UNIT,), ascii_unit(info.intensity.unit))
         tags += [
             (DM_COUNT_OFFSET, "d", 1, info.intensity.offset, True),
             (DM_COUNT_SCALE, "d", 1, info.intensity.scale, True),
         ]
     return tags
-
-
-def _ascii(unit: str) -> str:
-    """TIFF's texts are ASCII."""
-    plain = unit.replace("µ", "u").replace("μ", "u").replace("Å", "A")
-    return plain.encode("ascii", "replace").decode()
 
 
 def _in_range(

@@ -33,12 +33,18 @@ _SECONDS = {
     "min": 60.0,
     "h": 3600.0,
 }
+_ASCII = str.maketrans({"µ": "u", "μ": "u", "Å": "A", "⁻": "^-", "¹": "1", "²": "2", "·": "*"})
 _NO_UNIT = {"", "px", "pixel", "pixels", "none", "[]", "[px]", "[pixels]"}
 
 
 def nanometres(unit: str | None) -> float | None:
     """How many nanometres one `unit` is; None when it is no length n2sr knows."""
     return _NANOMETRES.get(unit.strip().lower()) if unit else None
+
+
+def ascii_unit(unit: str | None) -> str:
+    """As TIFF can spell it, whose texts are ASCII."""
+    return (unit or "").translate(_ASCII).encode("ascii", "replace").decode()
 
 
 def length_told(length: float, unit: str) -> str:
