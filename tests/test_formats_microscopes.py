@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -243,6 +244,46 @@ def test_a_tiff_with_feis_tags(tmp_path):
         {"beam_energy_kev": 15.0, "microscope": "Apreo", "dwell_time_s": 1e-6, "stage_x_mm": 1.0}
     )
     assert frame.metadata["fei"]["Beam"]["HV"] == 15000
+
+
+def zeiss_tag(_):
+    return b"1\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = 1.25 nm\r\n"
+
+
+def tvips_tag(_):
+    first, second = (
+        np.zeros((), found)
+        for found in (tifffile.TIFF.TVIPS_HEADER_V1, tifffile.TIFF.TVIPS_HEADER_V2)
+    )
+    first["Version"], second["Magic"] = 2, 0xAAAAAAAA
+    second["PixelSizeX"], second["PixelSizeY"] = 0.25, 0.5
+    return first.tobytes() + second.tobytes()
+
+
+def olympus_tag(at):
+    head = struct.pack("<4s6x5h6x32sH", b"SIS0", 0, 12, 1, 0, 126, b"a", 1)
+    values = struct.pack("<10xhdd8xd2x34s32s", -9, 0.25, 0.5, 1e5, b"", b"")
+    return head + struct.pack("<hhI", 1, 1, at + len(head) + 8) + values
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "size"),
+    [
+        (34118, zeiss_tag, (1.25, 1.25)),
+        (37706, tvips_tag, (0.5, 0.25)),
+        (33560, olympus_tag, (0.5, 0.25)),
+    ],
+)
+def test_pixel_sizes_of_zeiss_tvips_and_olympus(tmp_path, code, told, size):
+    path, pixels, blob = tmp_path / "a.tif", random_pixels((20, 30), "uint16"), told(0)
+    tags = [(code, "B", len(blob), blob, True)]
+    tifffile.imwrite(path, pixels, extratags=tags, metadata=None)
+    written = path.read_bytes()
+    path.write_bytes(written.replace(blob, told(written.index(blob))))
+    frame = read_frame(path)
+    assert np.array_equal(frame.pixels, pixels)
+    assert frame.pixel_size == pytest.approx(size)
+    assert frame.unit == "nm"
 
 
 def test_a_tiff_of_digitalmicrograph(tmp_path):

@@ -9,6 +9,7 @@ import tifffile
 from n2sr_deploy import Frame, open_frames, read_frame, write_frame, write_frames
 from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats.base import Axis
+from n2sr_deploy.frame import Intensity
 from tests.conftest import random_pixels
 
 TIME = Axis(name="time", size=2, scale=0.5, offset=1.0, unit="s")
@@ -92,6 +93,67 @@ def test_the_step_goes_into_nanometres_with_the_pixel_size(tmp_path):
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert file.imagej_metadata["unit"] == "nm"
         assert file.imagej_metadata["spacing"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "int16"])
+@pytest.mark.parametrize("shape", [(30, 1), (1, 30)])
+def test_a_stack_of_lines_is_whole(tmp_path, dtype, shape):
+    lines = random_pixels((2, *shape), dtype)
+    write_frames(tmp_path / "a.tif", [Frame(pixels=line) for line in lines], (TIME,))
+    with open_frames(tmp_path / "a.tif") as opened:
+        assert opened.axes == (TIME,)
+        assert all(np.array_equal(frame.pixels, lines[frame.index]) for frame in opened)
+
+
+def test_time_and_depth_of_ome_are_both_read(tmp_path):
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeXUnit": "nm"}
+    sizes |= {"PhysicalSizeYUnit": "nm", "PhysicalSizeZ": 3.0, "PhysicalSizeZUnit": "nm"}
+    stack = random_pixels((2, 3, 20, 30), "uint16")
+    metadata = {"axes": "TZYX", "TimeIncrement": 250.0, "TimeIncrementUnit": "ms", **sizes}
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata=metadata)
+    with open_frames(tmp_path / "a.ome.tif") as opened:
+        assert opened.axes == (
+            Axis(name="time", size=2, scale=250.0, unit="ms"),
+            Axis(name="z", size=3, scale=3.0, unit="nm"),
+        )
+
+
+@pytest.mark.parametrize("unit", ["pixel", "reference frame"])
+def test_what_ome_counts_in_pixels_has_no_size(tmp_path, unit):
+    told = {"PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}
+    told |= {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    tifffile.imwrite(tmp_path / "a.ome.tif", random_pixels((20, 30), "uint16"), metadata=told)
+    frame = read_frame(tmp_path / "a.ome.tif")
+    assert (frame.pixel_size, frame.unit) == (None, None)
+
+
+@pytest.mark.parametrize(("per_centimetre", "size"), [(300 / 2.54, None), (2e6, (5e-7, 5e-7))])
+def test_a_printer_s_resolution_is_no_pixel_size(tmp_path, per_centimetre, size):
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        random_pixels((20, 30), "uint16"),
+        resolution=(per_centimetre, per_centimetre),
+        resolutionunit="CENTIMETER",
+    )
+    frame = read_frame(tmp_path / "a.tif")
+    assert frame.pixel_size == (size and pytest.approx(size))
+    assert frame.unit == (size and "cm")
+
+
+def test_signed_counts_of_imagej_are_known_as_such(tmp_path):
+    pixels = random_pixels((20, 30), "uint16")
+    told = {"axes": "YX", "cf": 0, "c0": -32768.0, "c1": 1.0, "vunit": "Gray Value"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata=told)
+    frame = read_frame(tmp_path / "a.tif")
+    assert np.array_equal(frame.pixels, pixels)
+    assert frame.intensity == Intensity(scale=1.0, offset=32768.0, unit="Gray Value")
+
+
+def test_a_negative_is_told(tmp_path, caplog):
+    pixels = random_pixels((20, 30), "uint8")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    assert np.array_equal(read_frame(tmp_path / "a.tif").pixels, pixels)
+    assert "shows high counts dark (WhiteIsZero)" in caplog.text
 
 
 def test_the_origin_of_imagej_is_read(tmp_path):

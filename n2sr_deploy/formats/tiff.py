@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import xml.etree.ElementTree as ElementTree
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +12,6 @@ import tifffile
 from n2sr_deploy.errors import FileFormatError, FrameError
 from n2sr_deploy.formats import record
 from n2sr_deploy.formats.base import (
-    Axis,
     Format,
     FrameFile,
     choose_signal,
@@ -23,21 +20,18 @@ from n2sr_deploy.formats.base import (
     only_signal,
 )
 from n2sr_deploy.formats.metadata import acquired, plain_values
-from n2sr_deploy.formats.tiff_writing import (
-    CENTIMETRE,
-    DM_COUNT_OFFSET,
-    DM_COUNT_SCALE,
-    DM_COUNT_UNIT,
-    DM_ORIGIN,
-    DM_SCALE,
-    DM_UNIT,
-    write,
+from n2sr_deploy.formats.tiff_calibration import (
+    intensity,
+    leading_axes,
+    origin,
+    pixel_size,
+    tag,
 )
-from n2sr_deploy.formats.units import nanometres, one_unit
-from n2sr_deploy.frame import FrameInfo, Intensity
+from n2sr_deploy.formats.tiff_writing import write
+from n2sr_deploy.frame import FrameInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from n2sr_deploy.formats.base import ByFrame
@@ -45,7 +39,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
 
 # What tifffile reads of other makers' tags, by the name of its attribute.
 _MAKERS = ("imagej", "fei", "sem", "sis", "tvips", "fluoview", "nih", "mdgel", "andor", "ome")
@@ -60,8 +53,6 @@ _FEI: dict[str, tuple[str, float] | str] = {
     "stage_tilt_alpha_deg": ("fei/Stage/StageTa", 180 / np.pi),
     "stage_tilt_beta_deg": ("fei/Stage/StageTb", 180 / np.pi),
 }
-
-PixelSize = tuple[tuple[float, float] | None, str | None]
 
 
 def _open(path: Path, signal: str | None) -> FrameFile:
@@ -108,8 +99,14 @@ def _opened(path: Path, file: tifffile.TiffFile, signal: str | None) -> FrameFil
         raise FileFormatError(
             f"{path} is truncated: it says it holds {said} frames, but not all are there"
         )
+    if series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        _log.warning(
+            "%s shows high counts dark (WhiteIsZero); they stay as they are, so results look "
+            "inverted beside it",
+            path,
+        )
     info = _info(file, series)
-    leading = _leading(file, series.keyframe, axes, shape)
+    leading = leading_axes(file, series, axes, shape)
     by_frame: ByFrame = {}
     kept = record.from_json(_own(file, series.keyframe), info)
     if kept is not None:
@@ -188,49 +185,6 @@ def _pixels(path: Path, series: tifffile.TiffPageSeries, index: int, n_frames: i
     return np.asarray(series.asarray().reshape(n_frames, *series.shape[-2:])[index])
 
 
-def _leading(
-    file: tifffile.TiffFile, page: Any, axes: str, shape: tuple[int, ...]
-) -> tuple[Axis, ...]:
-    """The axes of a stack, calibrated as far as ImageJ's or DigitalMicrograph's tags tell."""
-    imagej = file.imagej_metadata or {}
-    found = tuple(
-        Axis(
-            name=_AXIS_NAMES.get(letter, letter.lower()),
-            size=int(size),
-            **_imagej_axis(imagej, letter),
-        )
-        for letter, size in zip(axes[:-2], shape[:-2], strict=True)
-    )
-    scale = _tag(page, DM_SCALE[2])
-    if len(found) != 1 or scale is None:
-        return found
-    offset, unit = float(_tag(page, DM_ORIGIN[2]) or 0), str(_tag(page, DM_UNIT[2]) or "") or None
-    return (replace(found[0], scale=float(scale), offset=offset, unit=unit),)
-
-
-def _imagej_axis(imagej: Mapping[str, Any], letter: str) -> dict[str, Any]:
-    """Scale, offset and unit of time or depth, where ImageJ tells them."""
-    key = {"T": "finterval", "Z": "spacing"}.get(letter, "")
-    scale = _number(imagej.get(key))
-    if scale <= 0:
-        return {}
-    if letter == "T":
-        unit = str(imagej.get("tunit", "s"))
-        return {"scale": scale, "unit": "s" if unit == "sec" else unit}
-    unit = _unescaped(str(imagej.get("unit", "")))
-    offset = -_number(imagej.get("zorigin")) * scale
-    return {"scale": scale, "offset": offset + 0.0, "unit": unit or None}
-
-
-def _number(value: Any) -> float:
-    """Of ImageJ's description; 0 where there is none."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        return 0.0
-    return found if np.isfinite(found) else 0.0
-
-
 def _info(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> FrameInfo:
     page = series.keyframe
     metadata: dict[str, Any] = {}
@@ -241,16 +195,15 @@ def _info(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> FrameInfo
     if record.from_json(str(metadata.get("imagej", {}).get("Info", "")), FrameInfo()):
         del metadata["imagej"]  # n2sr's own
     for name in ("Software", "DateTime", "Artist", "ImageDescription"):
-        value = _tag(page, name)
+        value = tag(page, name)
         if value and not (name == "ImageDescription" and metadata) and not _own(file, page):
             metadata[name] = plain_values(value)
-    fei = metadata.get("fei")
-    size, unit = _pixel_size(file, series, fei if isinstance(fei, dict) else {})
+    size, unit = pixel_size(file, series, metadata)
     return FrameInfo(
         pixel_size=size,
         unit=unit,
-        origin=_origin(file, page, size) if size is not None else (0.0, 0.0),
-        intensity=_dm_intensity(page),
+        origin=origin(file, page, size) if size is not None else (0.0, 0.0),
+        intensity=intensity(file, page),
         acquisition=acquired(metadata, _FEI),
         metadata=metadata,
     )
@@ -260,7 +213,7 @@ def _own(file: tifffile.TiffFile, page: Any) -> str:
     """Where `record` was put: ImageJ's Info, or the description of a plain file."""
     if file.imagej_metadata:
         return str(file.imagej_metadata.get("Info", ""))
-    description = str(_tag(page, "ImageDescription") or "")
+    description = str(tag(page, "ImageDescription") or "")
     return description if description.startswith('{"n2sr"') else ""
 
 
@@ -278,90 +231,6 @@ def _own_of_pages(
     if len(series.pages) != n_frames or n_frames == 1 or file.imagej_metadata:
         return None
     return info_of if _own(file, file.pages.get(first + 1, aspage=True)) else None
-
-
-def _tag(page: Any, code: int | str) -> Any:
-    tag = page.tags.get(code)
-    return None if tag is None else tag.value
-
-
-def _origin(file: tifffile.TiffFile, page: Any, size: tuple[float, float]) -> tuple[float, float]:
-    """As DigitalMicrograph tells it, else as ImageJ does: which pixel lies at 0."""
-    x, y = (_tag(page, code) for code in DM_ORIGIN[:2])
-    if x is not None and y is not None:
-        return float(y), float(x)
-    imagej = file.imagej_metadata or {}
-    top, left = (
-        -_number(imagej.get(key)) * side + 0.0
-        for key, side in zip(("yorigin", "xorigin"), size, strict=True)
-    )
-    return top, left
-
-
-def _dm_intensity(page: Any) -> Intensity | None:
-    scale = _tag(page, DM_COUNT_SCALE)
-    if scale is None:
-        return None
-    unit = _tag(page, DM_COUNT_UNIT)
-    offset = float(_tag(page, DM_COUNT_OFFSET) or 0)
-    return Intensity(scale=float(scale), offset=offset, unit=str(unit) if unit else None)
-
-
-def _pixel_size(
-    file: tifffile.TiffFile, series: tifffile.TiffPageSeries, fei: dict[str, Any]
-) -> PixelSize:
-    """Height and width of a pixel and their unit, from the tags that tell it best."""
-    page = series.keyframe
-    if file.ome_metadata:
-        return _ome_pixel_size(file.ome_metadata, file.series.index(series))
-    width, height = (_tag(page, code) for code in DM_SCALE[:2])
-    if width is not None and height is not None:
-        units = [str(_tag(page, code) or "") or None for code in DM_UNIT[:2]]
-        return one_unit((float(height), units[1]), (float(width), units[0]))
-    scan = fei.get("Scan", {})
-    if "PixelWidth" in scan and "PixelHeight" in scan:
-        return (float(scan["PixelHeight"]) * 1e9, float(scan["PixelWidth"]) * 1e9), "nm"
-    tags = page.tags
-    per_unit = [_ratio(tags.get(name)) for name in ("YResolution", "XResolution")]
-    if per_unit[0] is None or per_unit[1] is None:
-        return None, None
-    size = 1 / per_unit[0], 1 / per_unit[1]
-    if file.imagej_metadata:
-        unit = _unescaped(str(file.imagej_metadata.get("unit", "pixel")))
-        return (None, None) if unit in ("pixel", "pixels", "inch") else (size, unit)
-    resolution_unit = tags.get("ResolutionUnit")
-    if resolution_unit is not None and resolution_unit.value == CENTIMETRE:
-        return size, "cm"
-    return None, None  # dots per inch say nothing about the specimen
-
-
-def _ratio(tag: Any) -> float | None:
-    numerator, denominator = tag.value if tag is not None else (0, 0)
-    return numerator / denominator if numerator and denominator else None
-
-
-def _ome_pixel_size(xml: str, index: int) -> PixelSize:
-    """Of the image of that index; of the first where there are fewer."""
-    images = [
-        element.attrib
-        for element in ElementTree.fromstring(xml).iter()
-        if element.tag.endswith("}Pixels")
-    ]
-    told = images[index if index < len(images) else 0] if images else {}
-    if "PhysicalSizeX" not in told:
-        return None, None
-    width = float(told["PhysicalSizeX"])
-    height = float(told.get("PhysicalSizeY", width))
-    unit = told.get("PhysicalSizeXUnit", "µm")
-    nm = nanometres(unit), nanometres(told.get("PhysicalSizeYUnit", unit))
-    if nm[0] is not None and nm[1] is not None:
-        height *= nm[1] / nm[0]
-    return (height, width), unit
-
-
-def _unescaped(unit: str) -> str:
-    """ImageJ writes µ and Å as escapes."""
-    return unit.replace("\\u00B5", "µ").replace("\\u00C5", "Å")
 
 
 FORMAT = Format(

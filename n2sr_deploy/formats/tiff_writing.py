@@ -36,7 +36,8 @@ def write(path: Path, output: Output) -> None:
     n_bytes = output.n_frames * output.shape[0] * output.shape[1] * output.dtype.itemsize
     options: dict[str, Any] = {"extratags": _dm_tags(output)}
     shape: tuple[int, ...] = (output.n_frames, *output.shape)
-    if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES:
+    is_line = min(output.shape) == 1  # which tifffile takes for an axis that is not there
+    if output.dtype.name in _IMAGEJ_TYPES and n_bytes < _IMAGEJ_BYTES and not is_line:
         options |= _as_imagej(output, own)
         if len(options["metadata"]["axes"]) == len(output.whole_shape):
             shape = output.whole_shape

@@ -34,7 +34,7 @@ _SECONDS = {
     "h": 3600.0,
 }
 _ASCII = str.maketrans({"µ": "u", "μ": "u", "Å": "A", "⁻": "^-", "¹": "1", "²": "2", "·": "*"})
-_NO_UNIT = {"", "px", "pixel", "pixels", "none", "[]", "[px]", "[pixels]"}
+_NO_UNIT = {"", "px", "pixel", "pixels", "none", "reference frame", "[]", "[px]", "[pixels]"}
 
 
 def nanometres(unit: str | None) -> float | None:
@@ -80,9 +80,14 @@ def one_unit(
     return (height[0] * nm[0] / nm[1], width[0]), width[1]
 
 
+def is_no_unit(spelled: str | None) -> bool:
+    """Whether it only says that places are counted in pixels."""
+    return (spelled or "").strip().lower() in _NO_UNIT
+
+
 def plain_unit(spelled: str) -> str | None:
     """A unit as EMD spells it: ``[n_m]`` as nm, None where there is none."""
-    if spelled.lower() in _NO_UNIT:
+    if is_no_unit(spelled):
         return None
     plain = spelled.replace("[", "").replace("]", "").replace("_", "")
     return "µ" + plain[1:] if plain.startswith("u") and len(plain) <= 2 else plain
