@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import mrcfile
@@ -130,6 +131,19 @@ def test_one_frame_of_other_stacks(tmp_path, suffix):
         read_frame(path)
     with pytest.raises(FileFormatError, match="no frame -1"):
         read_frame(path, -1)
+
+
+def test_one_frame_of_a_large_array_in_fortran_s_order_is_not_all_of_it(tmp_path):
+    pixels = random_pixels((4, 8, 128, 128), "uint16")
+    np.save(tmp_path / "a.npy", np.asfortranarray(pixels))
+    tracemalloc.start()
+    try:
+        with open_frames(tmp_path / "a.npy") as opened:
+            frame = opened.read(9)
+        assert tracemalloc.get_traced_memory()[1] < pixels.nbytes // 4
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(frame.pixels, pixels[1, 1])
 
 
 def test_a_file_is_known_by_its_content_not_its_name(tmp_path):

@@ -683,6 +683,29 @@ def test_attributes_of_wrong_kinds(tmp_path):
     assert read_frame(path).shape == SHAPE
 
 
+@pytest.mark.parametrize("untold", [np.nan, 0.0, "px"])
+def test_what_tells_no_size_is_not_taken_for_one(tmp_path, untold):
+    frame = Frame(pixels=random_pixels(SHAPE, "uint8"), pixel_size=(1.0, 1.0), unit="nm")
+    write_frame(tmp_path / "a.emd", frame)
+    with h5py.File(tmp_path / "a.emd", "r+") as file:
+        del file.attrs["n2sr"]
+        for dim in (file["data/frame/dim1"], file["data/frame/dim2"]):
+            if untold == "px":
+                dim.attrs["units"] = untold
+            else:
+                dim[:] = untold
+    write_frame(tmp_path / "a.hspy", frame)
+    with h5py.File(tmp_path / "a.hspy", "r+") as file:
+        (group,) = file["Experiments"].values()
+        del group["metadata/n2sr"]
+        for axis in (group["axis-0"], group["axis-1"]):
+            axis.attrs["units" if untold == "px" else "scale"] = untold
+    for path in (tmp_path / "a.emd", tmp_path / "a.hspy"):
+        back = read_frame(path)
+        assert (back.pixel_size, back.unit) == (None, None)
+        assert np.array_equal(back.pixels, frame.pixels)
+
+
 def test_many_objects_and_deep_groups_end(tmp_path, monkeypatch):
     monkeypatch.setattr("n2sr_deploy.formats.hdf5_file._MOST_OBJECTS", 300)
     with h5py.File(tmp_path / "a.h5", "w") as file:

@@ -62,6 +62,15 @@ def test_an_unknown_extended_header_is_kept_or_told(tmp_path, caplog):
     assert "'SERI' of 480000 bytes, too large to be kept" in caplog.text
 
 
+def test_counts_that_mrc_must_round_are_told(tmp_path, caplog):
+    write_frame(tmp_path / "a.mrc", random_pixels((20, 30), "uint8"))
+    write_frame(tmp_path / "b.mrc", random_pixels((20, 30), "float64"))
+    write_frame(tmp_path / "c.mrc", random_pixels((20, 30), "uint32"), tells=False)
+    assert not caplog.text
+    write_frame(tmp_path / "d.mrc", random_pixels((20, 30), "uint32"))
+    assert "MRC has no uint32 pixels" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("stamp", "flags", "most", "is_signed"),
     [

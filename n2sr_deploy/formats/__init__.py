@@ -7,6 +7,7 @@ its name below. Files are recognised by content first, then by extension.
 from __future__ import annotations
 
 import itertools
+import logging
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
         Format,
     )
     from n2sr_deploy.sampling import AnyArray
+
+_log = logging.getLogger("n2sr")
 
 FORMATS: tuple[Format, ...] = (
     tiff.FORMAT,
@@ -217,6 +220,14 @@ def write_frames(
             raise OutputError(f"{path} cannot be written: there is no frame")
         if dtype is None:
             dtype = _held(first.pixels.dtype, written_by.types)
+            if tells and first.pixels.dtype.kind in "iu" and dtype.kind == "f":
+                _log.warning(
+                    "%s has no %s pixels, so %s has %s: counts above 2^24 lose their last digits",
+                    written_by.name,
+                    first.pixels.dtype,
+                    path,
+                    dtype,
+                )
         output = Output(
             info=first,
             axes=axes,

@@ -134,9 +134,10 @@ def _dims(opened: Hdf5File, group: Any, dataset: Any) -> list[Axis]:
     dims = []
     for axis, size in enumerate(dataset.shape):
         dim = members.get(f"dim{axis + first}")
-        offset, scale = steps(dim)
+        places = steps(dim)
+        offset, scale = places or (0.0, 1.0)
         told = attributes(dim) if is_dataset(dim) else {}
-        unit = plain_unit(text(told.get("units")))
+        unit = plain_unit(text(told.get("units"))) if places else None
         name = text(told.get("name"))
         dims.append(Axis(name=name, size=int(size), scale=scale, offset=offset, unit=unit))
     return dims

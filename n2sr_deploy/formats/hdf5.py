@@ -181,7 +181,10 @@ def _even(places: Any, size: int) -> tuple[float, float | None]:
     """Offset and scale of the axis; no scale where it has none."""
     if not is_numeric(places) or tuple(places.shape) != (size,) or size < 2:
         return 0.0, None
-    offset, scale = steps(places)
+    found = steps(places)
+    if found is None:
+        return 0.0, None
+    offset, scale = found
     middle = float(places[size // 2])
     is_even = abs(offset + scale * (size // 2) - middle) <= _UNEVEN * abs(scale) * size
     return (offset, scale) if is_even else (0.0, None)

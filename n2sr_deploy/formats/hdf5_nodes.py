@@ -115,16 +115,16 @@ def number(value: Any, otherwise: float) -> float:
     return found if np.isfinite(found) else otherwise
 
 
-def steps(values: Any) -> tuple[float, float]:
-    """Offset and scale of an axis whose places are all written down; (0, 1) where they are not."""
+def steps(values: Any) -> tuple[float, float] | None:
+    """Offset and scale of an axis whose places are all written down; None where they are not."""
     shape = getattr(values, "shape", None)
     if not is_numeric(values) or shape is None or len(shape) != 1 or shape[0] < 2:
-        return 0.0, 1.0
+        return None
     try:
         if n_bytes(values.chunks or (), values.dtype) > _CACHE:
-            return 0.0, 1.0
+            return None
         first, last = float(values[0]), float(values[shape[0] - 1])
     except DAMAGE:
-        return 0.0, 1.0
+        return None
     scale = (last - first) / (shape[0] - 1)
-    return (first, scale) if np.isfinite([first, scale]).all() and scale else (0.0, 1.0)
+    return (first, scale) if np.isfinite([first, scale]).all() and scale else None

@@ -161,7 +161,7 @@ def _axes(parts: dict[str, Any], n_axes: int, members: Members) -> list[dict[str
             told = {key: _plain(value) for key, value in attributes(group).items()}
         places = dict(members(group)).get("axis") if is_group(group) else None
         if places is not None:  # they are not equally far apart
-            told["offset"], told["scale"] = steps(places)
+            told["offset"], told["scale"] = steps(places) or (0.0, 0.0)
         found.append(told)
     return found
 
@@ -191,7 +191,7 @@ def _axis(told: dict[str, Any], size: int, otherwise: str) -> Axis:
     return Axis(
         name=text(told.get("name")) or otherwise,
         size=size,
-        scale=number(told.get("scale"), 1.0),
+        scale=number(told.get("scale", 1.0), 0.0),  # 0: no number, which is no size
         offset=number(told.get("offset"), 0.0),
         unit=text(told.get("units")) or None,
     )

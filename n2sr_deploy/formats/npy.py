@@ -40,12 +40,10 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     whole_image(path, pixels.shape)
     leading = pixels.shape[:-2]
     if pixels.shape[-1] in (3, 4) and pixels.ndim == 3:
-        leading, stack = (), pixels[None]  # refused as a colour image
-    else:
-        stack = pixels.reshape(-1, *pixels.shape[-2:])
+        leading = ()  # refused as a colour image
 
     def read(index: int) -> AnyArray:
-        return np.array(stack[index])
+        return np.array(pixels[np.unravel_index(index, leading)])
 
     return FrameFile(
         path,
