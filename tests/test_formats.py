@@ -47,6 +47,13 @@ def test_pixel_size_survives(tmp_path, suffix, unit):
     assert np.array_equal(back.pixels, frame.pixels)
 
 
+@pytest.mark.parametrize("spelled", ["microns", "Micrometers", "micrometre"])
+def test_lengths_spelled_out_are_known(tmp_path, spelled):
+    write_frame(tmp_path / "a.mrc", frame_of(pixel_size=(0.25, 0.5), unit=spelled))
+    with mrcfile.open(tmp_path / "a.mrc") as file:
+        assert file.voxel_size.tolist()[:2] == (5000.0, 2500.0)
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".mrc", ".npy"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "int32", "float32"])
 def test_pixels_survive(tmp_path, suffix, dtype):

@@ -373,6 +373,22 @@ def test_several_experiments_are_signals_and_spectra_are_none(tmp_path):
         open_frames(path, "spectra")
 
 
+def test_metadata_of_a_folder_store_is_written_a_group_at_once(tmp_path, monkeypatch):
+    writes = []
+    one_more = zarr.core.attributes.Attributes.__setitem__
+
+    def counted(attributes, key, value):
+        writes.append(key)
+        one_more(attributes, key, value)
+
+    monkeypatch.setattr(zarr.core.attributes.Attributes, "__setitem__", counted)
+    told = {"tags": {f"tag {i}": i for i in range(50)}, "list": list(range(50))}
+    pixels = random_pixels(SHAPE, "uint8")
+    write_frame(tmp_path / "a.zspy", Frame(pixels=pixels, metadata=told))
+    assert len(writes) < 10
+    assert read_frame(tmp_path / "a.zspy").metadata == told
+
+
 def test_a_zipped_zspy(tmp_path):
     write_frame(tmp_path / "a.zspy", stack_of(1)[0])
     shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "a.zspy")

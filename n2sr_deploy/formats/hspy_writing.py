@@ -147,7 +147,9 @@ def store(group: Any, values: dict[str, Any]) -> None:
             _store_list(group, key, value)
         else:
             plain[key] = _storable(value)
-    group.attrs.update(plain)
+    if plain:
+        at_once = getattr(group, "update_attributes", group.attrs.update)
+        at_once(plain)  # zarr's `attrs.update` writes its file anew for each of them
 
 
 def _store_list(group: Any, key: str, values: Sequence[Any]) -> None:
