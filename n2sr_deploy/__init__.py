@@ -57,7 +57,7 @@ _HOME = {
     "FramePipeline": "pipeline",
     "N2SRError": "errors",
     "Noise": "noise",
-    "SamplingPattern": "sampling",
+    "SamplingPattern": "pattern",
     "measure_noise": "noise",
     "open_denoiser": "opening",
     "open_frames": "formats",
