@@ -11,7 +11,7 @@ import pytest
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.report import drawing as drawing_module
 from n2sr_deploy.report import measure
-from n2sr_deploy.report.findings import Peak
+from n2sr_deploy.report.findings import Peak, Place
 from n2sr_deploy.report.page import page
 from n2sr_deploy.report.panels import panels
 
@@ -143,3 +143,12 @@ def test_words_are_those_that_one_would_say():
     assert "both Bragg peaks are kept" in findings.verdicts[0].answer
     found = replace(findings.noise, along_rows=(-0.001, 0.0, 0.0), along_columns=(-0.004, 0.0, 0.0))
     assert "correlation of neighbours 0.00 along rows and 0.00 along columns" in found.describe()
+
+
+def test_every_place_that_a_verdict_counts_has_its_ring():
+    """Only the first 20 had: the others looked as if they were noise."""
+    findings = findings_of()
+    place = Place(row=50, column=60, size=3, sigmas=9, is_invented=False)
+    axis = drawing_module._figure((4, 4)).add_subplot()
+    panels(findings)[3].draw(axis, replace(findings, places=(place,) * 49))
+    assert len(axis.patches) == 49

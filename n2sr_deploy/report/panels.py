@@ -196,7 +196,7 @@ def _draw_residual(axis: Axes, findings: ReportFindings) -> None:
     scaled = findings.residual / findings.noise.std_at(findings.denoised)
     style = {"cmap": "RdBu_r", "vmin": -4, "vmax": 4}
     _image(axis, scaled, findings, "std of the noise", **style)
-    for place in findings.places[:20]:
+    for place in findings.places:
         from matplotlib.patches import Circle
 
         colour = PURPLE if place.is_invented else INK
@@ -325,7 +325,7 @@ def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
         intensity, curve.variance / up, 2 * curve.error / up, fmt="o", color=ORANGE, markersize=5,
         elinewidth=1.2, label="residual",
     )  # fmt: skip
-    axis.set_ylim(0, 1.35 * float(max(curve.variance.max(), curve.expected.max())) / up)
+    axis.set_ylim(0, 1.5 * float(max(curve.variance.max(), curve.expected.max())) / up)
     axis.locator_params(axis="x", nbins=6)  # large counts are long
     _curve(axis, f"denoised intensity / {in_x}counts", f"variance / {in_y}counts²")
     axis.legend()
