@@ -140,8 +140,8 @@ class Noise:
             if abs(lags[0]) <= WHITE < max(map(abs, lags))
         ]
         correlation = (
-            f"noise of {strength}, correlation of neighbours {self.along_rows[0]:.2f} along rows "
-            f"and {self.along_columns[0]:.2f} along columns{''.join(farther)}"
+            f"noise of {strength}, correlation of neighbours {self.along_rows[0]:z.2f} along rows "
+            f"and {self.along_columns[0]:z.2f} along columns{''.join(farther)}"
             + (f" (give or take {error:.2f})" if error > WHITE / 2 else "")
         )
         found = [

@@ -7,9 +7,10 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import MissingExtraError
-from n2sr_deploy.report.panels import GREEN, INK, ORANGE, panels
+from n2sr_deploy.report.panels import BESIDE, GREEN, INK, ORANGE, panels
 
 if TYPE_CHECKING:
+    from n2sr_deploy.pattern import Shape
     from n2sr_deploy.report.findings import ReportFindings
     from n2sr_deploy.report.panels import Panel
 
@@ -18,11 +19,14 @@ LEVELS = {
     "caution": ("!", "#B8860B"),
     "bad": ("\N{MULTIPLICATION X}", ORANGE),
 }
-_WIDTH, _HIGH = 17, 2.77  # of all and of a panel; inches, as are all lengths here
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.75, 0.75, 0.55, 0.35  # around the panels
-_ASIDE, _APART = 1.4, 1.1  # between them
-_BARE = 0.15  # below pictures, which have no axis
-_PANEL = 4.9, 4.45
+_WIDTH, _HIGH = 18, 2.77  # of all and of a panel; inches, as are all lengths here
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.8, 0.75, 0.55, 0.35  # around the panels
+_ASIDE, _APART = 1.65, 1.1  # between them
+_BARE = 0.3  # below pictures, which have no axis
+_PANEL = 3.7, 3.4  # as narrow as a page shows them, so that letters stay readable
+_EDGE, _UNDER, _OVER = 0.04, 0.1, 0.2  # around one without an axis; half a number stands outside
+_LEAST, _MOST = 1.1, 2 * _HIGH  # heights of a picture; "std of the noise" fits beside the lowest
+_WIDE, _WIDEST = 3, 10  # widths over heights from which pictures get two columns, and four
 _TITLE_LETTERS, _ANSWER_LETTERS = 92, 120  # that fit on a line
 _TITLE_LINE, _LINE, _GAP, _BELOW = 0.36, 0.21, 0.12, 0.25  # inches
 _STYLE: Any = {
@@ -46,43 +50,70 @@ def check_drawing() -> None:
 
 def panel_png(panel: Panel, findings: ReportFindings) -> bytes:
     """One panel as a PNG file."""
+    shape = findings.noisy.shape
     width, height = _PANEL
+    if panel.is_picture:
+        width *= columns_of(shape)
+        height = _picture_height(width - _EDGE - _RIGHT, shape) + _OVER + _UNDER
     with _styled():
-        figure = _figure(_PANEL)
+        figure = _figure((width, height))
         axis = figure.add_subplot()
         panel.draw(axis, findings)
-        left, bottom = (_LEFT, _BOTTOM) if axis.axison else (0.04, 0.04)
-        right = _RIGHT if len(figure.axes) > 1 else 0.12  # of a colour bar's numbers
-        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - 0.2 / height)
-        return _png(figure, 150)
+        left, bottom = (_LEFT, _BOTTOM) if axis.axison else (_EDGE, _UNDER)
+        right = _RIGHT if panel.is_picture or len(figure.axes) > 1 else 0.12  # a colour bar's
+        figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - _OVER / height)
+        return _png(figure, 200)
 
 
 def overview_png(findings: ReportFindings, title: str) -> bytes:
     """All panels and the verdicts in one PNG file, for a talk."""
     heading = textwrap.wrap(title, _TITLE_LETTERS)
     answers = [textwrap.wrap(verdict.answer, _ANSWER_LETTERS) for verdict in findings.verdicts]
+    shape = findings.noisy.shape
+    n_rows = columns_of(shape)
+    high = _picture_height(_panel_width(4 // n_rows), shape)
     heights = (
-        _TITLE_LINE * len(heading) + sum(map(_height, answers)) + _BELOW,
-        _TOP + _HIGH + _BARE,
+        _TITLE_LINE * len(heading) + _GAP + sum(map(_height, answers)) + _BELOW,
+        n_rows * (_TOP + high + _BARE),
         _TOP + 2 * _HIGH + _APART + _BOTTOM,
     )
     with _styled():
         figure = _figure((_WIDTH, sum(heights)))
         header, pictures, others = figure.subfigures(3, 1, height_ratios=heights, hspace=0.0)
         _draw_header(header, heights[0], findings, heading, answers)
-        axes = [*_axes(pictures, 1, heights[1], _BARE), *_axes(others, 2, heights[2], _BOTTOM)]
+        axes = [
+            *_axes(pictures, n_rows, 4 // n_rows, high, heights[1], _BARE, _TOP + _BARE),
+            *_axes(others, 2, 4, _HIGH, heights[2], _BOTTOM, _APART),
+        ]
         for axis, panel in zip(axes, panels(findings), strict=True):
             axis.set_title(panel.title)
             panel.draw(axis, findings)
         return _png(figure, 72)
 
 
-def _axes(part: Any, n_rows: int, height: float, bottom: float) -> Any:
-    """Of rows of four panels, in reading order."""
-    axes = part.subplots(n_rows, 4)
+def columns_of(shape: Shape) -> int:
+    """How many columns, 1, 2 or 4, a picture of this shape gets of the four: wide ones more."""
+    ratio = shape[1] / shape[0]
+    return 1 if ratio < _WIDE else 2 if ratio < _WIDEST else 4
+
+
+def _picture_height(width: float, shape: Shape) -> float:
+    """Of one that shares this width with its colour bar."""
+    return min(max((width - BESIDE) * shape[0] / shape[1], _LEAST), _MOST)
+
+
+def _panel_width(n_columns: int) -> float:
+    return (_WIDTH - _LEFT - _RIGHT - (n_columns - 1) * _ASIDE) / n_columns
+
+
+def _axes(
+    part: Any, n_rows: int, n_columns: int, high: float, height: float, bottom: float, apart: float
+) -> Any:
+    """Of rows of panels, in reading order."""
+    axes = part.subplots(n_rows, n_columns, squeeze=False)
     part.subplots_adjust(
         _LEFT / _WIDTH, bottom / height, 1 - _RIGHT / _WIDTH, 1 - _TOP / height,
-        wspace=4 * _ASIDE / (_WIDTH - _LEFT - _RIGHT - 3 * _ASIDE), hspace=_APART / _HIGH,
+        wspace=_ASIDE / _panel_width(n_columns), hspace=apart / high,
     )  # fmt: skip
     return axes.flat
 
@@ -129,7 +160,7 @@ def _draw_header(
         0.012, 1 - top / height, "\n".join(heading), fontsize=17, weight="bold", va="top",
         linespacing=1.2,
     )  # fmt: skip
-    top += _TITLE_LINE * len(heading)
+    top += _TITLE_LINE * len(heading) + _GAP
     for verdict, answer in zip(findings.verdicts, answers, strict=True):
         mark, colour = LEVELS[verdict.level]
         y = 1 - (top + _LINE / 2) / height

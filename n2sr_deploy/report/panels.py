@@ -28,6 +28,9 @@ PEAK_MARKS = {
     "unsupported": ("^", PURPLE),
 }  # fmt: skip
 _LARGEST = 1024  # pixels along an axis that a picture shows
+_BAR, _BAR_PAD = 0.12, 0.08  # inches
+BESIDE = _BAR + _BAR_PAD
+"""Inches that a picture leaves to its colour bar, numbers and unit apart."""
 
 
 class Panel(NamedTuple):
@@ -37,23 +40,27 @@ class Panel(NamedTuple):
     caption: str
     """What it says, for the page."""
     draw: Callable[[Axes, ReportFindings], None]
+    is_picture: bool = False
+    """Whether it shows the frame's pixels."""
 
 
 def panels(findings: ReportFindings) -> tuple[Panel, ...]:
     """The twelve panels, in reading order."""
     return (
-        Panel("Noisy", "The frame as it was recorded.", _draw_noisy),
-        Panel("Denoised", "With the grey levels of the noisy frame.", _draw_denoised),
+        Panel("Noisy", "The frame as it was recorded.", _draw_noisy, True),
+        Panel("Denoised", "With the grey levels of the noisy frame.", _draw_denoised, True),
         Panel(
             "Standard error",
-            "Calibrated: the truth lies within it at two pixels of three.",
+            "Calibrated: the truth lies within it at about two pixels of three.",
             _draw_spread,
+            True,
         ),
         Panel(
             "Residual",
             "Noisy minus denoised, in units of the noise expected at each pixel. It should look "
             "like nothing. Rings mark what noise does not explain.",
             _draw_residual,
+            True,
         ),
         Panel("Spectrum, noisy", "Power over the noise's, logarithmic.", _draw_noisy_spectrum),
         Panel(
@@ -85,8 +92,8 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
             _draw_residual_spectrum,
         ),
         Panel(
-            "Residual's variance over intensity",
-            "The line is the noise model found in the noisy frame alone.",
+            "Variance over intensity",
+            "The residual's. The line is the noise model found in the noisy frame alone.",
             _draw_variance,
         ),
         Panel(
@@ -130,10 +137,10 @@ def _colour_bar(axis: Axes, drawn: Any, unit: str) -> None:
 
     divider = make_axes_locatable(axis)
     divider.set_anchor("NW")
-    bar = axis.figure.colorbar(drawn, cax=divider.append_axes("right", 0.12, pad=0.08))
+    bar = axis.figure.colorbar(drawn, cax=divider.append_axes("right", _BAR, pad=_BAR_PAD))
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=2)
-    bar.set_label(unit)
+    bar.set_label(unit, loc="top")  # low pictures have shorter bars than words
 
 
 def _scale_bar(axis: Axes, findings: ReportFindings, height: int, width: int) -> None:
@@ -189,7 +196,7 @@ def _draw_residual(axis: Axes, findings: ReportFindings) -> None:
     scaled = findings.residual / findings.noise.std_at(findings.denoised)
     style = {"cmap": "RdBu_r", "vmin": -4, "vmax": 4}
     _image(axis, scaled, findings, "std of the noise", **style)
-    for place in findings.places[:20]:
+    for place in findings.places:
         from matplotlib.patches import Circle
 
         colour = PURPLE if place.is_invented else INK
@@ -216,7 +223,8 @@ def _draw_denoised_spectrum(axis: Axes, findings: ReportFindings) -> None:
                 linewidths=1.4, label=f"{state} ({len(at)})",
             )  # fmt: skip
     if findings.peaks:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # beside no peak
+        below = 3.6  # letters: a legend beside no peak, below the axis' numbers and label
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=below, ncols=2)
 
 
 def _spectrum(axis: Axes, power: AnyArray, findings: ReportFindings) -> None:
@@ -237,13 +245,14 @@ def _spectrum(axis: Axes, power: AnyArray, findings: ReportFindings) -> None:
     axis.set_ylim(reach, -reach)
     axis.locator_params(nbins=5)
     axis.set_xlabel("cycles per pixel")
+    axis.set_ylabel("cycles per pixel")
     _colour_bar(axis, drawn, "log10 of power / noise")
 
 
 def _draw_autocorrelation(axis: Axes, findings: ReportFindings) -> None:
     excess = findings.autocorrelation - findings.noise_autocorrelation
     excess[LAGS, LAGS] = 0.0
-    limit = max(10 * findings.autocorrelation_error, 0.02)
+    limit = max(10 * findings.autocorrelation_error, 0.02, float(np.abs(excess).max()))
     reach = LAGS + 0.5
     drawn = axis.imshow(
         excess, cmap="PuOr", vmin=-limit, vmax=limit, extent=(-reach, reach, reach, -reach),
@@ -251,7 +260,7 @@ def _draw_autocorrelation(axis: Axes, findings: ReportFindings) -> None:
     )  # fmt: skip
     axis.set_xlabel("columns apart")
     axis.set_ylabel("rows apart")
-    _colour_bar(axis, drawn, "beyond the noise's")
+    _colour_bar(axis, drawn, "correlation less the noise's")
 
 
 def _draw_correlation_lines(axis: Axes, findings: ReportFindings) -> None:
@@ -300,21 +309,25 @@ def _draw_residual_spectrum(axis: Axes, findings: ReportFindings) -> None:
 
 
 def _draw_variance(axis: Axes, findings: ReportFindings) -> None:
-    curve = findings.variance
-    noise = findings.noise
+    curve, noise = findings.variance, findings.noise
+    (across, in_x), (up, in_y) = (
+        _power_of_ten(float(np.abs(values).max()))
+        for values in (curve.intensity, np.concatenate([curve.variance, curve.expected]))
+    )
     model = (
         f"noise model: gain {noise.gain:.3g}"
         if noise.gain is not None
         else f"noise model: std {noise.std:.3g},\ngain not told"
     )
-    axis.plot(curve.intensity, curve.expected, color=INK, linewidth=1.5, label=model)
+    intensity = curve.intensity / across
+    axis.plot(intensity, curve.expected / up, color=INK, linewidth=1.5, label=model)
     axis.errorbar(
-        curve.intensity, curve.variance, 2 * curve.error, fmt="o", color=ORANGE, markersize=5,
+        intensity, curve.variance / up, 2 * curve.error / up, fmt="o", color=ORANGE, markersize=5,
         elinewidth=1.2, label="residual",
     )  # fmt: skip
-    axis.set_ylim(0, 1.35 * float(max(curve.variance.max(), curve.expected.max())))
+    axis.set_ylim(0, 1.5 * float(max(curve.variance.max(), curve.expected.max())) / up)
     axis.locator_params(axis="x", nbins=6)  # large counts are long
-    _curve(axis, "denoised intensity / counts", "variance / counts²")
+    _curve(axis, f"denoised intensity / {in_x}counts", f"variance / {in_y}counts²")
     axis.legend()
 
 
@@ -346,6 +359,14 @@ def _draw_confirmation(axis: Axes, findings: ReportFindings) -> None:
     axis.set_ylim(-1, 2)
     along = "" if found.along is None else f" along {found.along}s"
     _curve(axis, f"cycles per pixel{along}", "share")
+
+
+def _power_of_ten(largest: float) -> tuple[float, str]:
+    """What numbers are divided by so that they are short, and how that is written."""
+    if largest == 0 or 0.01 <= largest < 1e5:
+        return 1.0, ""
+    power = 3 * math.floor(math.log10(largest) / 3)
+    return 10.0**power, f"$10^{{{power}}}$ "
 
 
 def _curve(axis: Axes, across: str, up: str) -> None:

@@ -143,9 +143,8 @@ def _signal_left(findings: ReportFindings) -> Verdict:
 
 
 def _all_kept(n_peaks: int) -> str:
-    if n_peaks < 2:
-        return "the one Bragg peak seen is kept" if n_peaks else "no Bragg peaks are seen"
-    return f"all {n_peaks} Bragg peaks are kept"
+    few = "no Bragg peaks are seen", "the one Bragg peak seen is kept", "both Bragg peaks are kept"
+    return few[n_peaks] if n_peaks < len(few) else f"all {n_peaks} Bragg peaks are kept"
 
 
 def _residual_share(findings: ReportFindings) -> float:
