@@ -124,6 +124,16 @@ def test_one_frame_of_a_tiff_stack(tmp_path, kind):
         read_frame(path, 5)
 
 
+def test_one_grey_channel_is_no_axis_of_frames(tmp_path):
+    """(H, W, 1) was read as H frames of W x 1."""
+    pixels = np.arange(2 * 20 * 30).reshape(2, 20, 30, 1)
+    for shape, n_frames in (((20, 30, 1), 1), ((2, 20, 30, 1), 2)):
+        np.save(tmp_path / "grey.npy", pixels.ravel()[: np.prod(shape)].reshape(shape))
+        with open_frames(tmp_path / "grey.npy") as opened:
+            assert (len(opened), opened.shape) == (n_frames, (20, 30))
+            assert np.array_equal(opened.read(n_frames - 1).pixels, pixels[n_frames - 1, ..., 0])
+
+
 @pytest.mark.parametrize("suffix", [".mrc", ".npy"])
 def test_one_frame_of_other_stacks(tmp_path, suffix):
     stack = random_pixels((5, 20, 30), "int16")

@@ -37,6 +37,8 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     if not isinstance(pixels, np.ndarray):
         pixels.close()
         raise FileFormatError(f"{path} is an .npz archive; save the one array as .npy")
+    if pixels.ndim > 2 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]  # of one grey channel, as machine learning lays images
     whole_image(path, pixels.shape)
     leading = pixels.shape[:-2]
     if pixels.shape[-1] in (3, 4) and pixels.ndim == 3:
