@@ -19,7 +19,7 @@ from n2sr_deploy.denoiser import check_frame
 from n2sr_deploy.errors import FrameError, MissingExtraError
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.mending import mend
+from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.opening import open_denoiser
 
@@ -74,7 +74,7 @@ def denoise(
     Returns
     -------
     (..., H, W) float32, in counts: the means over the draws; rows and columns at the edges that
-    were not measured stay as they are. Deterministic.
+    were not measured stay as they are, and of a series constant frames. Deterministic.
 
     Raises
     ------
@@ -129,7 +129,11 @@ class _Work:
             at = tuple(begin + i for begin, i in zip(begins, place, strict=True))
             index = int(np.ravel_multi_index(at, self.leading)) if at else 0
             with naming("the array", index, math.prod(self.leading)):
-                mended = mend(Frame(pixels=block[place], index=index), repairs=self.repaired)
+                noisy = Frame(pixels=block[place], index=index)
+                if self.leading and is_blank(noisy):
+                    result[place] = noisy.pixels
+                    continue
+                mended = mend(noisy, repairs=self.repaired)
                 frame = mended.repaired.frame
                 with opened.one_at_a_time:
                     done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)

@@ -19,8 +19,8 @@ from n2sr_deploy.defects import measured_part
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import learn
-from n2sr_deploy.mending import mend
-from n2sr_deploy.provenance import Provenance, of_standard_error
+from n2sr_deploy.mending import is_blank, mend
+from n2sr_deploy.provenance import Provenance, constant_frames, of_standard_error
 from n2sr_deploy.uncertainty import standard_error
 
 if TYPE_CHECKING:
@@ -207,15 +207,33 @@ class _Work:
             if options.stack
             else [choose(opened.path, len(opened), options.frame, or_else=_OR_ALL)]
         )
-        # What is refused is told before a network is learned or opened.
-        self._ahead = {self.indexes[0]: self._read(self.indexes[0])}
+        self._ahead, self._blank = self._looked_at()
+        self._learned_from = self._frame_to_learn_from()
+        self.provenance = Provenance(
+            options, len(opened), self.indexes, self._learned_from, self._blank
+        )
+        self._of_all = None if options.per_frame else self._open_for_all()
+
+    def _looked_at(self) -> tuple[dict[int, Frame], list[int]]:
+        """The first frame to denoise, and which of a stack are blank.
+
+        What is refused is told before a network is learned or opened.
+        """
         if len(self.indexes) > 1:
             _log.info("looking at %d frames first", len(self.indexes))
-        for index in self.indexes[1:]:
-            self._read(index)
-        self._learned_from = self._frame_to_learn_from()
-        self.provenance = Provenance(options, len(opened), self.indexes, self._learned_from)
-        self._of_all = None if options.per_frame else self._open_for_all()
+        ahead: dict[int, Frame] = {}
+        blank = []
+        for index in self.indexes:
+            frame = self.opened.read(index)
+            if is_blank(frame):
+                blank.append(index)
+            elif not ahead:
+                ahead = {index: frame}
+        if not ahead:
+            self._read(self.indexes[0])
+        if blank:
+            _log.warning("%s", constant_frames(blank))
+        return ahead, blank
 
     def _read(self, index: int) -> Frame:
         """The frame, unless there is nothing to learn from it or to denoise."""
@@ -233,9 +251,10 @@ class _Work:
             return None
         if not options.stack:
             return self.indexes[0]
-        return choose(
-            self.opened.path, n_frames, n_frames // 2 if options.frame is None else options.frame
-        )
+        if options.frame is not None:
+            return choose(self.opened.path, n_frames, options.frame)
+        from_middle = sorted(self.indexes, key=lambda index: abs(index - n_frames // 2))
+        return next(index for index in from_middle if index not in self._blank)
 
     def _open_for_all(self) -> Opened:
         """The denoiser of every frame: the model's, or that of the frame to learn from."""
@@ -266,17 +285,26 @@ class _Work:
         self, spread: BinaryIO | None, on_frame: Callable[[int, int], None]
     ) -> Iterator[Frame]:
         """The denoised frames; their spreads go into a file meanwhile."""
+        ((begin, noisy),) = self._ahead.items()
+        with self._naming(begin):
+            first = self._denoised(noisy)
+        self._first = first[0]
         for n_done, index in enumerate(self.indexes, 1):
             with self._naming(index):
-                frame, std = self._denoised(self._next(index))
+                frame, std = first if index == begin else self._result(index)
             if spread is not None and std is not None:
                 self._put_aside(spread, std)
-            self._first = self._first or frame
             yield frame
             on_frame(n_done, len(self.indexes))
 
-    def _next(self, index: int) -> Frame:
-        return self._ahead.pop(index) if index in self._ahead else self.opened.read(index)
+    def _result(self, index: int) -> tuple[Frame, FloatArray | None]:
+        """A blank frame as it is, any other denoised."""
+        noisy = self.opened.read(index)
+        if self._first is None or index not in self._blank:
+            return self._denoised(noisy)
+        kept = noisy.rounded_to(_kept_type(self.opened, self.options) or np.dtype(np.float32))
+        told = replace(self._first, pixels=kept.pixels, index=index)
+        return told, None if self.std is None else np.zeros(noisy.shape, np.float32)
 
     def _put_aside(self, spread: BinaryIO, std: FloatArray) -> None:
         try:

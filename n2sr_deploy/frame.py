@@ -142,6 +142,11 @@ class Frame(FrameInfo):
         height, width = self.pixels.shape
         return height, width
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether all pixels are equal."""
+        return bool(self.pixels.min() == self.pixels.max())
+
     def check_varies(self) -> None:
         """Refuse a constant frame, and load no kernels for it: PyTorch should be loaded first.
 
@@ -150,9 +155,8 @@ class Frame(FrameInfo):
         FrameError
             When all pixels are equal.
         """
-        lowest = self.pixels.min()
-        if lowest == self.pixels.max():
-            raise _constant(float(lowest))
+        if self.is_constant:
+            raise _constant(float(self.pixels.min()))
 
     def mean_and_std(self) -> tuple[float, float]:
         """Mean and standard deviation of the pixels, by which networks see them standardised.

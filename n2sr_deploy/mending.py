@@ -61,6 +61,14 @@ class Mended:
         return result
 
 
+def is_blank(frame: Frame) -> bool:
+    """Whether nothing of it was measured: a frame that was dropped, or never came.
+
+    Of a stack it stays as it is; alone it is refused.
+    """
+    return frame.cropped(*measured_part(frame.pixels)).is_constant
+
+
 def mend(frame: Frame, *, repairs: bool = True) -> Mended:
     """Leave out what was not measured, and mend the rest.
 

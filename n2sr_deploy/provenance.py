@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 _TOLD_CLIPPED, _TOLD_SHIFT = 1e-3, 1e-3  # shares from which rounding is worth a warning
+_TOLD_FRAMES = 20
 _MAGNIFIED = 1.25  # times, from which a network sees other structures than it has learned
 _REPAIRED = (
     "hot pixels replaced by the median of their surroundings and offsets of rows and columns "
@@ -79,6 +80,16 @@ def tell_what_does_not_fit(frame: Frame, model: ModelMetadata) -> None:
         )
 
 
+def constant_frames(indexes: Sequence[int]) -> str:
+    """That they were left, in a sentence."""
+    told = ", ".join(map(str, indexes[:_TOLD_FRAMES]))
+    more = len(indexes) - _TOLD_FRAMES
+    return (
+        f"{counted(len(indexes), 'frame')} left as read, since every pixel is the same: {told}"
+        + (f" and {more} more" if more > 0 else "")
+    )
+
+
 class Rounding:
     """What rounding to integers did to the intensities."""
 
@@ -122,6 +133,8 @@ class Provenance:
         Of those that are denoised.
     learned_from
         The frame that one network for all was learned from; None: there is none such.
+    blank
+        Those of `indexes` that are constant and stay as they are.
     """
 
     def __init__(
@@ -130,9 +143,10 @@ class Provenance:
         n_frames: int,
         indexes: Sequence[int],
         learned_from: int | None,
+        blank: Sequence[int] = (),
     ) -> None:
         self._options, self._n_frames, self._indexes = options, n_frames, indexes
-        self._learned_from = learned_from
+        self._learned_from, self._blank = learned_from, blank
         self._noise: Noise | None = None  # of the first frame, where a model is given
         self._n_added = 0
         self._mended: list[str] = []
@@ -163,6 +177,8 @@ class Provenance:
             which = f"frames 0 to {self._n_frames - 1}"
             history = (*frame.history, _REPAIRED) if options.learn.repair else frame.history
             weights = None if options.per_frame else weights
+        if self._blank:
+            history = (*history, constant_frames(self._blank))
         by = f"weights {weights[:12]}" if weights else "each frame's own weights"
         done = (
             f"n2sr {VERSION}: {_MEAN} of {counted(n_samples, 'draw')}, seed {seed}, {which}, "
@@ -182,6 +198,7 @@ class Provenance:
             "repair": options.learn.repair,
             "dtype": options.dtype,
             "learned_from_frame": self._learned_from,
+            "constant_frames": list(self._blank),
             "noise": learned if self._noise is None else self._noise.to_dict(),
         }
         return replace(frame, history=(*history, done), metadata={**frame.metadata, "n2sr": record})

@@ -59,6 +59,7 @@ def test_every_frame_is_as_in_a_stack_whatever_the_chunks(denoise, frames, model
 
 def test_rows_that_were_not_scanned_stay_blank_as_in_a_stack(denoise, frames, model_path, tmp_path):
     stack = frames[0].copy()
+    stack[0] = 5  # dropped
     stack[1, 70:] = 0
     write_frames(
         tmp_path / "a.tif",
@@ -67,6 +68,7 @@ def test_rows_that_were_not_scanned_stay_blank_as_in_a_stack(denoise, frames, mo
     )
     lazy = denoise(da.from_array(stack), model_path, backend="ort")
     result = lazy.compute(scheduler="synchronous")
+    assert (result[0] == 5).all()
     assert not result[1, 70:].any()
     arguments = ["denoise", str(tmp_path / "a.tif"), "--stack", "-m", str(model_path)]
     arguments += ["-o", str(tmp_path / "b.tif"), "--backend", "ort"]

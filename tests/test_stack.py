@@ -182,11 +182,60 @@ def test_what_cannot_be_is_refused(run, stack, model_path, tmp_path, arguments, 
 
 
 def test_a_bad_frame_in_a_stack_is_named_and_nothing_is_left(run, noisy, tmp_path, model_path):
-    good = noisy.pixels
-    np.save("bad.npy", np.stack([good, np.full_like(good, 7), good]))
+    good, bad = noisy.pixels, noisy.pixels.copy()
+    bad[3, 4] = np.nan
+    np.save("bad.npy", np.stack([good, bad, good]))
     result = run("denoise", "bad.npy", "-m", model_path, "--stack", "-o", "out.tif", code=2)
-    assert "bad.npy, frame 1 of 3: frame is constant" in result.stderr
+    assert "bad.npy, frame 1 of 3: frame has 1 NaN or infinite pixel" in result.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "bad.npy"]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_frames_that_were_dropped_stay_as_they_are_and_spare_the_others(
+    run, noisy, model_path, dtype
+):
+    """One frame of zeros among thousands, and none could be denoised."""
+    frames = [frame.pixels for frame in series(noisy, 3, np.dtype(dtype))]
+    blank = np.full_like(frames[0], 7)
+    write_frames("all.tif", map(Frame.of, frames), (TIME,))
+    write_frames(
+        "some.tif", map(Frame.of, [blank, *frames[:2], blank, frames[2]]), (replace(TIME, size=5),)
+    )
+    with_model = ["-m", model_path, "--stack", "--dtype", "same", "--no-repair"]
+    result = run("denoise", "some.tif", *with_model, "-o", "out.tif", "--std", "std.tif")
+    told = "2 frames left as read, since every pixel is the same: 0, 3"
+    assert result.stderr.count(told) == 1
+    with open_frames("out.tif") as opened, open_frames("std.tif") as stds:
+        assert opened.axes == (replace(TIME, size=5),)
+        results, errors = list(opened), list(stds)
+    assert results[0].pixels.dtype == dtype
+    assert told in results[0].history
+    assert results[0].metadata["n2sr"]["constant_frames"] == [0, 3]
+    for index in (0, 3):
+        assert np.array_equal(results[index].pixels, blank)
+        assert not errors[index].pixels.any()
+    for index in (1, 2, 4):
+        assert errors[index].pixels.all()
+        run(
+            "denoise", "some.tif", "--frame", index, *with_model[:2], *with_model[3:], "-o", "1.tif"
+        )
+        assert np.array_equal(results[index].pixels, read_frame("1.tif").pixels)
+        Path("1.tif").unlink()
+
+
+def test_nothing_is_learned_from_a_frame_that_was_dropped(run, noisy, learned):
+    good = noisy.pixels
+    np.save("a.npy", np.stack([good, good, good * 0, good * 0, good * 0]))
+    run("denoise", "a.npy", "--stack", "-o", "b.npy")
+    assert learned == [1]  # the nearest to the middle
+    run("denoise", "a.npy", "--stack", "--per-frame", "-o", "c.npy")
+    assert learned == [1, 0, 1]
+    assert not np.load("c.npy")[2:].any()
+    result = run("denoise", "a.npy", "--stack", "--frame", "2", "-o", "d.npy", code=2)
+    assert "a.npy, frame 2 of 5: frame is constant" in result.stderr
+    np.save("none.npy", np.zeros((3, 96, 128)))
+    result = run("denoise", "none.npy", "--stack", "-o", "d.npy", code=2)
+    assert "none.npy, frame 0 of 3: frame is constant" in result.stderr
 
 
 def test_a_frame_that_cannot_be_denoised_is_told_before_anything_is_learned(run, noisy, learned):
