@@ -6,7 +6,6 @@ Other packages join commands through the entry-point group ``n2sr.commands``.
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
@@ -26,6 +25,7 @@ from n2sr_deploy.cli_options import (
     overwrite_option,
     seed_option,
     signal_option,
+    tell_json,
 )
 from n2sr_deploy.errors import (
     N2SRError,
@@ -33,7 +33,6 @@ from n2sr_deploy.errors import (
     SettingError,
     check_choice,
 )
-from n2sr_deploy.formats.metadata import finite, plain_values
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
 from n2sr_deploy.version import VERSION
@@ -189,7 +188,7 @@ def info(
     if describing.is_frame_file(file):
         with formats.open_frames(file, signal) as opened:
             if metadata:
-                _tell_json(dict(opened.read(frame or 0).metadata))
+                tell_json(dict(opened.read(frame or 0).metadata))
                 return
             told = describing.describe_frame(opened, frame or 0, second)
     else:
@@ -201,7 +200,7 @@ def info(
                 )
         told = describing.describe_network(file)
     if as_json:
-        _tell_json({"file": str(file), **told.facts})
+        tell_json({"file": str(file), **told.facts})
     else:
         click.echo(f"{file}: " + "\n  ".join(told.lines))
 
@@ -213,7 +212,7 @@ def doctor(as_json: bool) -> None:
     from n2sr_deploy.doctor import report
 
     if as_json:
-        _tell_json(dict(report()))
+        tell_json(dict(report()))
         return
     for topic, finding in report():
         click.echo(f"{topic:22} {finding}")
@@ -271,8 +270,3 @@ def simulate(
     if clean is not None:
         formats.write_frame(clean, frame, overwrite=overwrite)
         click.echo(f"{clean}: the clean phantom")
-
-
-def _tell_json(value: Any) -> None:
-    """Numbers that JSON has no word for as null."""
-    click.echo(json.dumps(finite(plain_values(value)), indent=1, allow_nan=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from n2sr_deploy import files, formats
 from n2sr_deploy.backends import BACKENDS, check_backend
+from n2sr_deploy.formats.metadata import finite, plain_values
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.pattern import MAX_STRIDE, PATTERN_NAMES
 from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_SAMPLES
@@ -254,3 +256,8 @@ def check_denoising(
             f"--backend {backend} needs an engine, and that a model: n2sr train, then n2sr export "
             f"with --engine {backend}; or leave out --backend"
         )
+
+
+def tell_json(value: Any) -> None:
+    """Print it; numbers that JSON has no word for as null."""
+    click.echo(json.dumps(finite(plain_values(value)), indent=1, allow_nan=False))

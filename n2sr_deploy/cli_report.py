@@ -14,10 +14,12 @@ from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
     frame_option,
+    json_option,
     output_option,
     overwrite_option,
     repair_option,
     signal_option,
+    tell_json,
 )
 
 if TYPE_CHECKING:
@@ -132,6 +134,7 @@ class _Made:
     type=click.IntRange(0, 2**63 - 1),
     help="Of the draws with --model; by default what DENOISED says of itself, else 0.",
 )
+@json_option
 @overwrite_option
 def report_command(
     noisy: Path,
@@ -146,6 +149,7 @@ def report_command(
     backend: str,
     no_repair: bool,
     seed: int | None,
+    as_json: bool,
     overwrite: bool,
 ) -> None:
     """Judge DENOISED by the frame NOISY it was made of.
@@ -206,6 +210,9 @@ def report_command(
         second=other,
         overwrite=overwrite,
     )
+    if as_json:
+        tell_json({"report": str(output), **findings.to_dict()})
+        return
     click.echo(findings.describe())
     click.echo(f"{output}: the report; {picture_of(output)}: the same as one picture")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -17,6 +18,7 @@ from n2sr_deploy.errors import FrameError, MissingExtraError, OutputError
 from n2sr_deploy.formats import read_frame, write_frame
 from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.phantom import clean_phantom
@@ -41,9 +43,9 @@ def lattice():
     return np.cos(2 * np.pi * Y / 12) * np.cos(2 * np.pi * X / 12) / 2 + 3
 
 
-def noisy_frame(along_rows=0.0, clean=None, std=0.6, **known):
+def noisy_frame(along_rows=0.0, clean=None, std=0.6, seed=3, **known):
     clean = lattice() if clean is None else clean
-    noise = unit_noise(SHAPE, np.random.default_rng(3), along_rows)
+    noise = unit_noise(SHAPE, np.random.default_rng(seed), along_rows)
     return Frame(pixels=(clean + std * noise).astype(np.float32), **known)
 
 
@@ -518,6 +520,20 @@ def test_a_noisy_frame_without_noise_is_asked_about(caplog):
     caplog.clear()
     measure(noisy_frame(), lattice().astype("f"))
     assert "next to no noise" not in caplog.text
+
+
+def test_verdicts_and_their_numbers_are_told_as_json(files, quick_drawing):
+    write_frame(files / "second.tif", noisy_frame(seed=1))
+    given = ["noisy.tif", "denoised.tif", "--second", "second.tif"]
+    told = json.loads(run(files, *given, "-o", "a.html", "--json").stdout)
+    words = run(files, *given, "-o", "b.html").stdout
+    assert told["report"] == str(files / "a.html")
+    for verdict in told["verdicts"]:
+        assert f"{verdict['question']} [{verdict['level']}]\n  {verdict['answer']}\n" in words
+    assert len(told["verdicts"]) == 4
+    assert told["excess"]["denoised"] == pytest.approx(0, abs=4 * told["excess"]["error"])
+    assert told["peaks"]["kept"] > 0
+    assert told["noise"] == measure_noise(noisy_frame()).to_dict()
 
 
 def test_the_command_writes_a_page_that_needs_nothing_else(files):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from n2sr_deploy.noise import Noise
@@ -188,6 +188,21 @@ class ReportFindings:
         return "\n".join(
             f"{verdict.question} [{verdict.level}]\n  {verdict.answer}" for verdict in self.verdicts
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdicts and the numbers behind them, as JSON keeps them; no pictures or curves."""
+        resolution = self.confirmation.resolution if self.confirmation else None
+        return {
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "noise": self.noise.to_dict(),
+            "mended": self.mended,
+            "residual_std": self.residual_std,
+            "noise_left": self.noise_left,
+            "peaks": {state: self.counted(state) for state in get_args(PeakState)},
+            "places": [asdict(place) for place in self.places],
+            "confirmed_cycles_per_pixel": resolution,
+            "excess": None if self.excess is None else asdict(self.excess),
+        }
 
     def length_of(self, n_pixels: float, along: LineAxis | None = None) -> float | None:
         """In `unit`, along a column or, as of all directions, along a row; None when unknown."""
