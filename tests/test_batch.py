@@ -548,6 +548,13 @@ def test_names_that_cannot_be(run, raw, noisy, tmp_path):
         plan(["raw"], "raw")
     with pytest.raises(InputFileError, match="does not exist; name a folder, a file or a glob"):
         plan(["rw"])
+    with pytest.raises(InputFileError, match="cannot be used: File name too long"):
+        plan(["a" * 300])
+    write_frame(raw / ("a" * 251 + ".npy"), noisy)
+    for options in (("-o", "out", "--format", "tif"), ("-o", "a" * 300)):
+        told = run("raw", *options, code=2).stderr
+        assert "cannot be used: File name too long" in told
+    (raw / ("a" * 251 + ".npy")).unlink()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.png").touch()
     with pytest.raises(InputFileError, match=r'no frame file in empty.* \.png, .*"FOLDER/\*\.png"'):
