@@ -521,7 +521,7 @@ def test_a_velox_file_of_several_signals(tmp_path):
 
 
 @pytest.mark.parametrize("untold", ["nan", "", None])
-def test_a_velox_pixel_without_a_width_has_no_size(tmp_path, monkeypatch, untold):
+def test_a_velox_pixel_without_a_width_has_no_size(tmp_path, monkeypatch, caplog, untold):
     """It was a metre wide."""
     told = velox_metadata("HAADF", 0)
     told["BinaryResult"]["PixelSize"]["width"] = untold
@@ -530,6 +530,7 @@ def test_a_velox_pixel_without_a_width_has_no_size(tmp_path, monkeypatch, untold
     velox(tmp_path / "a.emd", images, n_metadata=1)
     frame = read_frame(tmp_path / "a.emd")
     assert (frame.pixel_size, frame.unit) == (None, None)
+    assert not caplog.text
 
 
 def test_a_dataset_of_any_hdf5_file(tmp_path):
