@@ -564,6 +564,21 @@ def test_names_that_cannot_be(run, raw, noisy, tmp_path):
         plan(["raw"], extension=".npy")
 
 
+def test_globs_are_globs_where_no_name_may_have_a_star(run, raw, monkeypatch):
+    """Windows, whose shells leave globs to the program, refuses to look for such a name."""
+    stat = Path.stat
+
+    def as_windows(path, **options):
+        if "*" in path.name:
+            error = OSError(errno.EINVAL, "The filename, directory name, or label is incorrect")
+            error.winerror = 123
+            raise error
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", as_windows)
+    assert plan(["raw/*.tif"]) == {"raw/a.tif": "a.tif"}
+
+
 def test_a_link_keeps_its_name(run, raw, tmp_path, noisy):
     write_frame(tmp_path / "elsewhere.tif", noisy)
     (raw / "link.tif").symlink_to(tmp_path / "elsewhere.tif")

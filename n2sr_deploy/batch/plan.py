@@ -126,7 +126,8 @@ def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
     named: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given)
-        files.check_name(path, InputFileError)
+        if not glob.has_magic(given):  # Windows cannot look for names with a star
+            files.check_name(path, InputFileError)
         if path.is_dir() and not files.is_folder_store(path):
             found |= dict.fromkeys(_inside(path, recursive=recursive), path)
         elif path.exists():
