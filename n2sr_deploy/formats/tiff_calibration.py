@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
 _PRINTED = 2e-3  # cm: dots of 1270 an inch, as programs write that know no pixel size
-# Of microscopes' own tags: where height and width of a pixel are told, and in which unit.
+# Of microscopes' own tags: where height and width of a pixel are told, and the factor to nm.
 _MAKERS = (
-    ("fei/Scan/PixelHeight", "fei/Scan/PixelWidth", "m"),
-    ("sis/pixelsizey", "sis/pixelsizex", "m"),
-    ("tvips/PixelSizeY", "tvips/PixelSizeX", "nm"),
+    ("fei/Scan/PixelHeight", "fei/Scan/PixelWidth", 1e9),
+    ("sis/pixelsizey", "sis/pixelsizex", 1e9),
+    ("tvips/PixelSizeY", "tvips/PixelSizeX", 1.0),
 )
 
 
@@ -56,10 +56,9 @@ def pixel_size(
 
 def _makers_pixel_size(metadata: dict[str, Any]) -> PixelSize:
     """In nanometres, of FEI's, Olympus's and TVIPS's tags; as Zeiss's tells it."""
-    for *where, unit in _MAKERS:
+    for *where, nm in _MAKERS:
         height, width = (_number(sought(metadata, path)) for path in where)
-        nm = nanometres(unit)
-        if min(height, width) > 0 and nm is not None:
+        if min(height, width) > 0:
             return (height * nm, width * nm), "nm"
     told = sought(metadata, "sem/ap_image_pixel_size")  # a name, a number and its unit
     if isinstance(told, list) and len(told) == 3 and _number(told[1]) > 0:
