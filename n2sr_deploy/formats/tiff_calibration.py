@@ -19,7 +19,7 @@ from n2sr_deploy.formats.tiff_writing import (
     DM_SCALE,
     DM_UNIT,
 )
-from n2sr_deploy.formats.units import is_no_unit, nanometres, one_unit
+from n2sr_deploy.formats.units import is_no_unit, one_unit
 from n2sr_deploy.frame import Intensity
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _resolution(file: tifffile.TiffFile, page: Any) -> PixelSize:
     size = 1 / per_unit[0], 1 / per_unit[1]
     if file.imagej_metadata:
         unit = _unescaped(str(file.imagej_metadata.get("unit", "pixel")))
-        return (None, None) if unit in ("pixel", "pixels", "inch") else (size, unit)
+        return (None, None) if is_no_unit(unit) or unit == "inch" else (size, unit)
     if tag(page, "ResolutionUnit") == CENTIMETRE and max(size) < _PRINTED:
         return size, "cm"
     return None, None  # dots per inch say nothing about the specimen
@@ -104,10 +104,7 @@ def _ome_pixel_size(told: Mapping[str, str]) -> PixelSize:
         return None, None
     width = float(told["PhysicalSizeX"])
     height = float(told.get("PhysicalSizeY", width))
-    nm = nanometres(unit), nanometres(told.get("PhysicalSizeYUnit", unit))
-    if nm[0] is not None and nm[1] is not None:
-        height *= nm[1] / nm[0]
-    return (height, width), unit
+    return one_unit((height, told.get("PhysicalSizeYUnit", unit)), (width, unit))
 
 
 def _ome_axis(told: Mapping[str, str], letter: str) -> dict[str, Any]:
