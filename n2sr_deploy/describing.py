@@ -166,7 +166,8 @@ def _noise(frame: Frame, second: Frame | None) -> Described:
     """What the noise is, and the pattern it asks for; or why that is not told."""
     why_not = _why_no_noise(frame, second)
     if why_not is not None:
-        return Described([why_not], {"noise": None, "remark": why_not})
+        untold = dict.fromkeys(("noise", "pattern", "stride", "margin"))
+        return Described([why_not], {**untold, "remark": why_not})
     part = measured_part(frame.pixels)  # as a training takes it
     if second is not None and second.shape == frame.shape:
         second = second.cropped(*part)
@@ -175,7 +176,7 @@ def _noise(frame: Frame, second: Frame | None) -> Described:
     chosen = {"pattern": pattern.name, "stride": pattern.stride, "margin": margin}
     return Described(
         [f"found: {noise.describe()}", why],
-        {"noise": noise.to_dict(), "remark": why, **chosen},
+        {"noise": noise.to_dict(), **chosen, "remark": why},
     )
 
 

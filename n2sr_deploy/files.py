@@ -53,7 +53,7 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
 
 def check_input(path: Path, *, stores: bool = False) -> None:
     """Raise InputFileError when there is no readable file at `path`, nor, if allowed, a store."""
-    _check_name(path, InputFileError)
+    check_name(path, InputFileError)
     if not path.exists():
         raise InputFileError(f"{path} does not exist; check the path")
     if path.is_dir() and not (stores and is_folder_store(path)):
@@ -64,13 +64,13 @@ def check_input(path: Path, *, stores: bool = False) -> None:
         raise InputFileError(f"{path} cannot be read; check its permissions")
 
 
-def _check_name(path: Path, refused: type[InputFileError | OutputError]) -> None:
-    """Raise where the system cannot even look: a name too long, links in a circle."""
+def check_name(path: Path, refused: type[InputFileError | OutputError]) -> None:
+    """Raise `refused` where the system cannot even look: a name too long, links in a circle."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass  # told by who asks
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of names with a null byte
         raise refused(f"{path} cannot be used: {why(error)}; name another file") from error
 
 
@@ -82,9 +82,9 @@ def check_output(
     Called before the work as well as before the writing: a user should not wait for a
     training whose result cannot be kept.
     """
-    _check_name(path, OutputError)
+    check_name(path, OutputError)
     for given in inputs:
-        _check_name(given, InputFileError)
+        check_name(given, InputFileError)
         if path.resolve() == given.resolve():
             raise OutputError(f"{path} is the input itself, which is never changed; name another")
     if path.is_dir() and not _may_be_a_store(path):

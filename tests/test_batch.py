@@ -548,6 +548,13 @@ def test_names_that_cannot_be(run, raw, noisy, tmp_path):
         plan(["raw"], "raw")
     with pytest.raises(InputFileError, match="does not exist; name a folder, a file or a glob"):
         plan(["rw"])
+    with pytest.raises(InputFileError, match="cannot be used: File name too long"):
+        plan(["a" * 300])
+    write_frame(raw / ("a" * 251 + ".npy"), noisy)
+    for options in (("-o", "out", "--format", "tif"), ("-o", "a" * 300)):
+        told = run("raw", *options, code=2).stderr
+        assert "cannot be used: File name too long" in told
+    (raw / ("a" * 251 + ".npy")).unlink()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.png").touch()
     with pytest.raises(InputFileError, match=r'no frame file in empty.* \.png, .*"FOLDER/\*\.png"'):
@@ -555,6 +562,21 @@ def test_names_that_cannot_be(run, raw, noisy, tmp_path):
     write_frame(raw / "a.tif.npy", noisy)
     with pytest.raises(OutputError, match="2 inputs would be written to"):
         plan(["raw"], extension=".npy")
+
+
+def test_globs_are_globs_where_no_name_may_have_a_star(run, raw, monkeypatch):
+    """Windows, whose shells leave globs to the program, refuses to look for such a name."""
+    stat = Path.stat
+
+    def as_windows(path, **options):
+        if "*" in path.name:
+            error = OSError(errno.EINVAL, "The filename, directory name, or label is incorrect")
+            error.winerror = 123
+            raise error
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", as_windows)
+    assert plan(["raw/*.tif"]) == {"raw/a.tif": "a.tif"}
 
 
 def test_a_link_keeps_its_name(run, raw, tmp_path, noisy):

@@ -228,6 +228,21 @@ def test_info_as_json_tells_what_a_program_needs(run, noisy_file, noisy, model_p
     assert model["noise"] == told["noise"]
 
 
+def test_json_of_a_frame_has_the_same_keys_whatever_is_known_of_it(
+    run, noisy, noisy_file, model_path
+):
+    run("denoise", noisy_file, "-m", model_path, "-o", "denoised.tif", "--std", "std.tif")
+    write_frame("constant.tif", np.full((64, 64), 3, np.uint8))
+    write_frame("small.tif", noisy.pixels[:40, :40])
+    keys = list(json.loads(run("info", noisy_file, "--json").stdout))
+    for name in ("denoised.tif", "std.tif", "constant.tif", "small.tif"):
+        told = json.loads(run("info", name, "--json").stdout)
+        assert list(told) == keys
+        untold = told["noise"], told["pattern"], told["stride"], told["margin"]
+        assert untold == (None, None, None, None)
+        assert told["remark"]
+
+
 @pytest.mark.parametrize("option", ["--json", "--metadata"])
 def test_info_prints_no_number_that_json_has_not(run, noisy, option):
     """NaN is a word of Python's JSON only."""

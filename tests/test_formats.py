@@ -361,7 +361,7 @@ def test_unwritable_places(tmp_path):
 def test_names_that_the_system_refuses_are_told(tmp_path):
     circle = tmp_path / "circle.tif"
     circle.symlink_to(circle)
-    for path in (tmp_path / ("a" * 300 + ".tif"), circle):
+    for path in (tmp_path / ("a" * 300 + ".tif"), circle, tmp_path / "a\0b.tif"):
         with pytest.raises(InputFileError, match=r"cannot be used: .*; name another file"):
             read_frame(path)
         with pytest.raises(OutputError, match=r"cannot be used: .*; name another file"):

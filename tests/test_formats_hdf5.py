@@ -520,6 +520,19 @@ def test_a_velox_file_of_several_signals(tmp_path):
         assert np.array_equal(read_frame(path, signal=name).pixels, stack[..., 0])
 
 
+@pytest.mark.parametrize("untold", ["nan", "", None])
+def test_a_velox_pixel_without_a_width_has_no_size(tmp_path, monkeypatch, caplog, untold):
+    """It was a metre wide."""
+    told = velox_metadata("HAADF", 0)
+    told["BinaryResult"]["PixelSize"]["width"] = untold
+    monkeypatch.setattr(f"{__name__}.velox_metadata", lambda *_: told)
+    images = [("HAADF", "HAADF", random_pixels((*SHAPE, 1), "uint16"))]
+    velox(tmp_path / "a.emd", images, n_metadata=1)
+    frame = read_frame(tmp_path / "a.emd")
+    assert (frame.pixel_size, frame.unit) == (None, None)
+    assert not caplog.text
+
+
 def test_a_dataset_of_any_hdf5_file(tmp_path):
     path = tmp_path / "a.h5"
     stack = random_pixels((2, 3, *SHAPE), "int16")
@@ -720,6 +733,19 @@ def test_what_tells_no_size_is_not_taken_for_one(tmp_path, untold):
         back = read_frame(path)
         assert (back.pixel_size, back.unit) == (None, None)
         assert np.array_equal(back.pixels, frame.pixels)
+
+
+def test_an_axis_without_a_scale_has_no_places(tmp_path):
+    """A stack of HyperSpy's came with all its frames at one time."""
+    write_frames(
+        tmp_path / "a.hspy", stack_of(3), (Axis(name="time", size=3, offset=2.0, unit="s"),)
+    )
+    with h5py.File(tmp_path / "a.hspy", "r+") as file:
+        (group,) = file["Experiments"].values()
+        del group["metadata/n2sr"]
+        group["axis-0"].attrs["scale"] = np.nan
+    with open_frames(tmp_path / "a.hspy") as opened:
+        assert opened.axes == (Axis(name="time", size=3),)
 
 
 def test_many_objects_and_deep_groups_end(tmp_path, monkeypatch):

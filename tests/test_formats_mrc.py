@@ -72,21 +72,25 @@ def test_counts_that_mrc_must_round_are_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("stamp", "flags", "most", "is_signed"),
+    ("stamp", "flags", "least", "most", "is_signed"),
     [
-        (1146047817, 0, 0.0, False),  # IMOD's stamp
-        (1146047817, 1, 0.0, True),
-        (0, 0, 100.0, True),
-        (0, 0, 255.0, False),  # which no signed byte reaches
+        (1146047817, 0, 0.0, 0.0, False),  # IMOD's stamp
+        (1146047817, 1, 0.0, 0.0, True),
+        (0, 0, 0.0, 100.0, True),
+        (0, 0, 0.0, 255.0, False),  # which no signed byte reaches
+        (0, 0, -300.0, 255.0, True),  # of other pixels than bytes
+        (0, 0, 0.0, 3000.0, True),
     ],
 )
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_unsigned_bytes_of_imod_are_not_negative(tmp_path, stamp, flags, most, is_signed, order):
+def test_unsigned_bytes_of_imod_are_not_negative(
+    tmp_path, stamp, flags, least, most, is_signed, order
+):
     signed = random_pixels((20, 30), "int8")
     with mrcfile.new(tmp_path / "a.mrc") as file:
         file.set_data(signed)
         header = file.header.copy()
-    header["dmax"] = most
+    header["dmin"], header["dmax"] = least, most
     head = bytearray(header.astype(header.dtype.newbyteorder(order)).tobytes())
     head[212:216] = b"\x44\x44\0\0" if order == "<" else b"\x11\x11\0\0"
     head[152:160] = struct.pack(f"{order}ii", stamp, flags)

@@ -127,6 +127,24 @@ def test_what_ome_counts_in_pixels_has_no_size(tmp_path, unit):
     assert (frame.pixel_size, frame.unit) == (None, None)
 
 
+def test_ome_s_sides_may_have_units_of_their_own(tmp_path):
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 2.5}
+    for unit, size in (("Å", (pytest.approx(0.25), 0.5)), ("pixel", None)):
+        told = {**sizes, "PhysicalSizeYUnit": unit}
+        pixels = random_pixels((20, 30), "uint16")
+        tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata=told)
+        frame = read_frame(tmp_path / "a.ome.tif")
+        assert (frame.pixel_size, frame.unit) == (size, size and "nm")
+
+
+@pytest.mark.parametrize("unit", ["pixel", "px", "inch", ""])
+def test_what_imagej_counts_in_pixels_or_inches_has_no_size(tmp_path, unit):
+    options = {"imagej": True, "resolution": (2, 4), "metadata": {"unit": unit}}
+    tifffile.imwrite(tmp_path / "a.tif", random_pixels((20, 30), "uint16"), **options)
+    frame = read_frame(tmp_path / "a.tif")
+    assert (frame.pixel_size, frame.unit) == (None, None)
+
+
 @pytest.mark.parametrize(("per_centimetre", "size"), [(300 / 2.54, None), (2e6, (5e-7, 5e-7))])
 def test_a_printer_s_resolution_is_no_pixel_size(tmp_path, per_centimetre, size):
     tifffile.imwrite(

@@ -116,6 +116,16 @@ def test_pictures_of_oblong_frames_are_large(drawn, shape):
     assert all(a.x1 < b.x0 or a.y0 > b.y1 for a, b in pairwise(corners))
 
 
+@pytest.mark.parametrize(("counts", "power"), [(2e-8, -18), (1, None), (900, 3), (3e4, 6)])
+def test_variances_that_would_be_long_numbers_are_in_powers_of_ten(counts, power):
+    findings = findings_of(counts=counts)
+    axis = drawing_module._figure((4, 4)).add_subplot()
+    panels(findings)[10].draw(axis, findings)
+    written = "" if power is None else f"$10^{{{power}}}$ "
+    assert axis.get_ylabel() == f"variance / {written}counts²"
+    assert 0.3 < axis.get_ylim()[1] < 3000
+
+
 def test_verdicts_stand_before_details(monkeypatch):
     monkeypatch.setattr(drawing_module, "_png", lambda figure, dpi: b"")
     text = page(findings_of(), "a title", ("how it was made",))

@@ -550,6 +550,17 @@ def test_files_that_appear_are_read_once_and_in_order(tmp_path):
     source.close()
 
 
+def test_names_that_the_system_refuses_are_told_when_they_are_given(tmp_path):
+    """A stream learned a network before its sink could not be opened."""
+    for open_one, refused, addresses in (
+        (open_source, InputFileError, ("watch:{}", "replay:{}.tif")),
+        (open_sink, OutputError, ("folder:{}", "stack:{}.tif")),
+    ):
+        for address in addresses:
+            with pytest.raises(refused, match="cannot be used: File name too long"):
+                open_one(address.format(tmp_path / ("a" * 300)))
+
+
 def test_files_count_from_when_the_source_is_made_and_by_their_numbers(tmp_path):
     """A model is loaded between that and its opening."""
     write_frame(tmp_path / "old.npy", a_frame(0))

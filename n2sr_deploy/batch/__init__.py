@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from n2sr_deploy import files
 from n2sr_deploy.batch.manifest import Entry, Manifest
 from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
@@ -168,6 +169,7 @@ def run_batch(
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder; it goes again if it was not there and nothing was written into it."""
+    files.check_name(folder, OutputError)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

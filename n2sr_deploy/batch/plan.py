@@ -126,6 +126,8 @@ def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
     named: dict[Path, Path] = {}
     for given in inputs:
         path = Path(given)
+        if not glob.has_magic(given):  # Windows cannot look for names with a star
+            files.check_name(path, InputFileError)
         if path.is_dir() and not files.is_folder_store(path):
             found |= dict.fromkeys(_inside(path, recursive=recursive), path)
         elif path.exists():
@@ -196,7 +198,10 @@ def _job(
         mtime_ns=mtime_ns,
         settings=settings,
     )
-    is_there = any(each.exists() for each in (output, std) if each is not None)
+    outputs = [each for each in (output, std) if each is not None]
+    for each in outputs:
+        files.check_name(each, OutputError)
+    is_there = any(each.exists() for each in outputs)
     return Job(noisy=path, output=output, std=std, name=name, entry=entry, is_there=is_there)
 
 

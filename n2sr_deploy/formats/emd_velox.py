@@ -114,21 +114,21 @@ def _parsed(found: Any) -> dict[str, Any]:
 
 
 def _info(told: dict[str, Any]) -> FrameInfo:
+    sizes = [_number_in(told, f"BinaryResult/PixelSize/{side}") for side in ("height", "width")]
     row, column = (
         Axis(
             name=axis,
             size=1,
-            scale=_number_in(told, f"BinaryResult/PixelSize/{side}") or 1.0,
+            scale=size,
             offset=_number_in(told, f"BinaryResult/Offset/{axis}"),
             unit=plain_unit(text(sought(told, f"BinaryResult/PixelUnit{axis.upper()}"))),
         )
-        for side, axis in (("height", "y"), ("width", "x"))
+        for axis, size in zip("yx", sizes, strict=True)
     )
-    is_told = isinstance(sought(told, "BinaryResult/PixelSize"), dict)
     return FrameInfo(
         acquisition=_acquisition(told),
         metadata=plain_values(told),
-        **(calibrated(row, column) if is_told else {}),
+        **(calibrated(row, column) if all(sizes) else {}),
     )
 
 

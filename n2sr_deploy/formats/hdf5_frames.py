@@ -57,7 +57,7 @@ def calibrated(row: Axis, column: Axis) -> dict[str, Any]:
     Metres, as Velox has them, in nanometres. The origin of an axis that falls is at its end, where
     the frame begins once `frame_reader` turned it round.
     """
-    if any(is_no_unit(axis.unit) and axis.scale in (0, 1) for axis in (row, column)):
+    if any(is_no_unit(axis.unit) and axis.scale == 1 for axis in (row, column)):
         return {}
     row, column = (
         replace(axis, scale=axis.scale * 1e9, offset=axis.offset * 1e9, unit="nm")

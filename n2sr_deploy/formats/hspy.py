@@ -188,13 +188,12 @@ def _order(axes: list[dict[str, Any]]) -> tuple[int, int, tuple[int, ...]]:
 
 
 def _axis(told: dict[str, Any], size: int, otherwise: str) -> Axis:
-    return Axis(
-        name=text(told.get("name")) or otherwise,
-        size=size,
-        scale=number(told.get("scale", 1.0), 0.0),  # 0: no number, which is no size
-        offset=number(told.get("offset"), 0.0),
-        unit=text(told.get("units")) or None,
-    )
+    axis = Axis(name=text(told.get("name")) or otherwise, size=size)
+    scale = number(told.get("scale", 1.0), 0.0)
+    if scale == 0:  # or no number: nothing is known of its places
+        return axis
+    offset, unit = number(told.get("offset"), 0.0), text(told.get("units")) or None
+    return replace(axis, scale=scale, offset=offset, unit=unit)
 
 
 def _plain(value: Any) -> Any:

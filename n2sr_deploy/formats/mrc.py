@@ -42,6 +42,7 @@ _UNEVEN = 0.05  # of a step of tilt; stages are not exact
 _LABELS, _LABEL_LENGTH = 10, 80
 _OURS = b"N2SR"  # the kind of extended header that holds a record
 _IMOD_AT, _IMOD, _SIGNED = 152, 1146047817, 1  # IMOD's stamp in the header, before its flags
+_MOST_SIGNED, _MOST_UNSIGNED = 127, 255  # counts of a byte
 # Of FEI's extended header, one row a frame: its name, ours, and the factor to our unit.
 _FEI = (
     ("HT", "beam_energy_kev", 1e-3),
@@ -146,7 +147,8 @@ def _is_unsigned(header: Any) -> bool:
     stamp, flags = np.frombuffer(header.tobytes(), header.mode.dtype, 2, _IMOD_AT)
     if stamp == _IMOD:
         return not flags & _SIGNED
-    return float(header.dmax) > np.iinfo(np.int8).max
+    # Only of unsigned bytes, not of other pixels that became bytes since.
+    return float(header.dmin) >= 0 and _MOST_SIGNED < float(header.dmax) <= _MOST_UNSIGNED
 
 
 def _axes(file: Any, n_frames: int) -> tuple[Axis, ...]:

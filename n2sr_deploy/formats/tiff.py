@@ -1,4 +1,4 @@
-"""TIFF: plain, ImageJ, OME, and with DigitalMicrograph's or FEI's tags, read by tifffile."""
+"""TIFF: plain, ImageJ, OME, and with tags of microscopes' makers, read by tifffile."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from n2sr_deploy.formats.tiff_writing import (
     DM_SCALE,
     DM_UNIT,
 )
-from n2sr_deploy.formats.units import is_no_unit, nanometres, one_unit
+from n2sr_deploy.formats.units import is_no_unit, one_unit
 from n2sr_deploy.frame import Intensity
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 _AXIS_NAMES = {"T": "time", "Z": "z", "C": "channel", "Q": "frame", "I": "frame"}
 _PRINTED = 2e-3  # cm: dots of 1270 an inch, as programs write that know no pixel size
-# Of microscopes' own tags: where height and width of a pixel are told, and in which unit.
+# Of microscopes' own tags: where height and width of a pixel are told, and the factor to nm.
 _MAKERS = (
-    ("fei/Scan/PixelHeight", "fei/Scan/PixelWidth", "m"),
-    ("sis/pixelsizey", "sis/pixelsizex", "m"),
-    ("tvips/PixelSizeY", "tvips/PixelSizeX", "nm"),
+    ("fei/Scan/PixelHeight", "fei/Scan/PixelWidth", 1e9),
+    ("sis/pixelsizey", "sis/pixelsizex", 1e9),
+    ("tvips/PixelSizeY", "tvips/PixelSizeX", 1.0),
 )
 
 
@@ -56,10 +56,9 @@ def pixel_size(
 
 def _makers_pixel_size(metadata: dict[str, Any]) -> PixelSize:
     """In nanometres, of FEI's, Olympus's and TVIPS's tags; as Zeiss's tells it."""
-    for *where, unit in _MAKERS:
+    for *where, nm in _MAKERS:
         height, width = (_number(sought(metadata, path)) for path in where)
-        nm = nanometres(unit)
-        if min(height, width) > 0 and nm is not None:
+        if min(height, width) > 0:
             return (height * nm, width * nm), "nm"
     told = sought(metadata, "sem/ap_image_pixel_size")  # a name, a number and its unit
     if isinstance(told, list) and len(told) == 3 and _number(told[1]) > 0:
@@ -75,7 +74,7 @@ def _resolution(file: tifffile.TiffFile, page: Any) -> PixelSize:
     size = 1 / per_unit[0], 1 / per_unit[1]
     if file.imagej_metadata:
         unit = _unescaped(str(file.imagej_metadata.get("unit", "pixel")))
-        return (None, None) if unit in ("pixel", "pixels", "inch") else (size, unit)
+        return (None, None) if is_no_unit(unit) or unit == "inch" else (size, unit)
     if tag(page, "ResolutionUnit") == CENTIMETRE and max(size) < _PRINTED:
         return size, "cm"
     return None, None  # dots per inch say nothing about the specimen
@@ -105,10 +104,7 @@ def _ome_pixel_size(told: Mapping[str, str]) -> PixelSize:
         return None, None
     width = float(told["PhysicalSizeX"])
     height = float(told.get("PhysicalSizeY", width))
-    nm = nanometres(unit), nanometres(told.get("PhysicalSizeYUnit", unit))
-    if nm[0] is not None and nm[1] is not None:
-        height *= nm[1] / nm[0]
-    return (height, width), unit
+    return one_unit((height, told.get("PhysicalSizeYUnit", unit)), (width, unit))
 
 
 def _ome_axis(told: Mapping[str, str], letter: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class FolderSink:
         self._with_std = address.choice("std", "0", "1") == "1"
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
+        files.check_name(self._folder, OutputError)
         # Units that were written: what the format loses of each is told once.
         self._told: set[str | None] = set()
 
@@ -105,6 +106,7 @@ class StackSink:
         self._path = Path(address.target)
         if self._path.suffix.lower() not in (".tif", ".tiff"):
             raise SettingError(f"{address.text} must end in .tif")
+        files.check_name(self._path, OutputError)
         self._empty: _Stack | None = None
         self._stacks: dict[Shape, _Stack] = {}
 

@@ -23,6 +23,7 @@ from n2sr_deploy.errors import (
     NotChosenError,
     SettingError,
 )
+from n2sr_deploy.files import check_name
 from n2sr_deploy.stream.base import LiveFrame
 from n2sr_deploy.stream.pace import Pace
 
@@ -103,6 +104,7 @@ class WatchSource:
         self._takes_existing = address.choice("existing", "0", "1") == "1"
         if not address.target:
             raise SettingError("watch: needs a folder, like watch:incoming/")
+        check_name(self._folder, InputFileError)
         self._done: dict[str, _Seen] | None = None
         self._is_lost = False  # so it will be opened again
         with contextlib.suppress(ConnectionLostError):  # told when it is opened
@@ -216,6 +218,7 @@ class ReplaySource:
         address.check_options("fps", "loop")
         self.name = address.text
         self._path = Path(address.target)
+        check_name(self._path, InputFileError)
         self._pace = Pace(address)
         self._n_loops = int(address.number("loop", 1, 1, 1e6))
         self._n_read = 0
