@@ -25,6 +25,7 @@ from benchmarks.results import FOLDER, commit, keep_rows, kept_rows, machine
 from n2sr_deploy import Denoiser, Frame
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.progress import shown_training
+from n2sr_deploy.scan_hum import put_straight
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.learner import prepared
 
@@ -101,6 +102,7 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
             image = np.mean(single, axis=0)
         else:
             image = denoiser.denoise(frame).mean
+        image, hum = put_straight(image)  # as `n2sr denoise` does
         denoising_s = time.perf_counter() - start
     row = {
         "method": method,
@@ -112,6 +114,7 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
         "n_samples": config.n_samples,
         "pattern": str(config.pattern),
         "found": noise.describe() if noise else "",
+        "hum": hum.describe() if hum else "",
         "stopped_by": checkpoint.summary["stopped_by"],
         "measuring_s": measuring_s,
         "denoising_s": denoising_s,

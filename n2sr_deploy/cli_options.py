@@ -106,7 +106,7 @@ overwrite_option = click.option(
 repair_option = click.option(
     "--no-repair",
     is_flag=True,
-    help="Leave hot pixels and offsets of rows and columns as they are.",
+    help="Leave hot pixels, offsets of rows and columns, and rows that hum displaced as they are.",
 )
 backend_option = click.option(
     "--backend",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
     from n2sr_deploy.sampling import AnyArray, FloatArray
+    from n2sr_deploy.scan_hum import Hum
 
 _log = logging.getLogger("n2sr")
 _ANOTHER = 0.5  # of what a network takes away: backends and rounding differ by far less
@@ -45,10 +46,14 @@ class _Made:
     repair: bool = True
     frames: str | None = None
     """``frame 1 of 2``, or of a whole stack ``frames 0 to 4``."""
+    hum: Hum | None = None
+    """That displaced rows which were put straight."""
 
     @classmethod
     def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
         """By the record that `n2sr denoise` writes; of other results the defaults."""
+        from n2sr_deploy.scan_hum import Hum
+
         told = result.metadata.get("n2sr")
         record = told if isinstance(told, dict) else {}
         return cls(
@@ -58,6 +63,7 @@ class _Made:
             seed=record.get("seed", 0) if seed is None else seed,
             repair=record.get("repair", True),
             frames=record.get("frames"),
+            hum=Hum.from_dict(record["hum"]) if record.get("hum") else None,
         )
 
     def check_frame(self, noisy: Path, frame: Frame) -> None:
@@ -162,6 +168,7 @@ def report_command(
     from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
     from n2sr_deploy.report.reporting import check_pixel_size, check_second
+    from n2sr_deploy.scan_hum import displaced
 
     if std is not None and model is not None:
         raise click.UsageError("--std and --model both tell the spread; leave one out")
@@ -200,6 +207,9 @@ def report_command(
     if second is not None and other is not None:
         lines.append(f"second exposure: {second.name}, frame {other.index}")
     judged = _measured("denoised frame", result, noisy_frame, mended)
+    if made.hum is not None:
+        judged = displaced(judged, made.hum)
+        lines.append("judged with its rows where they were scanned")
     findings = report_on(
         output,
         mended.noisy,

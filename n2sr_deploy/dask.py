@@ -22,6 +22,7 @@ from n2sr_deploy.frame import Frame
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.scan_hum import put_straight
 
 try:
     import dask.array as da
@@ -69,7 +70,8 @@ def denoise(
     backend
         What runs the network, see `open_denoiser`.
     repaired
-        Whether hot pixels are replaced and offsets of rows and columns subtracted first.
+        Whether hot pixels are replaced and offsets of rows and columns subtracted first, and rows
+        that hum displaced are put straight in the result.
 
     Returns
     -------
@@ -137,7 +139,8 @@ class _Work:
                 frame = mended.repaired.frame
                 with opened.one_at_a_time:
                     done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)
-            result[place] = mended.put_back(done.mean)
+            mean = put_straight(done.mean)[0] if self.repaired else done.mean
+            result[place] = mended.put_back(mean)
         return result
 
 

@@ -21,6 +21,7 @@ from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import learn
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.provenance import Provenance, constant_frames, of_standard_error
+from n2sr_deploy.scan_hum import put_straight, straightened
 from n2sr_deploy.uncertainty import standard_error
 
 if TYPE_CHECKING:
@@ -336,7 +337,9 @@ class _Work:
             self.on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )
-        result = replace(noisy, pixels=mended.put_back(denoised.mean))
+        mean, hum = put_straight(denoised.mean) if options.learn.repair else (denoised.mean, None)
+        self.provenance.add_hum(hum)
+        result = replace(noisy, pixels=mended.put_back(mean))
         dtype = _kept_type(self.opened, options)
         if dtype is not None:
             rounded = result.rounded_to(dtype)
@@ -346,7 +349,10 @@ class _Work:
         if found is None:
             return result, None
         self.provenance.add_uncertainty(found)
-        return result, mended.put_back(found.standard_error, 0.0)
+        std = found.standard_error
+        if hum is not None:
+            std = np.maximum(straightened(std, hum), 0)
+        return result, mended.put_back(std, 0.0)
 
     def spreads(self, file: BinaryIO) -> Iterator[Frame]:
         """What `results` put aside, as frames that tell what they are."""

@@ -42,7 +42,8 @@ class LearnOptions:
     """The path of a checkpoint or exported model to start from, or ``random``; by default the
     weights that the learner carries, where they fit."""
     repair: bool = True
-    """Whether hot pixels are replaced and offsets of rows and columns subtracted first."""
+    """Whether hot pixels are replaced and offsets of rows and columns subtracted first; and rows
+    that hum displaced put straight in a file's result."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one."""
 

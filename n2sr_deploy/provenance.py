@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.model import ModelMetadata
     from n2sr_deploy.noise import Noise
     from n2sr_deploy.sampling import AnyArray
+    from n2sr_deploy.scan_hum import Hum
     from n2sr_deploy.uncertainty import Uncertainty
 
 _log = logging.getLogger("n2sr")
@@ -29,8 +30,8 @@ _TOLD_CLIPPED, _TOLD_SHIFT = 1e-3, 1e-3  # shares from which rounding is worth a
 _TOLD_FRAMES = 20
 _MAGNIFIED = 1.25  # times, from which a network sees other structures than it has learned
 _REPAIRED = (
-    "hot pixels replaced by the median of their surroundings and offsets of rows and columns "
-    "subtracted in each frame that had them"
+    "hot pixels replaced by the median of their surroundings, offsets of rows and columns "
+    "subtracted and rows that hum displaced put straight in each frame that had them"
 )
 _MEAN, _ERROR = "mean", "standard error"
 
@@ -150,6 +151,7 @@ class Provenance:
         self._noise: Noise | None = None  # of the first frame, where a model is given
         self._n_added = 0
         self._mended: list[str] = []
+        self._hums: list[Hum] = []
         self._uncertainties: list[str] = []
         self.rounding = Rounding()
 
@@ -162,6 +164,11 @@ class Provenance:
             self._noise = noise_of(mended, model)
             tell_what_does_not_fit(mended.noisy, model)
 
+    def add_hum(self, hum: Hum | None) -> None:
+        """How its rows were displaced, which are put straight; None: they were not."""
+        if hum is not None:
+            self._hums.append(hum)
+
     def add_uncertainty(self, uncertainty: Uncertainty) -> None:
         """Its standard error."""
         self._uncertainties.append(uncertainty.describe())
@@ -173,6 +180,9 @@ class Provenance:
         options, seed = self._options, self._options.learn.seed or 0
         which, history = f"frame {frame.index} of {self._n_frames}", mended.history
         weights: str | None = model.weights_sha256
+        hum = self._hums[0] if self._hums and len(self._indexes) == 1 else None
+        if hum is not None:
+            history = (*history, f"{hum.describe()}: put straight")
         if len(self._indexes) > 1:
             which = f"frames 0 to {self._n_frames - 1}"
             history = (*frame.history, _REPAIRED) if options.learn.repair else frame.history
@@ -196,6 +206,7 @@ class Provenance:
             "seed": seed,
             "backend": backend,
             "repair": options.learn.repair,
+            "hum": hum.to_dict() if hum is not None else None,
             "dtype": options.dtype,
             "learned_from_frame": self._learned_from,
             "constant_frames": list(self._blank),
@@ -209,6 +220,14 @@ class Provenance:
         if len(self._uncertainties) == 1:
             _log.info("%s", self._uncertainties[0])
         n_frames = len(self._indexes)
+        if self._hums and n_frames == 1:
+            _log.info("%s: put straight", self._hums[0].describe())
+        elif self._hums:
+            _log.info(
+                "put straight: rows that hum displaced in %d of %d frames",
+                len(self._hums),
+                n_frames,
+            )
         if not self._mended or (self._options.model is None and n_frames == 1):
             return  # a training has told it
         if n_frames == 1:

@@ -1,0 +1,293 @@
+"""Rows that mains hum displaced while they were scanned: how far, and how they are put straight.
+
+A beam that the mains' field sways writes row i where row i + dy(i) belongs, and its pixels by
+dx(i) aside. Both are waves of one frequency in i, and the same for all pixels of a row, which
+takes a small part of a period. A denoised frame shows it; in a noisy one it cannot be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from n2sr_deploy.sampling import AnyArray, FloatArray
+
+_SMALLEST = 64  # rows and columns below which a hum says too little
+_LARGEST = 512  # rows and columns that are enough; more would take longer
+_LOWEST = 1 / 8  # cycles per row; slower ones may be the specimen's
+_BLUR = 2.0  # rows, standard deviation, that hide the hum at first
+_KERNEL = 0.8  # rows, standard deviation, about a place between the rows
+_FARTHEST = 4.0  # rows or pixels
+_LEAST = 0.25  # pixels
+_STEPS = 8  # of Gauss and Newton
+_PARTS, _ALIKE = 3, 0.25  # of the rows, and how far the waves of each may differ from all
+_SEEN, _EXPLAINED = 0.25, 0.5  # of what rows differ from their neighbours by, at first and at last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hum:
+    """How far the rows of a frame are displaced.
+
+    By ``cosine * cos(2 pi f i) + sine * sin(2 pi f i)``, with i the row counted from the middle.
+    """
+
+    frequency: float
+    """f, cycles per row, from 1/8 to below 1/2."""
+    down: tuple[float, float]
+    """Cosine and sine of the displacement along columns, in rows."""
+    aside: tuple[float, float]
+    """Cosine and sine of that along rows, in pixels."""
+
+    def of_rows(self, n_rows: int) -> tuple[AnyArray, AnyArray]:
+        """(H,) and (H,): by how much each row lies farther down, and its content aside."""
+        waves = _waves(self.frequency, n_rows)
+        return np.asarray(self.down) @ waves, np.asarray(self.aside) @ waves
+
+    @property
+    def reach(self) -> float:
+        """How far a row is displaced at most along either axis, in pixels."""
+        return max(math.hypot(*self.down), math.hypot(*self.aside))
+
+    def describe(self) -> str:
+        """In words."""
+        return (
+            f"rows displaced to and fro every {1 / self.frequency:.2f} rows, as by mains hum, by "
+            f"up to {math.hypot(*self.down):.2f} rows and {math.hypot(*self.aside):.2f} pixels "
+            "along them"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Hum:
+        """From what JSON kept."""
+        down, aside = (tuple(map(float, values[key])) for key in ("down", "aside"))
+        return cls(
+            frequency=float(values["frequency"]),
+            down=(down[0], down[1]),
+            aside=(aside[0], aside[1]),
+        )
+
+
+def find_hum(denoised: AnyArray) -> Hum | None:
+    """Find how hum displaced the rows of a frame.
+
+    An image that varies smoothly from row to row, and the waves, are fitted in turn (Gauss and
+    Newton). They are believed where they explain at least half of what rows differ from their
+    neighbours by.
+
+    Parameters
+    ----------
+    denoised
+        (H, W), in counts, the last axis that of the fast scan. Its middle tells.
+
+    Returns
+    -------
+    The waves, of a quarter of a pixel to four; None where there are none, or the frame is smaller
+    than 64 x 64. Deterministic.
+    """
+    image = denoised[_middle(denoised.shape[0]), _middle(denoised.shape[1])].astype(np.float64)
+    if min(image.shape) < _SMALLEST:
+        return None
+    image -= image.mean(axis=1, keepdims=True)  # layers along the rows look like hum
+    hum = _first(image)
+    for _ in range(_STEPS):
+        if hum is None or not (_LEAST <= hum.reach <= _FARTHEST and hum.frequency <= 0.5 + 1e-3):
+            return None
+        hum = _better(image, hum)
+    return hum if hum is not None and _is_sure(image, hum) else None
+
+
+def _is_sure(image: AnyArray, hum: Hum) -> bool:
+    """Whether it explains enough, and in all parts of the rows alike."""
+    without = np.mean((image - _straightened(image, *np.zeros((2, len(image))))) ** 2)
+    left = np.mean((image - displaced(straightened(image, hum), hum)) ** 2)
+    if left > (1 - _EXPLAINED) * without:
+        return False
+    whole = np.array([*hum.down, *hum.aside])
+    parts = [_better(part, hum) for part in np.array_split(image, _PARTS, axis=1)]
+    off = [np.linalg.norm(whole - [*part.down, *part.aside]) for part in parts]
+    return bool(max(off) < _ALIKE * np.linalg.norm(whole))
+
+
+def put_straight(denoised: FloatArray) -> tuple[FloatArray, Hum | None]:
+    """A denoised frame (H, W) with its rows where they belong, and how far hum displaced them.
+
+    As it is, and None, where there is none. Deterministic.
+    """
+    hum = find_hum(denoised)
+    return (denoised, None) if hum is None else (straightened(denoised, hum), hum)
+
+
+def straightened(image: AnyArray, hum: Hum) -> FloatArray:
+    """Put the rows where they belong.
+
+    At the place of each row a straight line is fitted to the rows that lie about, weighted by a
+    Gaussian of 0.8 rows, so that details of two rows are blurred.
+
+    Parameters
+    ----------
+    image
+        (H, W).
+    hum
+        Of `find_hum`.
+
+    Returns
+    -------
+    (H, W) float32. Deterministic.
+    """
+    return _straightened(image, *hum.of_rows(len(image))).astype(np.float32)
+
+
+def displaced(image: AnyArray, hum: Hum) -> FloatArray:
+    """Lay the rows where hum had them: the reverse of `straightened`, (H, W) float32."""
+    down, aside = hum.of_rows(len(image))
+    return _shown(image.astype(np.float64), down, aside).astype(np.float32)
+
+
+def _middle(n: int) -> slice:
+    """Of as many pixels as are enough; both ends are cut alike, so that waves keep their phase."""
+    begin = max(0, (n - _LARGEST) // 2)
+    return slice(begin, n - begin)
+
+
+def _straightened(image: AnyArray, down: AnyArray, aside: AnyArray) -> AnyArray:
+    lain = _shown(image.astype(np.float64), np.zeros(len(image)), -aside)
+    places = np.arange(len(image)) + down
+    reach = math.ceil(2 * np.abs(down).max() + 3 * _KERNEL) + 1
+    result = np.empty_like(lain)
+    for row in range(len(image)):
+        near = slice(max(0, row - reach), row + reach + 1)
+        off = places[near] - row
+        weight = np.exp(-(off**2) / (2 * _KERNEL**2)) + 1e-9 / (1 + off**2)  # never none
+        n, first, second = (float((weight * off**power).sum()) for power in range(3))
+        spread = n * second - first**2
+        is_line = spread > 1e-3 * n**2  # else all lie at one place
+        weight = weight * (second - first * off) / spread if is_line else weight / n
+        result[row] = weight @ lain[near]
+    return result
+
+
+def _shown(image: AnyArray, down: AnyArray, aside: AnyArray) -> AnyArray:
+    """Each row from farther down and aside."""
+    if not (down.any() or aside.any()):
+        return image
+    n_rows, n_columns = image.shape
+    lain, moved = np.zeros(image.shape), np.zeros(image.shape)
+    for shift, weight in _cubic(down):
+        lain += weight * image[np.clip(np.arange(n_rows) + shift, 0, n_rows - 1)]
+    for shift, weight in _cubic(aside):
+        columns = np.clip(np.arange(n_columns) + shift[:, None], 0, n_columns - 1)
+        moved += weight * np.take_along_axis(lain, columns, axis=1)
+    return moved
+
+
+def _cubic(by: AnyArray) -> Iterator[tuple[AnyArray, AnyArray]]:
+    """Four neighbours, (H,), and the weight of each, (H, 1): cubic convolution.
+
+    Keys, IEEE Trans. Acoust. Speech Signal Process. 29 (1981) 1153.
+    """
+    below = np.floor(by).astype(int)
+    for shift in (-1, 0, 1, 2):
+        off = np.abs(by - below - shift)
+        near = (1.5 * off - 2.5) * off**2 + 1
+        far = ((-0.5 * off + 2.5) * off - 4) * off + 2
+        yield below + shift, np.where(off <= 1, near, far)[:, None]
+
+
+def _blurred(image: AnyArray) -> AnyArray:
+    """Along columns."""
+    n_rows, reach = len(image), math.ceil(4 * _BLUR)
+    shifts = np.arange(-reach, reach + 1)
+    weights = np.exp(-(shifts**2) / (2 * _BLUR**2))
+    result = np.zeros_like(image)
+    for shift, weight in zip(shifts, weights / weights.sum(), strict=True):
+        result += weight * image[np.clip(np.arange(n_rows) + shift, 0, n_rows - 1)]
+    return result
+
+
+def _waves(frequency: float, n_rows: int) -> AnyArray:
+    """(2, H): cosine and sine."""
+    phase = 2 * np.pi * frequency * _from_middle(n_rows)
+    return np.stack([np.cos(phase), np.sin(phase)])
+
+
+def _slopes(image: AnyArray) -> AnyArray:
+    """(2, H, W): along columns, and along rows."""
+    return np.asarray(np.gradient(image))
+
+
+def _from_middle(n_rows: int) -> AnyArray:
+    return np.arange(n_rows) - (n_rows - 1) / 2
+
+
+class _Sums(NamedTuple):
+    """What of a least-squares problem does not depend on the waves: sums over each row."""
+
+    squares: AnyArray
+    """(H, 2, 2), of the slopes."""
+    products: AnyArray
+    """(H, 2), of the slopes with the difference."""
+
+    @classmethod
+    def of(cls, difference: AnyArray, slopes: AnyArray) -> _Sums:
+        return cls(
+            np.einsum("ihw,jhw->hij", slopes, slopes), np.einsum("ihw,hw->hi", slopes, difference)
+        )
+
+    def solved(self, ways: AnyArray) -> tuple[AnyArray, float]:
+        """How much there is of each displacement (N, 2, H), and by how much the squares fall."""
+        matrix = np.einsum("nih,hij,mjh->nm", ways, self.squares, ways, optimize=True)
+        vector = np.einsum("nih,hi->n", ways, self.products)
+        scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+        ridge = 1e-9 * np.eye(len(scale))
+        found = np.linalg.solve(matrix / np.outer(scale, scale) + ridge, vector / scale) / scale
+        return found, float(vector @ found)
+
+
+def _first(image: AnyArray) -> Hum | None:
+    """The waves that explain most of what a blur along columns takes away."""
+    smooth = _blurred(image)
+    sums = _Sums.of(image - smooth, _slopes(smooth))
+    n_rows = len(image)
+    best: Hum | None = None
+    most = _SEEN * float(np.sum((image - smooth) ** 2))
+    for frequency in np.arange(_LOWEST, 0.5, 1 / (2 * n_rows)).tolist():
+        found, explained = sums.solved(_both_ways(_waves(frequency, n_rows)))
+        if explained > most:
+            most, best = explained, _hum(frequency, found)
+    return best
+
+
+def _better(image: AnyArray, hum: Hum) -> Hum:
+    """After a step more, of the frequency too."""
+    n_rows = len(image)
+    straight = straightened(image, hum).astype(np.float64)
+    down, aside = hum.of_rows(n_rows)
+    slopes = np.stack([_shown(slope, down, aside) for slope in _slopes(straight)])
+    waves = _waves(hum.frequency, n_rows)
+    turned = 2 * np.pi * _from_middle(n_rows) * np.stack([-waves[1], waves[0]])
+    by_frequency = np.stack([np.asarray(way) @ turned for way in (hum.down, hum.aside)])
+    ways = np.concatenate([_both_ways(waves), by_frequency[None]])
+    found, _ = _Sums.of(image - _shown(straight, down, aside), slopes).solved(ways)
+    before = np.array([*hum.down, *hum.aside])
+    return _hum(hum.frequency + found[4], before + found[:4])
+
+
+def _both_ways(waves: AnyArray) -> AnyArray:
+    """(4, 2, H): each wave down, then each aside."""
+    none = np.zeros_like(waves[0])
+    return np.stack([*([wave, none] for wave in waves), *([none, wave] for wave in waves)])
+
+
+def _hum(frequency: float, found: AnyArray) -> Hum:
+    a, b, c, d = (float(value) for value in found[:4])
+    return Hum(frequency=float(frequency), down=(a, b), aside=(c, d))

@@ -1,0 +1,157 @@
+"""Hum in the scan is found where it is, nowhere else, and rows are put straight."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.simulation import simulated_frame
+from n2sr_deploy import Frame, read_frame, scan_hum, write_frame
+from n2sr_deploy.cli import main
+from n2sr_deploy.formats import open_frames, write_frames
+from n2sr_deploy.formats.base import Axis
+from n2sr_deploy.phantom import clean_phantom
+from n2sr_deploy.scan_hum import Hum, displaced, find_hum, put_straight, straightened
+
+HUM = Hum(frequency=0.2131, down=(1.2, -0.8), aside=(0.4, 0.3))
+
+
+def with_residue(clean, seed=0):
+    """As a network leaves it."""
+    noise = np.random.default_rng(seed).normal(size=clean.shape)
+    return (clean + 0.02 * clean.std() * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (96, 640), (700, 80)])
+@pytest.mark.parametrize(
+    ("frequency", "strength"),
+    [(0.1307, 1.4), (0.2131, 0.7), (0.2131, 1.4), (0.37, 0.7), (0.37, 1.4), (0.49, 0.7)],
+)
+def test_it_is_found_and_undone(frequency, shape, strength):
+    down, aside = (1.0 * strength, -0.7 * strength), (0.3 * strength, 0.2 * strength)
+    hum = Hum(frequency=frequency, down=down, aside=aside)
+    clean = clean_phantom(shape, spacing=16)
+    swayed = with_residue(displaced(clean, hum))
+    result, found = put_straight(swayed)
+    assert found is not None
+    assert found.frequency == pytest.approx(frequency, abs=1e-4)
+    assert found.down == pytest.approx(down, abs=0.05)
+    assert found.aside == pytest.approx(aside, abs=0.05)
+    inside = (slice(4, -4), slice(4, -4))
+    before, after = (np.mean((x - clean)[inside] ** 2) for x in (swayed, result))
+    assert after < 0.2 * before
+
+
+def periodic(kind, spacing, angle):
+    y, x = np.mgrid[:224, :256].astype(float)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    u, v = (np.cos(2 * np.pi * way / spacing) for way in (u, v))
+    return {"columns": np.exp(4 * (u + v - 2)), "waves": v, "layers": (v > 0) * 1.0}[kind]
+
+
+@pytest.mark.parametrize("kind", ["columns", "waves", "layers"])
+@pytest.mark.parametrize("angle", [0.0, 0.0005, 0.003, 0.02, 0.3])
+def test_no_lattice_or_layer_is_taken_for_it(kind, angle):
+    for spacing in (3, 4.7, 6, 8, 10, 12, 16, 24, 40):
+        assert find_hum(with_residue(periodic(kind, spacing, angle))) is None, spacing
+
+
+def test_nothing_else_is_taken_for_it():
+    rng = np.random.default_rng(5)
+    for clean in (
+        *(simulated_frame((256, 256), rng) for _ in range(8)),
+        clean_phantom((256, 256), spacing=6),
+        rng.normal(size=(256, 256)),
+        np.full((128, 128), 3.0),
+        np.zeros((63, 200)),
+    ):
+        image = clean.astype(np.float32)
+        same, found = put_straight(image)
+        assert found is None
+        assert same is image
+
+
+def test_the_phase_is_that_of_the_middle_row_of_frames_of_any_size():
+    """Of large frames only the middle is looked at."""
+    for n_rows in (600, 601):
+        clean = clean_phantom((n_rows, 560), spacing=14)
+        found = find_hum(displaced(clean, HUM))
+        assert found is not None
+        assert found.down == pytest.approx(HUM.down, abs=0.05)
+
+
+def test_rows_are_laid_back():
+    clean = clean_phantom((200, 180), spacing=20)
+    swayed = displaced(clean, HUM)
+    again = displaced(straightened(swayed, HUM), HUM)
+    assert np.mean((again - swayed) ** 2) < 0.02 * np.mean((swayed - clean) ** 2)
+
+
+@pytest.fixture
+def hummed(monkeypatch):
+    """Every result shows this hum."""
+    monkeypatch.setattr(scan_hum, "find_hum", lambda image: HUM)
+
+
+def denoise(*arguments, code=0):
+    result = CliRunner().invoke(main, ["denoise", *map(str, arguments), "--backend", "ort"])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def given(noisy, tmp_path, model_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_frame("noisy.tif", noisy)
+    return ["noisy.tif", "-m", model_path, "-o"]
+
+
+def test_a_files_rows_are_put_straight_and_that_is_told(given, hummed):
+    plain = denoise(*given, "plain.tif", "--no-repair", "--std", "plain-std.tif")
+    told = denoise(*given, "straight.tif", "--std", "straight-std.tif")
+    assert "put straight" not in plain.stderr
+    assert f"{HUM.describe()}: put straight" in told.stderr
+    before, after = read_frame("plain.tif"), read_frame("straight.tif")
+    assert np.array_equal(after.pixels, straightened(before.pixels, HUM))
+    assert f"{HUM.describe()}: put straight" in after.history
+    assert Hum.from_dict(after.metadata["n2sr"]["hum"]) == HUM
+    assert before.metadata["n2sr"]["hum"] is None
+    std = straightened(read_frame("plain-std.tif").pixels, HUM)
+    assert np.array_equal(read_frame("straight-std.tif").pixels, np.maximum(std, 0))
+
+
+def test_a_report_judges_the_rows_where_they_were_scanned(given, hummed, monkeypatch):
+    judged = []
+
+    def report_on(output, noisy, denoised, **known):
+        judged.append((denoised, known["lines"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("n2sr_deploy.report.report_on", report_on)
+    denoise(*given, "plain.tif", "--no-repair")
+    denoise(*given, "straight.tif")
+    for name in ("plain.tif", "straight.tif"):
+        CliRunner().invoke(main, ["report", "noisy.tif", name, "-o", "a.html"])
+    (plain, _), (back, lines) = judged
+    assert np.array_equal(plain, read_frame("plain.tif").pixels)
+    assert "judged with its rows where they were scanned" in lines
+    assert np.array_equal(back, displaced(read_frame("straight.tif").pixels, HUM))
+
+
+def test_each_frame_of_a_stack_has_its_own(noisy, model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = [HUM, None, Hum(frequency=0.3, down=(0.5, 0.5), aside=(0.0, 0.2))]
+    write_frames("a.tif", [Frame(pixels=noisy.pixels * k) for k in (1, 2, 3)], (AXIS,))
+    denoise("a.tif", "--stack", "-m", model_path, "-o", "plain.tif", "--no-repair")
+    waiting = iter(found)
+    monkeypatch.setattr(scan_hum, "find_hum", lambda image: next(waiting))
+    told = denoise("a.tif", "--stack", "-m", model_path, "-o", "b.tif")
+    assert "put straight: rows that hum displaced in 2 of 3 frames" in told.stderr
+    with open_frames("plain.tif") as plain, open_frames("b.tif") as results:
+        for hum, before, after in zip(found, plain, results, strict=True):
+            expected = straightened(before.pixels, hum) if hum else before.pixels
+            assert np.array_equal(after.pixels, expected)
+
+
+AXIS = Axis(name="time", size=3)
