@@ -7,6 +7,7 @@ takes a small part of a period. A denoised frame shows it; in a noisy one it can
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,38 +234,50 @@ class _Sums(NamedTuple):
     """What of a least-squares problem does not depend on the waves: sums over each row."""
 
     squares: AnyArray
-    """(H, 2, 2), of the slopes."""
+    """(2, 2, H), of the slopes."""
     products: AnyArray
-    """(H, 2), of the slopes with the difference."""
+    """(2, H), of the slopes with the difference."""
 
     @classmethod
     def of(cls, difference: AnyArray, slopes: AnyArray) -> _Sums:
         return cls(
-            np.einsum("ihw,jhw->hij", slopes, slopes), np.einsum("ihw,hw->hi", slopes, difference)
+            np.einsum("ihw,jhw->ijh", slopes, slopes), np.einsum("ihw,hw->ih", slopes, difference)
         )
 
-    def solved(self, ways: AnyArray) -> tuple[AnyArray, float]:
-        """How much there is of each displacement (N, 2, H), and by how much the squares fall."""
-        matrix = np.einsum("nih,hij,mjh->nm", ways, self.squares, ways, optimize=True)
-        vector = np.einsum("nih,hi->n", ways, self.products)
-        scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-        ridge = 1e-9 * np.eye(len(scale))
-        found = np.linalg.solve(matrix / np.outer(scale, scale) + ridge, vector / scale) / scale
-        return found, float(vector @ found)
+    def solved(self, ways: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """How much there is of each displacement (..., N, 2, H): (..., N).
+
+        And by how much the squares fall: (...).
+        """
+        acted = (self.squares * ways[..., None, :]).sum(axis=-3).reshape(*ways.shape[:-2], -1)
+        flat = ways.reshape(acted.shape)
+        matrix = flat @ acted.swapaxes(-1, -2)
+        vector = flat @ self.products.ravel()
+        scale = np.sqrt(np.maximum(np.diagonal(matrix, axis1=-2, axis2=-1), 1e-300))
+        matrix = matrix / (scale[..., None] * scale[..., None, :]) + 1e-9 * np.eye(scale.shape[-1])
+        found = np.linalg.solve(matrix, (vector / scale)[..., None])[..., 0] / scale
+        return found, np.sum(vector * found, axis=-1)
 
 
 def _first(image: AnyArray) -> Hum | None:
     """The waves that explain most of what a blur along columns takes away."""
     smooth = _blurred(image)
     sums = _Sums.of(image - smooth, _slopes(smooth))
-    n_rows = len(image)
-    best: Hum | None = None
-    most = _SEEN * float(np.sum((image - smooth) ** 2))
-    for frequency in np.arange(_LOWEST, 0.5, 1 / (2 * n_rows)).tolist():
-        found, explained = sums.solved(_both_ways(_waves(frequency, n_rows)))
-        if explained > most:
-            most, best = explained, _hum(frequency, found)
-    return best
+    frequencies, ways = _candidates(len(image))
+    found, explained = sums.solved(ways)
+    best = int(np.argmax(explained))
+    if explained[best] < _SEEN * np.sum((image - smooth) ** 2):
+        return None
+    return _hum(float(frequencies[best]), found[best])
+
+
+@functools.lru_cache(maxsize=1)  # of a stack always the same
+def _candidates(n_rows: int) -> tuple[AnyArray, AnyArray]:
+    """Frequencies, (F,), and their waves both ways, (F, 4, 2, H)."""
+    frequencies = np.arange(_LOWEST, 0.5, 1 / (2 * n_rows))
+    ways = np.stack([_both_ways(_waves(f, n_rows)) for f in frequencies.tolist()])
+    ways.flags.writeable = False
+    return frequencies, ways
 
 
 def _better(image: AnyArray, hum: Hum) -> Hum:
