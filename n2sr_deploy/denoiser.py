@@ -121,11 +121,7 @@ class Denoiser:
                 f"batch_size is {batch_size}, memory_budget {memory_budget} and n_threads "
                 f"{n_threads}; the first two must be at least 1, the last at least 0"
             )
-        if not isinstance(model, ExportedModel):
-            raise SettingError(
-                f"model is {model!r:.200}, but must be an exported model: ExportedModel.open(path) "
-                "gives one"
-            )
+        check_model(model)
         self.model = model
         if isinstance(backend, str):
             stride = model.metadata.pattern.stride
@@ -344,6 +340,15 @@ class Denoiser:
         """Of a tile: the network's for each draw at once, and every draw's input and output."""
         float32 = 4
         return at_once * self.model.metadata.bytes_per_pixel + 2 * float32 * n_samples
+
+
+def check_model(model: ExportedModel) -> None:
+    """Raise SettingError where a program gives something else, as a path."""
+    if not isinstance(model, ExportedModel):
+        raise SettingError(
+            f"model is {model!r:.200}, but must be an exported model, as ExportedModel.open(path) "
+            "gives"
+        )
 
 
 def check_frame(model: ExportedModel, shape: Shape, n_samples: int) -> None:
