@@ -18,7 +18,14 @@ import tifffile
 import n2sr_deploy
 import n2sr_train
 from n2sr_deploy import Frame, files, measure_noise, read_frame, repair, write_frame
-from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
+from n2sr_deploy.errors import (
+    FileFormatError,
+    FrameError,
+    InputFileError,
+    N2SRError,
+    OutputError,
+    SettingError,
+)
 from n2sr_deploy.formats import check_writable, open_frames, write_frames
 from n2sr_deploy.learning import LearnOptions
 from n2sr_train import learn_checkpoint
@@ -506,3 +513,8 @@ def test_frames_that_no_axis_has_a_place_for_are_told(tmp_path):
     frames = [Frame(pixels=random_pixels((64, 64), "uint16", seed)) for seed in range(2)]
     with pytest.raises(OutputError, match="is for 1 frame, but more came; give axes that have a"):
         write_frames(tmp_path / "two.tif", frames)
+
+
+def test_one_number_is_no_pixel_size():
+    with pytest.raises(SettingError, match=r"pixel_size is 0.1, but must be two numbers"):
+        Frame(pixels=np.eye(40), pixel_size=0.1, unit="nm")
