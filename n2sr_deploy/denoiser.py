@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
 from n2sr_deploy.errors import FrameError, ModelError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, draw, merge
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, checked_key, draw, merge
 from n2sr_deploy.tiling import seen_within, tiles
 
 if TYPE_CHECKING:
@@ -74,7 +75,9 @@ class _Buffer:
 
 
 class Denoiser:
-    """Denoises frames with one exported model. Not to be shared between threads.
+    """Denoises frames with one exported model, one at a time: threads wait for each other.
+
+    It does not go into another process: give that the model, or its path.
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ class Denoiser:
         The exported model.
     backend
         What runs it: a name of `n2sr_deploy.backends.BACKENDS`; ``auto``, the fastest that works
-        here; or one that is loaded.
+        on the CPU (`n2sr_deploy.open_denoiser` takes a GPU); or one that is loaded.
     memory_budget
         Bytes for the draws, the network and its outputs; larger frames go in tiles, which
         overlap by the network's receptive field and so leave no seam. The result comes beside
@@ -101,7 +104,7 @@ class Denoiser:
     MissingExtraError
         When the backend's library is not installed.
     SettingError
-        When a setting is out of range, or there is no such backend.
+        When a setting is out of range, there is no such backend, or `model` is none.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Denoiser:
                 f"batch_size is {batch_size}, memory_budget {memory_budget} and n_threads "
                 f"{n_threads}; the first two must be at least 1, the last at least 0"
             )
+        check_model(model)
         self.model = model
         if isinstance(backend, str):
             stride = model.metadata.pattern.stride
@@ -134,6 +138,7 @@ class Denoiser:
         self._memory_budget = memory_budget
         self._batch_size = batch_size
         self._n_threads = n_threads
+        self._lock = threading.RLock()  # of the buffers and the backend
 
     @classmethod
     def open(
@@ -177,7 +182,14 @@ class Denoiser:
 
     def close(self) -> None:
         """Release the backend."""
-        self.backend.close()
+        with self._lock:
+            self.backend.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Denoiser neither goes into another process nor is copied; give its model, or the "
+            "model's path, and open another there"
+        )
 
     def denoise(
         self,
@@ -217,12 +229,16 @@ class Denoiser:
             When the backend fails, or the network gives NaN or infinite values.
         """
         frame = Frame.of(frame)
-        meta = self.model.metadata
         if n_samples is None:
-            n_samples = meta.n_samples
+            n_samples = self.model.metadata.n_samples
         check_frame(self.model, frame.shape, n_samples)
+        key = checked_key(seed, frame.index if frame_index is None else frame_index)
+        with self._lock:
+            return self._denoised(frame, n_samples, key)
+
+    def _denoised(self, frame: Frame, n_samples: int, key: tuple[int, int]) -> Denoised:
+        meta = self.model.metadata
         watch = _Stopwatch()
-        key = seed, frame.index if frame_index is None else frame_index
         offset, scale = frame.mean_and_std()
         watch.lap("standardise")
         sets = draw_sets(frame.pixels, meta.pattern, n_samples, meta.padded(frame.shape))
@@ -326,10 +342,21 @@ class Denoiser:
         return at_once * self.model.metadata.bytes_per_pixel + 2 * float32 * n_samples
 
 
+def check_model(model: ExportedModel) -> None:
+    """Raise SettingError where a program gives something else, as a path."""
+    if not isinstance(model, ExportedModel):
+        raise SettingError(
+            f"model is {model!r:.200}, but must be an exported model, as ExportedModel.open(path) "
+            "gives"
+        )
+
+
 def check_frame(model: ExportedModel, shape: Shape, n_samples: int) -> None:
     """Raise SettingError or FrameError unless the model denoises such frames with as many draws."""
-    if not 1 <= n_samples <= MAX_SAMPLES:
-        raise SettingError(f"n_samples is {n_samples}, but must be 1 to {MAX_SAMPLES}")
+    if not (isinstance(n_samples, (int, np.integer)) and 1 <= n_samples <= MAX_SAMPLES):
+        raise SettingError(
+            f"n_samples is {n_samples!r}, but must be 1 to {MAX_SAMPLES}, a whole number"
+        )
     rows, columns = model.metadata.pad_multiple
     if shape[0] < rows or shape[1] < columns:
         raise FrameError(

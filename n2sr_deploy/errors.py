@@ -129,7 +129,11 @@ class MissingExtraError(N2SRError, ImportError):
     """
 
     def __init__(self, purpose: str, package: str, extra: str) -> None:
-        super().__init__(
+        super().__init__(purpose, package, extra)  # by which it comes out of another process
+
+    def __str__(self) -> str:
+        purpose, package, extra = self.args
+        return (
             f"{purpose} needs {package!r}, which is not installed. "
             f"Install it with: {installing(extra)}"
         )

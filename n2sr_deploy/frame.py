@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from n2sr_deploy.errors import FrameError
+from n2sr_deploy.errors import FrameError, SettingError
 from n2sr_deploy.sampling import PIXEL_TYPES, SUMMED_EXACTLY, AnyArray, exact_sums
 from n2sr_deploy.words import counted
 
@@ -96,6 +96,8 @@ class Frame(FrameInfo):
     FrameError
         When the pixels are not one real-valued, finite, two-dimensional image, or larger than
         float32 has.
+    SettingError
+        When the pixel size is not two numbers.
     """
 
     pixels: AnyArray
@@ -115,6 +117,10 @@ class Frame(FrameInfo):
             )
         object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
         size = self.pixel_size
+        if size is not None and np.shape(size) != (2,):
+            raise SettingError(
+                f"pixel_size is {size!r}, but must be two numbers, along rows and columns"
+            )
         if size is not None and not all(np.isfinite(side) and side > 0 for side in size):
             _log.warning("the pixel size %s makes no sense and is taken as unknown", size)
             object.__setattr__(self, "pixel_size", None)

@@ -12,7 +12,7 @@ from n2sr_deploy.backends import open_network
 from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser, check_frame
+from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser, check_frame, check_model
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
@@ -66,6 +66,7 @@ def open_denoiser(
     FrameError, SettingError
         When the model denoises no frames of this shape, or not with as many draws.
     """
+    check_model(model)
     if shape is not None:
         check_frame(model, shape, model.metadata.n_samples if n_samples is None else n_samples)
     if backend in ON_GPU:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.defects import NOISELESS
+from n2sr_deploy.errors import FrameError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of, where_the_middle_is
 from n2sr_deploy.spectrum import SHARED, Spectrum
@@ -93,7 +94,7 @@ class _Estimate(NamedTuple):
 
 
 def standard_error(
-    frame: Frame, denoised: Denoised, denoise: Callable[[Frame], Denoised]
+    frame: Frame | AnyArray, denoised: Denoised, denoise: Callable[[Frame], Denoised]
 ) -> Uncertainty:
     """Calibrate the spread of the draws.
 
@@ -111,7 +112,18 @@ def standard_error(
     -------
     The standard error and how well its scale is known. Deterministic if `denoise` is. Of frames
     below 48 x 48 pixels, and of ones without noise, the scale is a guess, which is logged.
+
+    Raises
+    ------
+    FrameError
+        When the frame is none, or the result is of another shape.
     """
+    frame = Frame.of(frame)
+    if denoised.mean.shape != frame.shape:
+        raise FrameError(
+            f"frame has shape {frame.shape}, but the result {denoised.mean.shape}; give the frame "
+            "that was denoised"
+        )
     twin = _Twin.of(frame, denoised, denoise)
     variance = smoothed(np.square(denoised.std, dtype=np.float64), _SMOOTH)
     if twin is None:

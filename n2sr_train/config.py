@@ -29,6 +29,8 @@ _DEVICE = re.compile(r"auto|(cpu|cuda)(:(0|[1-9]\d?))?")
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     whole = isinstance(low, int) and isinstance(high, int)
+    if not hasattr(value, "__float__"):  # a program may give anything
+        raise SettingError(f"{name} is {value!r}, but must be a number")
     if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
         highest = high if isinstance(high, int) else f"{high:.10g}"
         bounds = f"{low:.10g} to {highest}" if high < _GUARD or value > high else f"{low} or more"

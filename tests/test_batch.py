@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -25,7 +26,15 @@ from n2sr_deploy.batch.plan import planned
 from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
 from n2sr_deploy.denoise_options import DenoiseOptions
-from n2sr_deploy.errors import FileFormatError, InputFileError, OutputError, SettingError
+from n2sr_deploy.errors import (
+    FileFormatError,
+    InputFileError,
+    MissingExtraError,
+    NotChosenError,
+    OutOfMemoryError,
+    OutputError,
+    SettingError,
+)
 from n2sr_deploy.files import temporary_of
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
@@ -662,3 +671,16 @@ def test_causes_that_go_in_circles_come_to_an_end():
     assert not work_module._is_of_the_system(first)
     second.__cause__ = OSError(errno.EIO, "the share is away")
     assert work_module._is_of_the_system(first)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MissingExtraError("reading SER", "ncempy", "formats"),
+        NotChosenError("x.mrc holds 3 frames", "Choose one"),
+        OutOfMemoryError("too little memory"),
+    ],
+)
+def test_errors_come_out_of_another_process(error):
+    """One that does not leaves a `multiprocessing.Pool` waiting for ever."""
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

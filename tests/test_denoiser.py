@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern
+from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern, open_denoiser
 from n2sr_deploy.cycle_spinning import n_shifted
 from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
 from n2sr_deploy.sampling import draw
@@ -300,6 +304,7 @@ def test_closing_closes_the_backend(model, noisy):
         (np.eye(40), 0, SettingError, "n_samples is 0"),
         (np.eye(40), 10**9, SettingError, "n_samples is 1000000000, but must be 1 to 1024"),
         (np.eye(40), -3, SettingError, "n_samples is -3"),
+        (np.eye(40), 2.0, SettingError, "n_samples is 2.0, but must be 1 to 1024, a whole number"),
     ],
 )
 def test_bad_frames_are_refused(model, frame, n_samples, error, message):
@@ -331,6 +336,29 @@ def test_fewer_draws_at_once_are_taken_before_tiles(model):
 def test_bad_settings_are_refused(model, setting):
     with pytest.raises(SettingError, match="at least"):
         Denoiser(model, **setting)
+
+
+def test_a_path_is_no_model():
+    for opened in (Denoiser, open_denoiser, functools.partial(open_denoiser, shape=(64, 64))):
+        with pytest.raises(SettingError, match=r"model is 'x.onnx', but must be .* ExportedModel"):
+            opened("x.onnx")
+
+
+def test_threads_that_share_a_denoiser_get_each_their_own_frame(model):
+    frames = [random_pixels((64, 64), "uint16", seed) for seed in range(4)]
+    with Denoiser(model) as denoiser, ThreadPoolExecutor(4) as pool:
+        alone = [denoiser.denoise(frame, 4).mean for frame in frames]
+        shared = pool.map(lambda frame: denoiser.denoise(frame, 4).mean, frames * 25)
+        for mean, expected in zip(shared, alone * 25, strict=True):
+            np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+
+def test_a_denoiser_stays_in_its_process(model):
+    denoiser, _ = with_fake(model)
+    for leave in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="give its model, or the model's path"):
+            leave(denoiser)
+    assert pickle.loads(pickle.dumps(model)).metadata == model.metadata
 
 
 def test_opening_what_is_no_model(tmp_path, checkpoint_path, model_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -17,8 +18,15 @@ import tifffile
 import n2sr_deploy
 import n2sr_train
 from n2sr_deploy import Frame, files, measure_noise, read_frame, repair, write_frame
-from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
-from n2sr_deploy.formats import check_writable, open_frames
+from n2sr_deploy.errors import (
+    FileFormatError,
+    FrameError,
+    InputFileError,
+    N2SRError,
+    OutputError,
+    SettingError,
+)
+from n2sr_deploy.formats import check_writable, open_frames, write_frames
 from n2sr_deploy.learning import LearnOptions
 from n2sr_train import learn_checkpoint
 from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
@@ -499,3 +507,24 @@ def test_an_error_is_not_its_own_cause(tmp_path):
     with pytest.raises(FileFormatError) as raised:
         open_frames(path)
     assert raised.value.__cause__ is not raised.value
+
+
+def test_the_programs_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_frame("noisy.tif", random_pixels((64, 64), "uint16"))
+    page = (REPOSITORY / "docs" / "formats.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "formats.md", "exec"), {})
+    with open_frames("series.mrc") as opened:
+        assert (len(opened), opened.axes[0].scale) == (3, 0.5)
+
+
+def test_frames_that_no_axis_has_a_place_for_are_told(tmp_path):
+    frames = [Frame(pixels=random_pixels((64, 64), "uint16", seed)) for seed in range(2)]
+    with pytest.raises(OutputError, match="is for 1 frame, but more came; give axes that have a"):
+        write_frames(tmp_path / "two.tif", frames)
+
+
+def test_one_number_is_no_pixel_size():
+    with pytest.raises(SettingError, match=r"pixel_size is 0.1, but must be two numbers"):
+        Frame(pixels=np.eye(40), pixel_size=0.1, unit="nm")

@@ -78,10 +78,13 @@ def test_commands_that_come_to_an_end_run_as_printed(at_work):
         assert "received 3" in result.output
 
 
-def test_the_program_runs(at_work, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT["python.md"], re.DOTALL)
-    exec(compile(code, "python.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("0 (256, 256)")
+def test_the_programs_run(at_work, capsys):
+    codes = re.findall(r"```python\n(.*?)```", TEXT["python.md"], re.DOTALL)
+    for code, n_frames, begins in zip(codes, (5, 3), ("0 (256, 256)", "0 "), strict=True):
+        exec(compile(code, "python.md", "exec"), {})
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == n_frames
+        assert lines[0].startswith(begins)
 
 
 def test_there_is_a_page_for_every_source_and_sink_and_the_index_names_all():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -742,6 +743,38 @@ def test_other_files_are_passed_over(tmp_path):
     source = open_source(f"watch:{tmp_path}?settle=0&patience=0")
     source.open()
     (tmp_path / "x.mdoc").write_text("a sidecar")
+    assert source.read(0.3) is None
+
+
+def test_a_link_in_a_circle_hides_no_other_file(tmp_path):
+    source = open_source(f"watch:{tmp_path}?settle=0")
+    source.open()
+    (tmp_path / "circle.tif").symlink_to("circle.tif")
+    write_frame(tmp_path / "x.tif", a_frame())
+    assert read_until(source).metadata["file"] == "x.tif"
+
+
+class Listed(list):
+    """A folder's entries, as `os.scandir` gives them; ``goes.npy`` has gone since."""
+
+    def __init__(self, folder, scandir=os.scandir):
+        super().__init__(scandir(folder))
+        Path(folder, "goes.npy").unlink(missing_ok=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.clear()
+
+
+def test_a_file_that_goes_while_it_is_looked_at_brings_no_other_back(tmp_path, monkeypatch):
+    source = open_source(f"watch:{tmp_path}?settle=0")
+    source.open()
+    write_frame(tmp_path / "first.npy", a_frame(0))
+    assert read_until(source).index == 0
+    write_frame(tmp_path / "goes.npy", a_frame(1))
+    monkeypatch.setattr(os, "scandir", Listed)
     assert source.read(0.3) is None
 
 

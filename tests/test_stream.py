@@ -735,6 +735,10 @@ def test_a_generator_refuses_what_is_no_source_and_no_policy():
         denoise_stream("sim:", None)
     with pytest.raises(SettingError, match="latest or all"):
         denoise_stream(FakeSource([]), None, policy="some")
+    with pytest.raises(SettingError, match=r"have name, open, read and close"):
+        denoise_stream((live_frame(n) for n in range(3)), None)
+    with pytest.raises(SettingError, match=r"model is 'x.onnx', but must be an exported model"):
+        denoise_stream(FakeSource([]), "x.onnx")
 
 
 def test_a_generator_raises_what_failed():

@@ -639,6 +639,7 @@ def test_frames_that_cannot_be_trained_on(pixels, message):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "a whole number, 0 to 9223372036854775807"),
         ({"steps": 1.5}, "steps is 1.5, but must be a whole number"),
+        ({"steps": "20"}, "steps is '20', but must be a number"),
         ({"pattern": "row", "stride": (2, 4)}, "give one number"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from n2sr_deploy import Denoised, Denoiser, Frame
+from n2sr_deploy.errors import FrameError
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.layout import input_shapes
 from n2sr_deploy.pipeline import FramePipeline, Program
@@ -171,3 +172,12 @@ def test_a_standard_error_has_the_unit_of_counts_but_no_offset():
         history=("n2sr 1: mean of 4 draws",),
     )
     assert of_standard_error(denoised).intensity == Intensity(scale=2.0, unit="e")
+
+
+def test_an_array_is_a_frame_and_another_shape_is_told(model, noisy):
+    with Denoiser(model) as denoiser:
+        denoised = denoiser.denoise(noisy, 4)
+        found = standard_error(noisy.pixels, denoised, lambda frame: denoiser.denoise(frame, 4))
+        assert found.standard_error.shape == noisy.shape
+        with pytest.raises(FrameError, match=r"but the result .*give the frame that was denoised"):
+            standard_error(noisy.pixels[:-8], denoised, denoiser.denoise)

@@ -272,7 +272,10 @@ def _pixels(
     n_written = 0
     for frame in itertools.chain([first], others):
         if n_written == n_frames:
-            raise OutputError(f"{path} is for {counted(n_frames, 'frame')}, but more came")
+            raise OutputError(
+                f"{path} is for {counted(n_frames, 'frame')}, but more came; give axes that have a "
+                "place for each"
+            )
         if frame.shape != first.shape:
             raise FrameError(
                 f"frame {n_written} is {frame.shape[0]} x {frame.shape[1]} pixels, but the first "

@@ -131,18 +131,26 @@ class WatchSource:
     def _names(self) -> dict[str, _Seen]:
         found = {}
         try:
-            for entry in os.scandir(self._folder):
-                ending = Path(entry.name).suffix.lower()
-                if ending in _ENDINGS and not entry.name.startswith(".") and entry.is_file():
-                    told = entry.stat()
-                    found[entry.name] = _Seen(told.st_size, told.st_mtime_ns, told.st_ino)
-        except FileNotFoundError as error:
-            if not self._folder.exists():
-                raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
-            return {}  # a file went away meanwhile; look again
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    ending = Path(entry.name).suffix.lower()
+                    if ending in _ENDINGS and not entry.name.startswith("."):
+                        found[entry.name] = self._seen(entry)
         except OSError as error:
             raise ConnectionLostError(f"{self._folder} cannot be read: {error}") from error
-        return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+        there = {name: seen for name, seen in found.items() if seen is not None}
+        return dict(sorted(there.items(), key=lambda item: _natural(item[0])))
+
+    def _seen(self, entry: os.DirEntry[str]) -> _Seen | None:
+        """None of what is no file, went away meanwhile, or cannot be looked at: others can be."""
+        try:
+            if not entry.is_file():
+                return None
+            told = entry.stat()
+        except OSError:
+            self._folder.stat()  # raises where it is the folder that is away
+            return None
+        return _Seen(told.st_size, told.st_mtime_ns, told.st_ino)
 
     def read(self, timeout_s: float) -> LiveFrame | None:
         """The next file that is complete, by name where several are."""

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from n2sr_deploy.denoiser import check_model
 from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
@@ -328,14 +329,19 @@ def denoise_stream(
     Raises
     ------
     SettingError
-        When the policy or the source is none, at once.
+        When the policy, the source or the model is none, at once.
     N2SRError
         As `StreamRunner.run` does, while results are asked for.
     """
     if policy not in FOR_A_SINK:
         raise SettingError(f"policy is {policy!r}, but must be latest or all")
-    if not hasattr(source, "read"):
-        raise SettingError(f"source is {source!r}, but must be one, as open_source({source!r}) is")
+    if not (hasattr(source, "read") and hasattr(source, "open")):
+        raise SettingError(
+            f"source is {source!r:.200}, but must be one, as open_source(address) is, or have "
+            "name, open, read and close, as n2sr_deploy.stream.Source tells"
+        )
+    if model is not None:
+        check_model(model)
     handing = _Handing()
     runner = StreamRunner(
         source,
