@@ -88,17 +88,21 @@ def test_an_image_enlarged_by_repeating_rows_is_not_taken_for_it(times, seed):
     assert find_hum(with_residue(smooth(seed)[rows % 256])) is None
 
 
-def test_a_blurred_enlarged_image_is_not_taken_for_it():
+@pytest.mark.parametrize("spacing", [16, 20])
+def test_a_blurred_enlarged_image_is_not_taken_for_it(spacing):
     """Its rows are no longer the same, but it keeps step with them."""
-    large = enlarged(smooth(0)[::4, ::4], 4)
+    large = enlarged(clean_phantom((256, 256), spacing=spacing)[::5, ::5], 5)[:256, :256]
     blurred = sum(np.roll(large, k, 0) * w for k, w in ((-1, 0.25), (0, 0.5), (1, 0.25)))
     assert find_hum(with_residue(blurred)) is None
 
 
-def test_interlaced_rows_are_not_taken_for_it():
-    image = clean_phantom((256, 256), spacing=30)
+def test_interlaced_rows_and_blocks_are_not_taken_for_it():
+    image = clean_phantom((256, 256), spacing=20)
     image[1::2] = np.roll(image, 2, axis=1)[1::2]
     assert find_hum(with_residue(image)) is None
+    blocks = clean_phantom((256, 256), spacing=16).reshape(32, 8, 32, 8)
+    coarse = 0.7 * blocks.mean(axis=(1, 3), keepdims=True) + 0.3 * blocks
+    assert find_hum(with_residue(coarse.reshape(256, 256))) is None
 
 
 @pytest.mark.parametrize("n_atoms", [2, 3, 4])
