@@ -256,9 +256,11 @@ def _known(
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.report import Known, known
+    from n2sr_deploy.scan_hum import displaced
 
     if std is not None:
-        return Known(_measured("standard error", _same_frame(std, noisy), noisy, mended))
+        error = _measured("standard error", _same_frame(std, noisy), noisy, mended)
+        return Known(error if made.hum is None else np.maximum(displaced(error, made.hum), 0))
     if model is None:
         return None
     frame = mended.repaired.frame

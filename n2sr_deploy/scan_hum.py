@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.errors import FileFormatError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _SMALLEST = 64  # rows and columns below which a hum says too little
 _LARGEST = 512  # rows and columns that are enough; more would take longer
 _LOWEST = 1 / 8  # cycles per row; slower ones may be the specimen's
+_BAND = 256  # rows at once
 _BLUR = 2.0  # rows, standard deviation, that hide the hum at first
 _KERNEL = 0.8  # rows, standard deviation, about a place between the rows
 _FARTHEST = 4.0  # rows or pixels
 _LEAST = 0.25  # pixels
 _STEPS = 8  # of Gauss and Newton
 _PARTS, _ALIKE = 3, 0.25  # of the rows, and how far the waves of each may differ from all
-_SEEN, _EXPLAINED = 0.25, 0.5  # of what rows differ from their neighbours by, at first and at last
+_STEPPED = 0.1  # of what rows differ by from the next: what the more alike of two pairs do
+_FEW = 0.9  # of the squares, that two profiles along the rows may explain
+_SEEN, _EXPLAINED = 0.25, 0.6  # of what rows differ from their neighbours by, at first and at last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +74,26 @@ class Hum:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Hum:
-        """From what JSON kept."""
-        down, aside = (tuple(map(float, values[key])) for key in ("down", "aside"))
-        return cls(
-            frequency=float(values["frequency"]),
-            down=(down[0], down[1]),
-            aside=(aside[0], aside[1]),
-        )
+        """From what JSON kept; `FileFormatError` where that is no such hum."""
+        try:
+            (a, b), (c, d) = (map(float, values[key]) for key in ("down", "aside"))
+            hum = cls(frequency=float(values["frequency"]), down=(a, b), aside=(c, d))
+        except (KeyError, TypeError, ValueError):
+            hum = None
+        reaches = () if hum is None else (math.hypot(*hum.down), math.hypot(*hum.aside))
+        if hum is None or not (0 < hum.frequency < 0.5 and all(r <= _FARTHEST for r in reaches)):
+            raise FileFormatError(
+                f"the record of n2sr tells of hum {values!r}, but a frequency below 0.5, and down "
+                "and aside of two numbers each, up to 4 pixels, are expected; denoise again"
+            )
+        return hum
 
 
 def find_hum(denoised: AnyArray) -> Hum | None:
     """Find how hum displaced the rows of a frame.
 
     An image that varies smoothly from row to row, and the waves, are fitted in turn (Gauss and
-    Newton). They are believed where they explain at least half of what rows differ from their
+    Newton). They are believed where they explain at least 0.6 of what rows differ from their
     neighbours by.
 
     Parameters
@@ -101,14 +112,18 @@ def find_hum(denoised: AnyArray) -> Hum | None:
     image -= image.mean(axis=1, keepdims=True)  # layers along the rows look like hum
     hum = _first(image)
     for _ in range(_STEPS):
-        if hum is None or not (_LEAST <= hum.reach <= _FARTHEST and hum.frequency <= 0.5 + 1e-3):
+        if hum is None or not (_LEAST <= hum.reach <= _FARTHEST and hum.frequency < 0.5):
             return None
         hum = _better(image, hum)
     return hum if hum is not None and _is_sure(image, hum) else None
 
 
 def _is_sure(image: AnyArray, hum: Hum) -> bool:
-    """Whether it explains enough, and in all parts of the rows alike."""
+    """Whether it explains enough, in all parts of the rows alike, and nothing else made it."""
+    if not _LEAST <= hum.reach <= _FARTHEST or _keeps_step(hum, len(image)):
+        return False
+    if _is_stepped(image) or _has_few_profiles(image):
+        return False
     without = np.mean((image - _straightened(image, *np.zeros((2, len(image))))) ** 2)
     left = np.mean((image - displaced(straightened(image, hum), hum)) ** 2)
     if left > (1 - _EXPLAINED) * without:
@@ -117,6 +132,31 @@ def _is_sure(image: AnyArray, hum: Hum) -> bool:
     parts = [_better(part, hum) for part in np.array_split(image, _PARTS, axis=1)]
     off = [np.linalg.norm(whole - [*part.down, *part.aside]) for part in parts]
     return bool(max(off) < _ALIKE * np.linalg.norm(whole))
+
+
+def _keeps_step(hum: Hum, n_rows: int) -> bool:
+    """Whether it returns after a whole number of rows, or is slower than 1/8.
+
+    That is of enlarged, interlaced or compressed images: the mains do not know of the rows.
+    """
+    period = round(1 / hum.frequency)
+    off = abs(hum.frequency - 1 / period)
+    return off < 1 / (2 * n_rows) or hum.frequency < _LOWEST
+
+
+def _is_stepped(image: AnyArray) -> bool:
+    """Whether of three rows two are always alike, as in an image enlarged by repeating rows."""
+    apart = np.mean(np.diff(image, axis=0) ** 2, axis=1)
+    return bool(np.minimum(apart[1:], apart[:-1]).sum() < _STEPPED * apart.sum())
+
+
+def _has_few_profiles(image: AnyArray) -> bool:
+    """Whether rows are sums of two profiles, as of layers along them and tilted waves.
+
+    What hum would make of those, another such specimen shows too.
+    """
+    squares = np.linalg.eigvalsh(image @ image.T)
+    return bool(squares[-2:].sum() > _FEW * squares.sum())
 
 
 def put_straight(denoised: FloatArray) -> tuple[FloatArray, Hum | None]:
@@ -145,13 +185,32 @@ def straightened(image: AnyArray, hum: Hum) -> FloatArray:
     -------
     (H, W) float32. Deterministic.
     """
-    return _straightened(image, *hum.of_rows(len(image))).astype(np.float32)
+    return _in_bands(_straightened, image, hum)
 
 
 def displaced(image: AnyArray, hum: Hum) -> FloatArray:
     """Lay the rows where hum had them: the reverse of `straightened`, (H, W) float32."""
+    return _in_bands(_shown, image, hum)
+
+
+def _in_bands(
+    act: Callable[[AnyArray, AnyArray, AnyArray], AnyArray], image: AnyArray, hum: Hum
+) -> FloatArray:
+    """Acted on band by band, since in float64 a large frame takes several times its memory."""
     down, aside = hum.of_rows(len(image))
-    return _shown(image.astype(np.float64), down, aside).astype(np.float32)
+    margin = _reach_of(down)
+    result = np.empty(image.shape, np.float32)
+    for begin in range(0, len(image), _BAND):
+        first = max(0, begin - margin)
+        near, inside = slice(first, begin + _BAND + margin), slice(begin, begin + _BAND)
+        done = act(image[near].astype(np.float64), down[near], aside[near])
+        result[inside] = done[begin - first :][: len(result[inside])]
+    return result
+
+
+def _reach_of(down: AnyArray) -> int:
+    """How many rows above and below may lie where a row belongs."""
+    return math.ceil(2 * float(np.abs(down).max()) + 3 * _KERNEL) + 1
 
 
 def _middle(n: int) -> slice:
@@ -161,9 +220,9 @@ def _middle(n: int) -> slice:
 
 
 def _straightened(image: AnyArray, down: AnyArray, aside: AnyArray) -> AnyArray:
-    lain = _shown(image.astype(np.float64), np.zeros(len(image)), -aside)
+    lain = _shown(image, np.zeros(len(image)), -aside)
     places = np.arange(len(image)) + down
-    reach = math.ceil(2 * np.abs(down).max() + 3 * _KERNEL) + 1
+    reach = _reach_of(down)
     result = np.empty_like(lain)
     for row in range(len(image)):
         near = slice(max(0, row - reach), row + reach + 1)

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from benchmarks.simulation import simulated_frame
 from n2sr_deploy import Frame, read_frame, scan_hum, write_frame
 from n2sr_deploy.cli import main
+from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.phantom import clean_phantom
@@ -70,6 +71,72 @@ def test_nothing_else_is_taken_for_it():
         same, found = put_straight(image)
         assert found is None
         assert same is image
+
+
+def enlarged(image, times):
+    return np.repeat(np.repeat(image, times, 0), times, 1)
+
+
+def smooth(seed):
+    return clean_phantom((256, 256), spacing=11 + seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("times", [2, 3, 4, 4.67, 5])
+def test_an_image_enlarged_by_repeating_rows_is_not_taken_for_it(times, seed):
+    rows = (np.arange(256) / times).astype(int) * round(times)
+    assert find_hum(with_residue(smooth(seed)[rows % 256])) is None
+
+
+@pytest.mark.parametrize("spacing", [16, 20])
+def test_a_blurred_enlarged_image_is_not_taken_for_it(spacing):
+    """Its rows are no longer the same, but it keeps step with them."""
+    large = enlarged(clean_phantom((256, 256), spacing=spacing)[::5, ::5], 5)[:256, :256]
+    blurred = sum(np.roll(large, k, 0) * w for k, w in ((-1, 0.25), (0, 0.5), (1, 0.25)))
+    assert find_hum(with_residue(blurred)) is None
+
+
+def test_interlaced_rows_and_blocks_are_not_taken_for_it():
+    image = clean_phantom((256, 256), spacing=20)
+    image[1::2] = np.roll(image, 2, axis=1)[1::2]
+    assert find_hum(with_residue(image)) is None
+    blocks = clean_phantom((256, 256), spacing=16).reshape(32, 8, 32, 8)
+    coarse = 0.7 * blocks.mean(axis=(1, 3), keepdims=True) + 0.3 * blocks
+    assert find_hum(with_residue(coarse.reshape(256, 256))) is None
+
+
+@pytest.mark.parametrize("n_atoms", [2, 3, 4])
+def test_layers_of_several_atoms_along_the_rows_are_not_taken_for_it(n_atoms):
+    rng = np.random.default_rng(n_atoms)
+    y, x = np.mgrid[:256, :256].astype(float)
+    for _ in range(30):
+        spacing = rng.uniform(8, 20)
+        places, weights = rng.uniform(size=n_atoms), rng.uniform(0.2, 1, size=n_atoms)
+        layers = sum(
+            w * np.exp(8 * (np.cos(2 * np.pi * (y / spacing + at)) - 1))
+            for at, w in zip(places, weights, strict=True)
+        )
+        columns = np.exp(8 * (np.cos(2 * np.pi * x / rng.uniform(8, 25)) - 1))
+        assert find_hum(with_residue(layers * columns)) is None
+
+
+def test_a_fine_wave_beside_a_coarse_one_is_not_taken_for_it():
+    """Hum would make two waves of a coarse one, so that it explains half."""
+    y, x = np.mgrid[:256, :256].astype(float)
+    for coarse in (40, 60, 74):
+        for fine in (2.5, 3.3, 4.4):
+            wave = np.cos(2 * np.pi * (y + 0.01 * x) / fine)
+            image = np.cos(2 * np.pi * (y / coarse + x / 260)) + 0.1 * wave
+            assert find_hum(with_residue(image)) is None
+
+
+def test_bands_of_rows_leave_no_seam(monkeypatch):
+    image = clean_phantom((300, 120), spacing=20)
+    results = []
+    for n_rows in (1000, 64):
+        monkeypatch.setattr(scan_hum, "_BAND", n_rows)
+        results.append([straightened(image, HUM), displaced(image, HUM)])
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
 def test_the_phase_is_that_of_the_middle_row_of_frames_of_any_size():
@@ -137,6 +204,37 @@ def test_a_report_judges_the_rows_where_they_were_scanned(given, hummed, monkeyp
     assert np.array_equal(plain, read_frame("plain.tif").pixels)
     assert "judged with its rows where they were scanned" in lines
     assert np.array_equal(back, displaced(read_frame("straight.tif").pixels, HUM))
+
+
+def test_a_report_takes_the_standard_error_where_rows_were_scanned(given, hummed, monkeypatch):
+    told = []
+
+    def report_on(output, noisy, denoised, **known):
+        told.append(known["known"].spread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("n2sr_deploy.report.report_on", report_on)
+    denoise(*given, "a.tif", "--std", "std.tif")
+    CliRunner().invoke(main, ["report", "noisy.tif", "a.tif", "--std", "std.tif", "-o", "a.html"])
+    expected = np.maximum(displaced(read_frame("std.tif").pixels, HUM), 0)
+    assert np.array_equal(told[0], expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "yes",
+        {"frequency": 0.2},
+        {"frequency": 0.2, "down": [1], "aside": [0, 0]},
+        {"frequency": 0.2, "down": [1, None], "aside": [0, 0]},
+        {"frequency": float("nan"), "down": [1, 0], "aside": [0, 0]},
+        {"frequency": 0.2, "down": [1e9, 0], "aside": [0, 0]},
+        {"frequency": 0.2, "down": [1, 0], "aside": [0, float("nan")]},
+    ],
+)
+def test_a_record_of_no_hum_is_refused_in_words(values):
+    with pytest.raises(FileFormatError, match="denoise again"):
+        Hum.from_dict(values)
 
 
 def test_each_frame_of_a_stack_has_its_own(noisy, model_path, tmp_path, monkeypatch):
