@@ -255,7 +255,8 @@ def main() -> None:
         "up to two rows and otherwise in each exposure (the spectrum has sidebands of the lattice "
         "there). A network shows them where they were scanned, which had left an error of 0.061 to "
         "0.068; n2sr now finds the hum in what it denoised and puts the rows straight (decision "
-        "0020). A filter blurs them into each other, and what is fine with them. When the rows of "
+        "0020); with the paper's sampler more noise is left, and it is not sure of it. A filter "
+        "blurs them into each other, and what is fine with them. When the rows of "
         "every result are blurred into each other, by the width that is best for it:",
         table(found, displaced, "excess_error_rows_blurred", 4, low=False),
         "## Simulated frames",
