@@ -120,9 +120,9 @@ def find_hum(denoised: AnyArray) -> Hum | None:
 
 def _is_sure(image: AnyArray, hum: Hum) -> bool:
     """Whether it explains enough, in all parts of the rows alike, and nothing else made it."""
-    if not _LEAST <= hum.reach <= _FARTHEST or _keeps_step(hum, len(image)):
+    if not (_LEAST <= hum.reach <= _FARTHEST and _LOWEST <= hum.frequency < 0.5):
         return False
-    if _is_stepped(image) or _has_few_profiles(image):
+    if _keeps_step(hum, len(image)) or _is_stepped(image) or _has_few_profiles(image):
         return False
     without = np.mean((image - _straightened(image, *np.zeros((2, len(image))))) ** 2)
     left = np.mean((image - displaced(straightened(image, hum), hum)) ** 2)
@@ -135,13 +135,12 @@ def _is_sure(image: AnyArray, hum: Hum) -> bool:
 
 
 def _keeps_step(hum: Hum, n_rows: int) -> bool:
-    """Whether it returns after a whole number of rows, or is slower than 1/8.
+    """Whether it returns after a whole number of rows.
 
     That is of enlarged, interlaced or compressed images: the mains do not know of the rows.
     """
     period = round(1 / hum.frequency)
-    off = abs(hum.frequency - 1 / period)
-    return off < 1 / (2 * n_rows) or hum.frequency < _LOWEST
+    return abs(hum.frequency - 1 / period) < 1 / (2 * n_rows)
 
 
 def _is_stepped(image: AnyArray) -> bool:

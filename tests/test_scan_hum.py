@@ -253,3 +253,13 @@ def test_each_frame_of_a_stack_has_its_own(noisy, model_path, tmp_path, monkeypa
 
 
 AXIS = Axis(name="time", size=3)
+
+
+@pytest.mark.parametrize("frequency", [-0.2, 0.1, 0.6, 3.0])
+def test_a_fit_that_ran_away_is_no_hum(monkeypatch, frequency):
+    """A frequency above two cycles a row ended in a division by zero."""
+    image = displaced(clean_phantom((128, 128), spacing=16), HUM)
+    steps = iter([HUM] * 7)
+    away = Hum(frequency=frequency, down=HUM.down, aside=HUM.aside)
+    monkeypatch.setattr(scan_hum, "_better", lambda *_: next(steps, away))
+    assert find_hum(image) is None
