@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -47,7 +47,7 @@ class _Made:
     frames: str | None = None
     """``frame 1 of 2``, or of a whole stack ``frames 0 to 4``."""
     hum: Hum | None = None
-    """That displaced rows which were put straight."""
+    """That displaced rows which were put straight, where it is known."""
 
     @classmethod
     def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
@@ -65,6 +65,14 @@ class _Made:
             frames=record.get("frames"),
             hum=Hum.from_dict(record["hum"]) if record.get("hum") else None,
         )
+
+    def with_hum(self, mended: AnyArray, judged: FloatArray) -> Self:
+        """With that of a frame of a stack, whose record was written before it was found."""
+        from n2sr_deploy.scan_hum import find_hum_between
+
+        if not (self.repair and (self.frames or "").startswith("frames")):
+            return self
+        return replace(self, hum=find_hum_between(mended, judged))
 
     def check_frame(self, noisy: Path, frame: Frame) -> None:
         """Refuse another frame of the stack than the one it was made of."""
@@ -207,6 +215,7 @@ def report_command(
     if second is not None and other is not None:
         lines.append(f"second exposure: {second.name}, frame {other.index}")
     judged = _measured("denoised frame", result, noisy_frame, mended)
+    made = made.with_hum(mended.repaired.frame.pixels, judged)
     if made.hum is not None:
         judged = displaced(judged, made.hum)
         lines.append("judged with its rows where they were scanned")

@@ -112,15 +112,45 @@ def find_hum(denoised: AnyArray) -> Hum | None:
     image -= image.mean(axis=1, keepdims=True)  # layers along the rows look like hum
     hum = _first(image)
     for _ in range(_STEPS):
-        if hum is None or not (_LEAST <= hum.reach <= _FARTHEST and hum.frequency < 0.5):
+        if hum is None or not _is_possible(hum):
             return None
         hum = _better(image, hum)
     return hum if hum is not None and _is_sure(image, hum) else None
 
 
+def find_hum_between(noisy: AnyArray, straight: AnyArray) -> Hum | None:
+    """Find how the rows of a noisy frame were displaced that lie straight in the denoised one.
+
+    Parameters
+    ----------
+    noisy
+        (H, W), as scanned; its middle tells.
+    straight
+        (H, W), denoised, after `put_straight`.
+
+    Returns
+    -------
+    The waves, of a quarter of a pixel to four; None where three parts of the columns do not tell
+    the same. Deterministic.
+    """
+    middle = _middle(noisy.shape[0]), _middle(noisy.shape[1])
+    scanned, image = (x[middle].astype(np.float64) for x in (noisy, straight))
+    if min(image.shape) < _SMALLEST:
+        return None
+    scanned, image = (x - x.mean(axis=1, keepdims=True) for x in (scanned, image))
+    hum, _ = _most_explained(scanned, image)
+    for _ in range(_STEPS):
+        if not _is_possible(hum):
+            return None
+        hum = _nearer(scanned, image, hum)
+    columns = np.array_split(np.arange(image.shape[1]), _PARTS)
+    parts = [_nearer(scanned[:, part], image[:, part], hum) for part in columns]
+    return hum if _is_possible(hum) and _are_alike(hum, parts) else None
+
+
 def _is_sure(image: AnyArray, hum: Hum) -> bool:
     """Whether it explains enough, in all parts of the rows alike, and nothing else made it."""
-    if not (_LEAST <= hum.reach <= _FARTHEST and _LOWEST <= hum.frequency < 0.5):
+    if not _is_possible(hum) or hum.frequency < _LOWEST:
         return False
     if _keeps_step(hum, len(image)) or _is_stepped(image) or _has_few_profiles(image):
         return False
@@ -128,8 +158,17 @@ def _is_sure(image: AnyArray, hum: Hum) -> bool:
     left = np.mean((image - displaced(straightened(image, hum), hum)) ** 2)
     if left > (1 - _EXPLAINED) * without:
         return False
+    parts = np.array_split(image, _PARTS, axis=1)
+    return _are_alike(hum, [_better(part, hum) for part in parts])
+
+
+def _is_possible(hum: Hum) -> bool:
+    return _LEAST <= hum.reach <= _FARTHEST and hum.frequency < 0.5
+
+
+def _are_alike(hum: Hum, parts: list[Hum]) -> bool:
+    """Whether parts of the columns tell the same waves as all of them."""
     whole = np.array([*hum.down, *hum.aside])
-    parts = [_better(part, hum) for part in np.array_split(image, _PARTS, axis=1)]
     off = [np.linalg.norm(whole - [*part.down, *part.aside]) for part in parts]
     return bool(max(off) < _ALIKE * np.linalg.norm(whole))
 
@@ -320,13 +359,17 @@ class _Sums(NamedTuple):
 def _first(image: AnyArray) -> Hum | None:
     """The waves that explain most of what a blur along columns takes away."""
     smooth = _blurred(image)
-    sums = _Sums.of(image - smooth, _slopes(smooth))
+    hum, explained = _most_explained(image, smooth)
+    return hum if explained >= _SEEN * np.sum((image - smooth) ** 2) else None
+
+
+def _most_explained(image: AnyArray, straight: AnyArray) -> tuple[Hum, float]:
+    """The waves of small displacements, and by how much the squared difference falls with them."""
+    sums = _Sums.of(image - straight, _slopes(straight))
     frequencies, ways = _candidates(len(image))
     found, explained = sums.solved(ways)
     best = int(np.argmax(explained))
-    if explained[best] < _SEEN * np.sum((image - smooth) ** 2):
-        return None
-    return _hum(float(frequencies[best]), found[best])
+    return _hum(float(frequencies[best]), found[best]), float(explained[best])
 
 
 @functools.lru_cache(maxsize=1)  # of a stack always the same
@@ -339,9 +382,13 @@ def _candidates(n_rows: int) -> tuple[AnyArray, AnyArray]:
 
 
 def _better(image: AnyArray, hum: Hum) -> Hum:
-    """After a step more, of the frequency too."""
+    """After a step more against the image with its rows put straight."""
+    return _nearer(image, straightened(image, hum).astype(np.float64), hum)
+
+
+def _nearer(image: AnyArray, straight: AnyArray, hum: Hum) -> Hum:
+    """After a step of Gauss and Newton, of the frequency too."""
     n_rows = len(image)
-    straight = straightened(image, hum).astype(np.float64)
     down, aside = hum.of_rows(n_rows)
     slopes = np.stack([_shown(slope, down, aside) for slope in _slopes(straight)])
     waves = _waves(hum.frequency, n_rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy import ndimage
 
 from benchmarks.simulation import simulated_frame
 from n2sr_deploy import Frame, read_frame, scan_hum, write_frame
@@ -13,7 +14,14 @@ from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.phantom import clean_phantom
-from n2sr_deploy.scan_hum import Hum, displaced, find_hum, put_straight, straightened
+from n2sr_deploy.scan_hum import (
+    Hum,
+    displaced,
+    find_hum,
+    find_hum_between,
+    put_straight,
+    straightened,
+)
 
 HUM = Hum(frequency=0.2131, down=(1.2, -0.8), aside=(0.4, 0.3))
 
@@ -253,6 +261,60 @@ def test_each_frame_of_a_stack_has_its_own(noisy, model_path, tmp_path, monkeypa
 
 
 AXIS = Axis(name="time", size=3)
+
+
+def noisy_of(clean, noise=0.7, seed=0):
+    """With so much noise, in standard deviations of what it shows."""
+    random = np.random.default_rng(seed).normal(size=clean.shape)
+    return (clean + noise * clean.std() * random).astype(np.float32)
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0, 2.0])
+def test_it_is_found_between_the_noisy_frame_and_the_straight_one(strength):
+    clean = clean_phantom((700, 256), spacing=14)
+    hum = Hum(frequency=0.2131, down=(1.2 * strength, -0.8 * strength), aside=(0.4, 0.3))
+    found = find_hum_between(
+        noisy_of(displaced(clean, hum)), straightened(displaced(clean, hum), hum)
+    )
+    assert found is not None
+    assert found.frequency == pytest.approx(hum.frequency, abs=1e-4)
+    assert (*found.down, *found.aside) == pytest.approx((*hum.down, *hum.aside), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["faithful", "blurred", "noise alone"])
+def test_between_frames_without_it_none_is_found(kind, seed):
+    clean = clean_phantom((200, 180), spacing=14, seed=seed)
+    image = {"faithful": clean, "blurred": ndimage.gaussian_filter(clean, 2.0)}
+    denoised = image.get(kind, np.full_like(clean, clean.mean()))
+    assert find_hum_between(noisy_of(clean, seed=seed), denoised) is None
+
+
+def test_a_report_finds_where_the_rows_of_a_stacks_frame_were_scanned(tmp_path, monkeypatch):
+    """Its record is written before they are known."""
+    monkeypatch.chdir(tmp_path)
+    clean = clean_phantom((256, 256), spacing=14)
+    hums = [HUM, Hum(frequency=0.2131, down=(-0.7, 1.0), aside=(0.5, 0.0)), None]
+    scanned = [clean if hum is None else displaced(clean, hum) for hum in hums]
+    write_frames("noisy.tif", [Frame(pixels=noisy_of(image)) for image in scanned], (AXIS,))
+    record = {"n2sr": {"result": "mean", "frames": "frames 0 to 2", "repair": True}}
+    straight = [Frame(pixels=put_straight(image)[0], metadata=record) for image in scanned]
+    write_frames("denoised.tif", straight, (AXIS,))
+    judged = []
+
+    def report_on(output, noisy, denoised, **known):
+        judged.append((denoised, known["lines"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("n2sr_deploy.report.report_on", report_on)
+    for index in range(3):
+        report = ["report", "noisy.tif", "denoised.tif", "-o", "a.html", "--frame", str(index)]
+        CliRunner().invoke(main, report)
+    said = ["judged with its rows where they were scanned" in lines for _, lines in judged]
+    assert said == [True, True, False]
+    for image, (shown, _) in zip(scanned, judged, strict=True):
+        inner = np.s_[8:-8, 8:-8]
+        assert np.std((shown - image)[inner]) < 0.15 * image.std()
 
 
 @pytest.mark.parametrize("frequency", [-0.2, 0.1, 0.6, 3.0])
