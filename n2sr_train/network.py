@@ -40,7 +40,8 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _activate_(x: torch.Tensor) -> torch.Tensor:
-    return functional.leaky_relu(x, _SLOPE, inplace=True)  # a convolution's output, of no other use
+    # In place, as a convolution's output is of no other use; the exporter takes longer over it so.
+    return functional.leaky_relu(x, _SLOPE, inplace=not torch.compiler.is_exporting())
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
