@@ -6,8 +6,8 @@ Each row goes to results/quality.json when it is measured, in place of an older 
 case, method and seed; `--missing` measures only what is not there yet. n2sr is used with its
 automatic settings, on ONNX Runtime: it learns from the noisy frame only, and is scored on the
 truth or on other exposures. `fast, 5 s` is denoised with as many draws as `best`. `paper` takes
-hours to days and is measured only where it is named; Ctrl-C ends its training, and what was
-learned until then is scored.
+hours to days and is measured only where it is named; Ctrl-C ends its training, what was learned
+until then is scored, and the next run goes on from there.
 `python -m benchmarks.report` makes docs/benchmark.md of the rows.
 """
 
@@ -32,7 +32,11 @@ from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.learner import prepared
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from n2sr_deploy.noise import Noise
+
+    Learn = Callable[[Case, Frame, TrainingConfig, Noise | None], Checkpoint]
 
 PRESETS = ("fast", "balanced", "best")
 PAPERS_SAMPLER = ", paper's sampler"
@@ -50,6 +54,7 @@ OURS = (
 IMAGES = FOLDER / "images"  # not committed: some frames' licences do not allow it
 
 _TIMES = ("seconds", "measuring_s", "denoising_s")
+_SUMS = ("steps", "kept_step", "seconds", "tflop")  # of the parts of a training
 Row = dict[str, Any]
 _LEARNED: dict[tuple[str, str], Checkpoint] = {}
 
@@ -78,7 +83,29 @@ def learned(case: Case, frame: Frame, config: TrainingConfig, noise: Noise | Non
     return replace(_LEARNED[key], config=config)
 
 
-def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
+def learned_in_parts(
+    case: Case, frame: Frame, config: TrainingConfig, noise: Noise | None
+) -> Checkpoint:
+    """Trained on from where a run before was ended, but for Adam's moments, which begin anew."""
+    path = IMAGES / file_name(case.name, config.preset, config.seed, ".safetensors")
+    before = Checkpoint.open(path) if path.exists() else None
+    if before is not None:
+        taken = before.summary["steps"]
+        if taken == config.steps:
+            return before
+        config = replace(
+            config, start=str(path), steps=config.steps - taken, seed=config.seed + taken
+        )
+    with shown_training() as progress:
+        trained = train(frame, config, progress, noise)
+    if before is not None:
+        sums = {name: before.summary[name] + trained.summary[name] for name in _SUMS}
+        trained = replace(trained, summary={**trained.summary, **sums})
+    trained.save(path, overwrite=True)
+    return trained
+
+
+def our_row(case: Case, method: str, seed: int, learn: Learn = learned) -> tuple[Row, np.ndarray]:
     """Learned from the noisy frame, exported, denoised."""
     options = LearnOptions(
         preset=method.split(",")[0],
@@ -92,7 +119,7 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     measuring_s = time.perf_counter() - start
     if method == FIVE_SECONDS:  # seconds more for as many draws as `best` has
         config = replace(config, n_samples=TrainingConfig.named("best").n_samples)
-    checkpoint = learned(case, frame, config, noise)
+    checkpoint = learn(case, frame, config, noise)
     with Denoiser(export_model(checkpoint), backend="ort") as denoiser:
         start = time.perf_counter()
         if method.endswith(PAPERS_SAMPLER):  # independent draws, none of them turned
@@ -123,13 +150,18 @@ def our_row(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     return row, image
 
 
+def file_name(frame: str, method: str, seed: int = 0, extension: str = ".npy") -> str:
+    """What is kept of a row beside it: the image, or of `paper` the checkpoint."""
+    return f"{frame}, {method}, {seed}{extension}".replace("/", " per ")
+
+
 def measure(case: Case, method: str, seed: int) -> tuple[Row, np.ndarray]:
     """The scores of any method, and its image."""
     if method == "noisy":
         return noisy_row(case)
     if method in PEERS:
         return peer_row(case, method)
-    return our_row(case, method, seed)
+    return our_row(case, method, seed, learned_in_parts if method == PAPER else learned)
 
 
 def key(row: Row) -> tuple[Any, ...]:
@@ -186,8 +218,7 @@ def main() -> None:
                 row = {"frame": case.name, **row, "commit": commit(), "machine": machine()}
                 others = [other for other in rows() if key(other) != key(row)]
                 keep_rows("quality", sorted([*others, row], key=key))
-                name = f"{case.name}, {method}, {seed}".replace("/", " per ")
-                np.save(IMAGES / f"{name}.npy", image.astype(np.float32))
+                np.save(IMAGES / file_name(case.name, method, seed), image.astype(np.float32))
                 print(describe(row), flush=True)
 
 

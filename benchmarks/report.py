@@ -16,7 +16,16 @@ import numpy as np
 
 from benchmarks.cases import PAPER_PSNR, REPOSITORY, Pair, Simulated, cases
 from benchmarks.peers import PEERS
-from benchmarks.quality import FIVE_SECONDS, IMAGES, OURS, PAPERS_SAMPLER, PRESETS, Row, rows
+from benchmarks.quality import (
+    FIVE_SECONDS,
+    IMAGES,
+    OURS,
+    PAPERS_SAMPLER,
+    PRESETS,
+    Row,
+    file_name,
+    rows,
+)
 from benchmarks.results import FOLDER
 
 DOCS = REPOSITORY / "docs"
@@ -155,7 +164,7 @@ def plain_table(name: str) -> str:
 
 def image(frame: str, method: str) -> np.ndarray | None:
     """What a method made of a frame, if it was run here."""
-    path = IMAGES / f"{frame}, {method}, 0.npy".replace("/", " per ")
+    path = IMAGES / file_name(frame, method)
     return np.load(path) if path.exists() else None
 
 

@@ -19,6 +19,8 @@ from benchmarks.report import table
 from benchmarks.simulation import KINDS, simulated_frame, unit_noise
 from n2sr_deploy import Frame
 from n2sr_deploy.noise import Noise
+from n2sr_train import Checkpoint, train
+from tests.conftest import tiny_config
 from tests.gpus import FAKE_NATIVE, GPU
 
 
@@ -214,6 +216,29 @@ def test_zero_shot_noise2noise_learns_from_crops_of_a_large_frame(monkeypatch):
     noisy = gaussian("flat", np.ones((64, 301)), 0.05, 0.02).noisy
     assert peers.zs_n2n(noisy, no_score, steps=1).shape == (64, 301)
     assert seen == {(64, 256)}
+
+
+def test_the_papers_training_goes_on_where_it_was_ended(
+    noisy, noisy_columns, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(quality, "IMAGES", tmp_path)
+    config = tiny_config(preset="paper", steps=8, schedule="constant", stops_early=False)
+    ended = train(noisy, replace(config, steps=5))
+    ended.save(tmp_path / quality.file_name(noisy_columns.name, "paper", 0, ".safetensors"))
+    started = []
+
+    def watched(frame, config, *others):
+        started.append(config)
+        return train(frame, config, *others)
+
+    monkeypatch.setattr(quality, "train", watched)
+    whole = quality.learned_in_parts(noisy_columns, noisy, config, None)
+    assert (whole.summary["steps"], started[0].steps) == (8, 3)
+    assert whole.summary["tflop"] > ended.summary["tflop"]
+    assert Checkpoint.open(started[0].start).weights_sha256 == whole.weights_sha256  # kept anew
+    again = quality.learned_in_parts(noisy_columns, noisy, config, None)
+    assert len(started) == 1
+    assert again.weights_sha256 == whole.weights_sha256 != ended.weights_sha256
 
 
 def test_quality_tells_how_to_make_the_environment_of_noise2void(
