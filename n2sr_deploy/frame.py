@@ -294,7 +294,8 @@ def _checked(pixels: AnyArray) -> AnyArray:
 
 def _check_values(pixels: AnyArray) -> None:
     """Refuse what is no number, and what would overflow in whatever looks at the frame."""
-    n_bad = int(pixels.size - np.count_nonzero(np.isfinite(pixels)))
+    is_number = np.isfinite(pixels)
+    n_bad = int(pixels.size - np.count_nonzero(is_number))
     if n_bad == pixels.size:
         raise FrameError(
             "frame has nothing but NaN or infinite pixels, so there is nothing to learn or "
@@ -303,7 +304,7 @@ def _check_values(pixels: AnyArray) -> None:
     if n_bad:
         raise FrameError(
             f"frame has {counted(n_bad, 'NaN or infinite pixel')} of {pixels.size}; "
-            "replace each (for example by the median of its neighbours), or crop them off, first"
+            f"{_way_out(is_number)} first"
         )
     largest = max(-float(pixels.min()), float(pixels.max())) if pixels.itemsize > 4 else 0.0
     if largest > _LARGEST:
@@ -311,3 +312,13 @@ def _check_values(pixels: AnyArray) -> None:
             f"frame has values too large for float32 results (up to {largest:g}); divide it by a "
             "constant first"
         )
+
+
+def _way_out(is_number: AnyArray) -> str:
+    """What to do about the pixels that are none: a border, as alignment leaves, is cropped off."""
+    (top, bottom), (left, right) = (
+        np.flatnonzero(is_number.any(axis=axis))[[0, -1]] for axis in (1, 0)
+    )
+    if is_number[top : bottom + 1, left : right + 1].all():
+        return f"crop it to rows {top} to {bottom} and columns {left} to {right}, which are whole,"
+    return "replace each (for example by the median of its neighbours), or crop them off,"

@@ -202,7 +202,14 @@ def test_not_an_image(tmp_path):
         (np.zeros((0, 30)), "empty"),
         (np.zeros((2, 2, 20, 30)), "Choose one of its frames"),
         (np.full((20, 30), np.nan), "nothing but NaN or infinite pixels"),
-        (np.where(np.eye(20, 30) == 1, np.inf, 0), "20 NaN or infinite"),
+        (
+            np.where(np.eye(20, 30) == 1, np.inf, 0),
+            "20 NaN or infinite pixels of 600; replace each",
+        ),
+        (
+            np.pad(np.eye(20, 30), ((2, 0), (1, 3)), constant_values=np.nan),
+            "crop it to rows 2 to 21 and columns 1 to 30, which are whole, first",
+        ),
         (np.array([["a", "b"]]), "takes numbers"),
     ],
 )
