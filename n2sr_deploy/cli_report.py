@@ -25,11 +25,11 @@ from n2sr_deploy.cli_options import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.displaced_rows import Hum
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.mending import Mended
     from n2sr_deploy.report import Known
     from n2sr_deploy.sampling import AnyArray, FloatArray
-    from n2sr_deploy.scan_hum import Hum
 
 _log = logging.getLogger("n2sr")
 _ANOTHER = 0.5  # of what a network takes away: backends and rounding differ by far less
@@ -52,7 +52,7 @@ class _Made:
     @classmethod
     def of(cls, result: Frame, path: Path, seed: int | None) -> Self:
         """By the record that `n2sr denoise` writes; of other results the defaults."""
-        from n2sr_deploy.scan_hum import Hum
+        from n2sr_deploy.displaced_rows import Hum
 
         told = result.metadata.get("n2sr")
         record = told if isinstance(told, dict) else {}
@@ -172,11 +172,11 @@ def report_command(
     do not support? The page needs no other file and no network. Neither input is changed.
     --frame and --signal are of NOISY; of a stack DENOISED and --std are read at the same frame.
     """
+    from n2sr_deploy.displaced_rows import displaced
     from n2sr_deploy.formats import open_frames, read_frame
     from n2sr_deploy.mending import mend
     from n2sr_deploy.report import check_report, picture_of, report_on
     from n2sr_deploy.report.reporting import check_pixel_size, check_second
-    from n2sr_deploy.scan_hum import displaced
 
     if std is not None and model is not None:
         raise click.UsageError("--std and --model both tell the spread; leave one out")
@@ -262,10 +262,10 @@ def _known(
     made: _Made,
 ) -> Known | None:
     """What the network, or a file it wrote, tells."""
+    from n2sr_deploy.displaced_rows import displaced
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.report import Known, known
-    from n2sr_deploy.scan_hum import displaced
 
     if std is not None:
         error = _measured("standard error", _same_frame(std, noisy), noisy, mended)

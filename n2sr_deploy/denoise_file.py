@@ -16,12 +16,13 @@ import numpy as np
 
 from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
+from n2sr_deploy.displaced_rows import straightened
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import learn
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.provenance import Provenance, constant_frames, of_standard_error
-from n2sr_deploy.scan_hum import put_straight, straightened
+from n2sr_deploy.scan_hum import put_straight
 from n2sr_deploy.uncertainty import standard_error
 
 if TYPE_CHECKING:

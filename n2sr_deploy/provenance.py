@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from n2sr_deploy.denoise_options import DenoiseOptions
+    from n2sr_deploy.displaced_rows import Hum
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.mending import Mended
     from n2sr_deploy.model import ModelMetadata
     from n2sr_deploy.noise import Noise
     from n2sr_deploy.sampling import AnyArray
-    from n2sr_deploy.scan_hum import Hum
     from n2sr_deploy.uncertainty import Uncertainty
 
 _log = logging.getLogger("n2sr")

@@ -8,20 +8,14 @@ from click.testing import CliRunner
 from scipy import ndimage
 
 from benchmarks.simulation import simulated_frame
-from n2sr_deploy import Frame, read_frame, scan_hum, write_frame
+from n2sr_deploy import Frame, displaced_rows, read_frame, scan_hum, write_frame
 from n2sr_deploy.cli import main
+from n2sr_deploy.displaced_rows import Hum, displaced, straightened
 from n2sr_deploy.errors import FileFormatError
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.phantom import clean_phantom
-from n2sr_deploy.scan_hum import (
-    Hum,
-    displaced,
-    find_hum,
-    find_hum_between,
-    put_straight,
-    straightened,
-)
+from n2sr_deploy.scan_hum import find_hum, find_hum_between, put_straight
 
 HUM = Hum(frequency=0.2131, down=(1.2, -0.8), aside=(0.4, 0.3))
 
@@ -142,7 +136,7 @@ def test_bands_of_rows_leave_no_seam(monkeypatch):
     image = clean_phantom((300, 120), spacing=20)
     results = []
     for n_rows in (1000, 64):
-        monkeypatch.setattr(scan_hum, "_BAND", n_rows)
+        monkeypatch.setattr(displaced_rows, "_BAND", n_rows)
         results.append([straightened(image, HUM), displaced(image, HUM)])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
 
