@@ -20,6 +20,7 @@ from benchmarks.quality import (
     FIVE_SECONDS,
     IMAGES,
     OURS,
+    PAPER,
     PAPERS_SAMPLER,
     PRESETS,
     Row,
@@ -27,6 +28,7 @@ from benchmarks.quality import (
     rows,
 )
 from benchmarks.results import FOLDER
+from n2sr_train import TrainingConfig
 
 DOCS = REPOSITORY / "docs"
 BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- until here -->"
@@ -34,12 +36,21 @@ METHODS = ["noisy", *PEERS, *OURS]
 SHOWN = ["noisy", "Gaussian, best", "BM3D", "ZS-N2N", "fast" + PAPERS_SAMPLER, "fast", "balanced"]
 TARGETS = {"fast": (34.0, 35.3), "balanced": (36.5, 36.4), "best": (38.0, 37.2)}
 TARGETS[FIVE_SECONDS] = (32.5, 34.0)
+PAPERS_STEPS = TrainingConfig.named(PAPER).steps
 
 
 def worst(found: list[Row], measure: str, digits: int, *, low: bool) -> float:
     """Of several seeds, rounded to the worse side: rounding must not reach a goal."""
     value = (min if low else max)(row[measure] for row in found)
     return (math.floor if low else math.ceil)(value * 10**digits) / 10**digits
+
+
+def told(found: list[Row], method: str) -> str:
+    """A method's name; of a training that was ended before its end, how far it came."""
+    if method != PAPER:
+        return method
+    steps, whole = min(r["steps"] for r in found if r["method"] == PAPER), PAPERS_STEPS
+    return method if steps == whole else f"{method}, {steps} of {whole} steps"
 
 
 def table(found: list[Row], frames: list[str], measure: str, digits: int, *, low: bool) -> str:
@@ -65,7 +76,7 @@ def table(found: list[Row], frames: list[str], measure: str, digits: int, *, low
     lines = ["| | " + " | ".join(frames) + " |", "|---" * (len(frames) + 1) + "|"]
     for method in values:
         row = " | ".join(cell(method, f) for f in frames)
-        lines.append(f"| {method} | {row} |")
+        lines.append(f"| {told(found, method)} | {row} |")
     return "\n".join(lines)
 
 
@@ -79,27 +90,28 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
         + " | ".join(f"{PAPER_PSNR[f]:.2f} dB" for f in frames)
         + " | | 9300 TFLOP | | 50 |",
     ]
-    for method in (FIVE_SECONDS, *PRESETS):
+    for method in (FIVE_SECONDS, *PRESETS, PAPER):
         mine = [r for r in found if r["method"] == method and r["frame"] in frames]
         if not mine:
             continue
         quality = []
-        for frame, target in zip(frames, TARGETS[method], strict=True):
+        for frame, target in zip(frames, TARGETS.get(method, (None, None)), strict=True):
             here = [r for r in mine if r["frame"] == frame]
             if not here:
                 quality.append("not measured")
                 continue
             value = worst(here, "psnr_db", 2, low=True)
-            goal = f" (goal: {target}{'' if value >= target else ', missed'})"
-            quality.append(f"{value:.2f} dB{goal if goals else ''}")
+            quality.append(f"{value:.2f} dB")
+            if goals and target is not None:
+                quality[-1] += f" (goal: {target}{'' if value >= target else ', missed'})"
         tflop = max(r["tflop"] for r in mine)
         timed = [r["seconds"] for r in mine if "seconds" in r]
         seconds = f"{max(timed):.0f} s" if timed else ""
         seeds = ", ".join(map(str, sorted({r["seed"] for r in mine})))
         draws = ", ".join(map(str, sorted({r["n_samples"] for r in mine})))
         lines.append(
-            f"| {method} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | {seconds} | "
-            f"{draws} |"
+            f"| {told(mine, method)} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | "
+            f"{seconds} | {draws} |"
         )
     return "\n".join(lines)
 
