@@ -270,8 +270,8 @@ PRESETS: Mapping[str, TrainingConfig] = {
     "balanced": TrainingConfig(),
     "best": TrainingConfig(preset="best", network=NetworkConfig(members=2), n_samples=32),
     # Tian et al. 2024, doi 10.1109/TCI.2024.3458411, as its text describes it, but for what n2sr
-    # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, and
-    # the draws of inference are stratified and turned.
+    # always does: 2 % of the pixels are kept from the targets and choose the weights to keep, the
+    # draws of inference are stratified and turned, and so the patches are turned too.
     "paper": TrainingConfig(
         preset="paper",
         network=NetworkConfig(architecture="paper", channels=(128,) * 6),
@@ -284,7 +284,6 @@ PRESETS: Mapping[str, TrainingConfig] = {
         warmup_steps=0,
         ema_decay=0.0,
         overhang=0.0,
-        turns=False,
         missed_weight=1.0,
         validation_pixels=0,
         stops_early=False,

@@ -66,7 +66,7 @@ def test_preset_paper_is_the_papers_network_and_recipe():
     assert kmac_per_pixel(network, (2, 2), 32) == pytest.approx(395, rel=0.01)
     assert (config.steps, config.batch, config.patch) == (6000, 10, 256)
     assert (config.optimiser, config.learning_rate, config.schedule) == ("adam", 1e-4, "constant")
-    assert (config.n_samples, config.pattern.stride, config.turns) == (50, (2, 2), False)
+    assert (config.n_samples, config.pattern.stride, config.turns) == (50, (2, 2), True)
 
 
 def test_preset_paper_can_be_run():
