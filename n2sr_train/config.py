@@ -132,7 +132,8 @@ class TrainingConfig:
     their side, or of the places they have along it where those are fewer; 0 to 1. With 0 a pixel at
     the border is in hardly any."""
     turns: bool = True
-    """Whether patches are mirrored and turned by right angles, where the pattern allows."""
+    """Whether patches are mirrored and turned by right angles, where the pattern allows. Denoising
+    turns its draws: a network that learned without meets what it has not seen."""
     missed_weight: float = 5.0
     """How much pixels count where the residual shows that something was missed, 1 to 1000; 1: as
     others."""
