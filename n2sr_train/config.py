@@ -131,9 +131,6 @@ class TrainingConfig:
     """How far patches are drawn beyond the frame's border, to be moved back to it: as a share of
     their side, or of the places they have along it where those are fewer; 0 to 1. With 0 a pixel at
     the border is in hardly any."""
-    turns: bool = True
-    """Whether patches are mirrored and turned by right angles, where the pattern allows. Denoising
-    turns its draws: a network that learned without meets what it has not seen."""
     missed_weight: float = 5.0
     """How much pixels count where the residual shows that something was missed, 1 to 1000; 1: as
     others."""
@@ -244,7 +241,8 @@ class TrainingConfig:
         """From what JSON kept; unknown keys are refused.
 
         Where one is missing the training came before there was such a setting: it looked for no
-        missed places, and its patches had no overhang.
+        missed places, and its patches had no overhang. What earlier versions could set and this
+        one cannot is left out.
 
         Raises
         ------
@@ -252,6 +250,7 @@ class TrainingConfig:
             When a key is unknown or a value out of range.
         """
         known = {known.name for known in dataclasses.fields(cls)}
+        values = {key: value for key, value in values.items() if key not in _NO_LONGER}
         for key in values:
             check_choice("setting", key, known)
         nested = {
@@ -262,6 +261,7 @@ class TrainingConfig:
 
 
 _BEFORE = {"missed_weight": 1.0, "overhang": 0.0}
+_NO_LONGER = {"turns"}  # a checkpoint's summary tells in how many ways its patches were laid
 DEFAULT_PRESET = "balanced"
 
 PRESETS: Mapping[str, TrainingConfig] = {

@@ -69,7 +69,7 @@ class PatchSampler:
     frame
         The noisy frame; standardised here by its own mean and standard deviation.
     config
-        Pattern, margin, batch, patch, overhang, turns, validation pixels and seed are read.
+        Pattern, margin, batch, patch, overhang, validation pixels and seed are read.
     multiple
         Rows and columns, in pixels, of which patch sides are multiples.
 
@@ -184,10 +184,11 @@ class PatchSampler:
         return subsampled, target[None], (counts * self._held_out(0, seed, index))[None]
 
     def _allowed_turns(self) -> int:
-        """1: none; 4: mirrorings and the half turn; 8: quarter turns too."""
+        """4: mirrorings and the half turn; 8: quarter turns too.
+
+        Denoising turns its draws: a network that learned without meets what it has not seen.
+        """
         pattern = self._config.pattern
-        if not self._config.turns:
-            return 1
         square = self.shape[0] == self.shape[1] and pattern.stride_y == pattern.stride_x
         return 8 if square else 4
 

@@ -15,6 +15,7 @@ from n2sr_deploy.backends import open_backend
 from n2sr_deploy.errors import ModelError, OutputError, SettingError
 from n2sr_train import export as export_module
 from n2sr_train import export_model, train
+from n2sr_train.config import TrainingConfig
 from n2sr_train.network import build_network
 from tests.conftest import tiny_config
 
@@ -207,12 +208,16 @@ def test_an_existing_model_is_not_replaced(model, model_path):
         model.save(model_path)
 
 
-@pytest.mark.parametrize(
-    ("changes", "shape", "n_orientations"),
-    [({}, (96, 128), 8), ({"turns": False}, (96, 128), 4), ({}, (40, 128), 4)],
-)
-def test_draws_are_only_laid_as_the_network_learned_to_see_them(changes, shape, n_orientations):
-    """Long patches are never transposed in training, nor are any where turns are off."""
+@pytest.mark.parametrize(("shape", "n_orientations"), [((96, 128), 8), ((40, 128), 4)])
+def test_draws_are_only_laid_as_the_network_learned_to_see_them(shape, n_orientations):
+    """Long patches are never transposed in training."""
     frame = Frame(pixels=np.random.default_rng(0).normal(size=shape))
-    model = export_model(train(frame, tiny_config(steps=1, **changes)))
+    model = export_model(train(frame, tiny_config(steps=1)))
     assert model.metadata.n_orientations == n_orientations
+
+
+def test_a_checkpoint_of_when_turns_could_be_left_out_is_read(checkpoint):
+    config = TrainingConfig.from_dict({**checkpoint.config.to_dict(), "turns": False})
+    assert config == checkpoint.config
+    older = replace(checkpoint, config=config, summary={**checkpoint.summary, "turns": 1})
+    assert export_model(older).metadata.n_orientations == 4
