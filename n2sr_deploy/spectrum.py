@@ -142,7 +142,8 @@ def shows_signal(ratio: AnyArray, shape: Shape) -> BoolArray:
     signal = np.zeros(ratio.shape, np.bool_)
     for size, threshold in _SIGNAL:
         others = _half_mean(np.where(signal, 0.0, ratio), shape, size)
-        others /= np.maximum(_half_mean(np.where(signal, 0.0, 1.0), shape, size), 0.1)
+        if signal.any():
+            others /= np.maximum(_half_mean(np.where(signal, 0.0, 1.0), shape, size), 0.1)
         signal |= others > threshold
     return signal
 
@@ -155,6 +156,11 @@ def _half(spectrum: AnyArray) -> AnyArray:
 def _mirrored(columns: AnyArray) -> AnyArray:
     """Columns of a real frame's spectrum as they stand at the opposite frequencies."""
     return np.roll(columns[::-1, ::-1], 1, axis=0)
+
+
+def _pixels(half: AnyArray, shape: Shape) -> AnyArray:
+    """(H, W) whose spectrum has this half."""
+    return np.asarray(np.fft.irfft2(half, s=shape))
 
 
 def _whole(half: AnyArray, shape: Shape) -> AnyArray:
@@ -228,25 +234,25 @@ class _FilteredNoise:
         self.spectrum = spectrum
         passed = spectrum.noise_only()
         self.share_passed = float(passed.mean())
-        self._colour = np.sqrt(spectrum.floor / spectrum.floor.mean())
-        self.squared = np.square(np.fft.ifft2(spectrum.transform * passed / self._colour).real)
+        passed, transform = _half(passed), _half(spectrum.transform)
+        self._colour = np.sqrt(_half(spectrum.floor) / spectrum.floor.mean())
+        self.squared = np.square(_pixels(transform * passed / self._colour, spectrum.shape))
         # With a filter h and correlations c, power is the sum over pairs of pixels of
         # h h' c sqrt(v v'); with (v + v') / 2 for the root it is linear in the variance v.
         filter_, correlated = (
-            np.fft.ifft2(passed * colour).real for colour in (1 / self._colour, self._colour)
+            _pixels(passed * colour, spectrum.shape) for colour in (1 / self._colour, self._colour)
         )
         self._kernel = np.fft.rfft2(filter_ * correlated)
         self._rng = np.random.default_rng(_SPLIT_SEED)
 
     def reaching(self, variance: AnyArray) -> AnyArray:
         """Of a variance (H, W) of the windowed frame, what reaches `squared`."""
-        spread = np.fft.rfft2(variance) * self._kernel
-        return np.asarray(np.fft.irfft2(spread, s=self.spectrum.shape))
+        return _pixels(np.fft.rfft2(variance) * self._kernel, self.spectrum.shape)
 
     def simulated(self, variance: AnyArray) -> AnyArray:
         """Windowed noise of this variance (H, W), correlated like the frame's."""
         white = np.fft.rfft2(self._rng.normal(size=self.spectrum.shape))
-        unit = np.fft.irfft2(white * _half(self._colour), s=self.spectrum.shape)
+        unit = _pixels(white * self._colour, self.spectrum.shape)
         return np.asarray(unit * np.sqrt(variance) * self.spectrum.window)
 
 
@@ -261,7 +267,7 @@ class _Regression:
         self.constant = noise.reaching(window**2)
         # Weights that depend on the intensity would favour its noise.
         self.weight = np.where(window > 0.1, 1 / np.maximum(self.constant, 1e-12) ** 2, 0.0)
-        signal = np.fft.ifft2(intensity.transform * intensity.signal).real
+        signal = _pixels(_half(intensity.transform * intensity.signal), intensity.shape)
         self.rough = signal / np.maximum(window, 0.05) + intensity.mean
         if intensity.left_out is not None:
             self.weight[_often(intensity.left_out.clipped, self.rough)] = 0.0
@@ -276,8 +282,9 @@ class _Regression:
         left, right, scatter = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2))
         for _ in range(n_splits):
             added = self.noise.simulated(variance)
+            transform, of_added = _half(self.intensity.transform), np.fft.rfft2(added)
             with ThreadPoolExecutor(2) as pool:
-                halves = [self.intensity.windowed + added, self.intensity.windowed - added]
+                halves = [transform + of_added, transform - of_added]
                 shown = pool.map(lambda half: self._terms(self._shown(half)), halves)
                 apart = self.noise.reaching(self.intensity.window * added).ravel()
             for instrument, sign in zip(shown, (-1, 1), strict=True):  # of the other half
@@ -302,11 +309,11 @@ class _Regression:
         reaching = self.noise.reaching(window * (windowed + self.intensity.mean * window))
         return np.stack([reaching.ravel(), self.constant.ravel()])
 
-    def _shown(self, half: AnyArray) -> AnyArray:
-        """What a windowed half of a split frame shows of the intensity."""
-        transform = np.fft.rfft2(half)
-        shows = shows_signal(self.intensity.density(transform) / self.floor, half.shape)
-        return np.asarray(np.fft.irfft2(transform * shows, s=half.shape))
+    def _shown(self, transform: AnyArray) -> AnyArray:
+        """What a half of a split frame shows of the intensity, windowed; of its transform."""
+        intensity = self.intensity
+        shows = shows_signal(intensity.density(transform) / self.floor, intensity.shape)
+        return _pixels(transform * shows, intensity.shape)
 
 
 def _often(clipped: BoolArray, level: AnyArray) -> BoolArray:
