@@ -62,10 +62,10 @@ def check_input(path: Path, *, stores: bool = False) -> None:
     if not (path.is_dir() or path.is_file()):
         raise InputFileError(f"{path} is no regular file, but a pipe or device; name a file")
     try:
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if path.is_file():
             path.open("rb").close()  # which Windows refuses while another program writes it
-        elif not os.access(path, os.R_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputFileError(
             f"{path} cannot be read: {why(error)}; check its permissions, and whether another "
