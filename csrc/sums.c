@@ -28,13 +28,14 @@ void n2sr_sums(n2sr_frame frame, int64_t *sum, uint64_t *squares, int n_threads)
 {
     int64_t values = 0;
     uint64_t products = 0;
+    ptrdiff_t y; /* not in the loop: MSVC's OpenMP takes no declarations there */
 #ifdef _OPENMP
     const int team = n_threads > 0 ? n_threads : omp_get_max_threads();
 #pragma omp parallel for num_threads(team) schedule(static) reduction(+ : values, products)
 #else
     (void)n_threads;
 #endif
-    for (ptrdiff_t y = 0; y < frame.height; ++y) {
+    for (y = 0; y < frame.height; ++y) {
         const char *row = (const char *)frame.pixels + y * frame.row_bytes;
         for (ptrdiff_t x = 0; x < frame.width; x += ROW_BLOCK) {
             const ptrdiff_t n = frame.width - x < ROW_BLOCK ? frame.width - x : ROW_BLOCK;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 
@@ -10,16 +11,24 @@ from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
 
 def main() -> None:
     """Run the command; Ctrl-C is told as a sentence while Python still imports it, too."""
+    _write_what_can_be_encoded()
     try:
         from n2sr_deploy.cli import main as command
 
-        command()
+        # Else click would take names like a[1].tif for globs on Windows; a batch knows its own.
+        command(windows_expand_args=False)
     except SystemExit:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all was done and told: only Python ends
         raise
     except KeyboardInterrupt:
         sys.stderr.write(f"Error: {INTERRUPTED}\n")
         sys.exit(INTERRUPTED_CODE)
+
+
+def _write_what_can_be_encoded() -> None:
+    """Escape the rest, as stderr does: a redirected stdout has few letters on Windows."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

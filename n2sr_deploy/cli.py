@@ -7,9 +7,7 @@ Other packages join commands through the entry-point group ``n2sr.commands``.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,7 @@ from n2sr_deploy.errors import (
     check_choice,
 )
 from n2sr_deploy.kernels import describe_kernels
-from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
+from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE, handled
 from n2sr_deploy.version import VERSION
 
 if TYPE_CHECKING:
@@ -117,14 +115,8 @@ def _telling_interrupts() -> Iterator[None]:
 @contextmanager
 def _cleaning_up() -> Iterator[None]:
     """SIGTERM ends a command as an error does, so no temporary file stays behind."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled(lambda number, _: sys.exit(128 + number)):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _ToStderr(logging.Handler):

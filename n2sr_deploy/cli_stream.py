@@ -20,6 +20,7 @@ from n2sr_deploy.cli_options import (
     seed_option,
     training_options,
 )
+from n2sr_deploy.signals import ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -259,7 +260,7 @@ def _until_told(runner: StreamRunner) -> Iterator[Callable[[], None]]:
         told_s.append(time.monotonic())
         runner.stop()
         if is_over or len(told_s) > 1:
-            handler = before[signal.Signals(number)]
+            handler = before[number]
             if callable(handler):
                 handler(number, frame)
             else:
@@ -270,7 +271,7 @@ def _until_told(runner: StreamRunner) -> Iterator[Callable[[], None]]:
         nonlocal is_over
         is_over = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, *ending())}
     try:
         yield has_ended
     finally:

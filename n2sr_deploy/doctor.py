@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,13 +93,15 @@ def _instead(package: str) -> str:
 
 
 def _required(extra: str | None) -> list[str]:
-    """The packages n2sr says it needs, or one of its extras does."""
+    """The packages n2sr says it needs on this system, or one of its extras does."""
     lines = [line.partition(";") for line in requires("n2sr") or ()]
-    wanted = "" if extra is None else f'extra == "{extra}"'
+    wanted = {"" if extra is None else f'extra == "{extra}"'}
+    if sys.platform != "win32":
+        wanted |= {f'sys_platform != "win32" and {marker}' for marker in wanted}
     names = [
         re.split(r"[^\w.-]", package, maxsplit=1)[0]
         for package, _, marker in lines
-        if marker.strip().replace("'", '"') == wanted
+        if marker.strip().replace("'", '"') in wanted
     ]
     return [name for name in names if name != "n2sr"]  # by which an extra names another
 

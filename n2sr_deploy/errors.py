@@ -145,7 +145,7 @@ def installing(extra: str) -> str:
     n2sr is in no package index. pip needs none for it: it takes the one that is installed, whose
     extras it reads.
     """
-    return f"pip install 'n2sr[{extra}]'"
+    return f'pip install "n2sr[{extra}]"'
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import uuid
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -60,8 +61,16 @@ def check_input(path: Path, *, stores: bool = False) -> None:
         raise InputFileError(f"{path} is a folder; name a file in it")
     if not (path.is_dir() or path.is_file()):
         raise InputFileError(f"{path} is no regular file, but a pipe or device; name a file")
-    if not os.access(path, os.R_OK):
-        raise InputFileError(f"{path} cannot be read; check its permissions")
+    try:
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if path.is_file():
+            path.open("rb").close()  # which Windows refuses while another program writes it
+    except OSError as error:
+        raise InputFileError(
+            f"{path} cannot be read: {why(error)}; check its permissions, and whether another "
+            "program has it open"
+        ) from error
 
 
 def check_name(path: Path, refused: type[InputFileError | OutputError]) -> None:
@@ -93,10 +102,21 @@ def check_output(
         raise OutputExistsError(f"{path} exists already; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    if not _takes_files(path.parent):
         raise OutputError(f"the folder {path.parent} cannot be written to; choose another")
     if not path.name.endswith(suffix):
         raise OutputError(f"{path} must end in {suffix}, or nobody will know what it is")
+
+
+def _takes_files(folder: Path) -> bool:
+    if sys.platform == "win32":  # where os.access() knows nothing of permissions
+        temporary = temporary_of(folder / "n2sr")
+        try:
+            temporary.touch(exist_ok=False)
+            temporary.unlink()
+        except OSError:
+            return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _may_be_a_store(path: Path) -> bool:

@@ -8,10 +8,30 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
 INTERRUPTED = "ended by Ctrl-C before it was done"
 INTERRUPTED_CODE = 128 + signal.SIGINT  # as a shell tells it
+
+
+def ending() -> list[int]:
+    """SIGTERM, and on Windows Ctrl-Break, the only one there that another process can send."""
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have `ending` signals handled so, in the main thread; others are not told of signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in ending()}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextmanager

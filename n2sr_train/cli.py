@@ -9,7 +9,7 @@ import tempfile
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGINT
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +30,7 @@ from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
-from n2sr_deploy.signals import ignored
+from n2sr_deploy.signals import ending, ignored
 from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train_command(
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
-    with ignored(SIGINT, SIGTERM):  # nothing is left to end but the writing
+    with ignored(SIGINT, *ending()):  # nothing is left to end but the writing
         _save(checkpoint, output, overwrite=overwrite)
         click.echo(f"{output}: {checkpoint.describe()}")
 

@@ -425,7 +425,7 @@ def test_an_unknown_backend_is_refused(model):
 def test_a_backend_that_is_not_installed_tells_its_extra(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "n2sr_deploy.backends.openvino", raising=False)
-    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[openvino\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "n2sr\[openvino\]"'):
         open_backend(model.onnx, "openvino")
     backend = open_backend(model.onnx)
     backend.close()
@@ -505,7 +505,7 @@ def test_a_missing_backend_is_told_before_a_training(noisy, tmp_path, monkeypatc
     given = [tmp_path / "noisy.tif", "-o", tmp_path / "out.tif"]
     done = CliRunner().invoke(main, ["denoise", *map(str, given), "--backend", "openvino"])
     assert done.exit_code == 2
-    assert "pip install 'n2sr[missing]'" in done.output
+    assert 'pip install "n2sr[missing]"' in done.output
     assert "step" not in done.output
 
 

@@ -563,7 +563,7 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
         ["train", noisy_file, "-o", "s.safetensors"],
         ["export", noisy_file, "-o", "s.onnx"],
     ):
-        refused(run(*arguments, code=2), "pip install 'n2sr[train]'")
+        refused(run(*arguments, code=2), 'pip install "n2sr[train]"')
 
 
 @pytest.mark.parametrize(
@@ -902,7 +902,7 @@ print(json.dumps(missing))
     }
     assert missing.keys() == expected.keys()
     for module, extra in expected.items():
-        assert f"pip install 'n2sr[{extra}]'" in missing[module]
+        assert f'pip install "n2sr[{extra}]"' in missing[module]
 
 
 def test_denoising_loads_neither_torch_nor_onnx(model_path):
@@ -925,7 +925,7 @@ def test_training_from_python_without_the_extra_says_what_to_install(monkeypatch
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr("n2sr_train.learner.import_module", no_torch)
-    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "n2sr\[train\]"'):
         importlib.import_module("n2sr_train").__getattr__("train")
 
 

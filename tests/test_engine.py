@@ -557,9 +557,9 @@ def test_doctor_tells_a_gpu_that_rtx_is_not_made_for(rtx, monkeypatch):
 
 def test_a_library_that_is_not_installed_tells_its_extra(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", _not_there)
-    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[rtx\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "n2sr\[rtx\]"'):
         tensorrt_library.import_library("tensorrt_rtx")
-    with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[tensorrt\]'"):
+    with pytest.raises(MissingExtraError, match=r'pip install "n2sr\[tensorrt\]"'):
         tensorrt_library.import_library("tensorrt")
 
 

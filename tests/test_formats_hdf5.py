@@ -589,7 +589,7 @@ def test_compressed_by_a_plugin(tmp_path, monkeypatch):
             file.create_dataset("data", data=pixels, chunks=(32, 64), compression=filtered)
         assert np.array_equal(read_frame(tmp_path / f"{name}.h5").pixels, pixels)
     monkeypatch.setattr(h5py.h5z, "filter_avail", lambda _: False)
-    with pytest.raises(FileFormatError, match=r"filter 32008 .*pip install 'n2sr\[formats\]'"):
+    with pytest.raises(FileFormatError, match=r'filter 32008 .*pip install "n2sr\[formats\]"'):
         read_frame(tmp_path / "b.h5")
 
 
@@ -600,7 +600,7 @@ def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
         lambda: read_frame(tmp_path / "a.emd"),
         lambda: write_frame(tmp_path / "b.hspy", stack_of(1)[0]),
     ):
-        with pytest.raises(MissingExtraError, match=r"pip install 'n2sr\[formats\]'"):
+        with pytest.raises(MissingExtraError, match=r'pip install "n2sr\[formats\]"'):
             read()
 
 

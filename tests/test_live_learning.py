@@ -508,7 +508,7 @@ def test_a_training_ends_when_the_stream_is_killed(wait_s, tmp_path):
 
 _WITH_A_LIFELINE = """
 import sys, time
-from n2sr_deploy.stream.lifeline import end_with_parent
+from n2sr_deploy.lifeline import end_with_parent
 end_with_parent()
 print(repr(sys.stdin.read()), flush=True)
 time.sleep(600)

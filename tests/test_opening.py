@@ -296,7 +296,7 @@ def test_doctor_tells_of_the_libraries_of_every_extra(monkeypatch):
         names = doctor._required(extra)
         assert names
         for name in names:
-            assert f"pip install 'n2sr[{extra}]'" in told[name]
+            assert f'pip install "n2sr[{extra}]"' in told[name]
     assert {"pyzmq", "openvino"} <= told.keys()
     assert "pip install imagecodecs" in told["imagecodecs"], "which is in no extra"
     assert told["n2sr"] == VERSION, "which em needs, too"

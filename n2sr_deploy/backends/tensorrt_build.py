@@ -12,7 +12,7 @@ from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.tensorrt import SETTINGS, open_logger
 from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library
 from n2sr_deploy.errors import ModelError
-from n2sr_deploy.signals import held_back
+from n2sr_deploy.signals import ending, held_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def build_plan(
     """
     trt = import_library(library)
     # The library swallows what its calls of Python raise: Ctrl-C while it logs would go unheard.
-    with held_back(signal.SIGINT, signal.SIGTERM) as signals:
+    with held_back(signal.SIGINT, *ending()) as signals:
         plan = _compiled(trt, onnx, precision, shape, _monitor(trt, progress, signals))
     if signals:  # of a handler that raises nothing
         raise KeyboardInterrupt

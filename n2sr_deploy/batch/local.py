@@ -168,7 +168,7 @@ class _Worker:
 
     def _messages(self, line: str) -> Iterator[dict[str, Any]]:
         """What it says after this line, until its end."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # a broken pipe; Windows says EINVAL
             if self._process.stdin and self._process.stdout:
                 self._process.stdin.write(line)
                 self._process.stdin.flush()
@@ -186,5 +186,5 @@ class _Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
+                with contextlib.suppress(OSError):
                     pipe.close()

@@ -116,8 +116,10 @@ class Manifest:
     def close(self) -> None:
         """Close the file; another batch may then begin. Of one that began nothing, none stays."""
         is_empty = self._file.seek(0, os.SEEK_END) == 0
+        if sys.platform == "win32":  # which keeps open files, also those of a batch that begins now
+            self._file.close()
         if is_empty:
-            with contextlib.suppress(PermissionError):  # Windows keeps open files
+            with contextlib.suppress(PermissionError):
                 self.path.unlink(missing_ok=True)
         self._file.close()
 

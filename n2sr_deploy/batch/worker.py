@@ -14,6 +14,7 @@ import sys
 import threading
 
 from n2sr_deploy.batch.work import Task, work
+from n2sr_deploy.lifeline import parents_pipe
 from n2sr_deploy.opening import Denoisers
 
 
@@ -21,12 +22,13 @@ def main() -> None:
     """Work until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the batch; it ends its workers
     tasks: queue.SimpleQueue[str] = queue.SimpleQueue()
+    coming = os.fdopen(parents_pipe(), encoding="utf-8")
     # Whatever libraries print goes to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
     def listen() -> None:
-        for line in sys.stdin:
+        for line in coming:
             tasks.put(line)
         os._exit(0)
 

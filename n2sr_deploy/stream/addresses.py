@@ -39,7 +39,8 @@ class Address:
             When it has no scheme.
         """
         scheme, colon, rest = text.partition(":")
-        if not colon or not scheme.isidentifier():
+        is_drive = len(scheme) == 1  # of Windows
+        if not colon or not scheme.isidentifier() or is_drive:
             raise SettingError(
                 f"{text!r} is no address; it begins with a scheme, like zmq://127.0.0.1:9999, "
                 "watch:folder/ (to take frames from), folder:denoised/ or stack:denoised.tif (to "

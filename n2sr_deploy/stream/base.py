@@ -33,8 +33,9 @@ class LiveFrame:
     unit: str | None = None
     source_time_s: float | None = None
     """When it was taken, by the source's clock, in seconds since 1970."""
-    arrival_s: float = field(default_factory=time.monotonic)
-    """When it had arrived, by `time.monotonic`."""
+    arrival_s: float = field(default_factory=time.perf_counter)
+    """When it had arrived, by `time.perf_counter`: the other clock of Python 3.11 and 3.12 goes in
+    steps of 16 ms on Windows."""
     arrival_time_s: float = field(default_factory=time.time)
     """The same in seconds since 1970."""
     valid_rows: tuple[int, int] | None = None

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from n2sr_deploy.stream.denoising import LiveDenoiser
 
 _log = logging.getLogger("n2sr")
-_LIFELINE = "from n2sr_deploy.stream.lifeline import end_with_parent; end_with_parent(); "
+_LIFELINE = "from n2sr_deploy.lifeline import end_with_parent; end_with_parent(); "
 _PROGRAM = "from n2sr_deploy.cli import main; main()"
 _NICENESS = 10
+_ON_WINDOWS = "CREATE_NEW_PROCESS_GROUP", "BELOW_NORMAL_PRIORITY_CLASS"
 _TRY_AGAIN_S = 30.0  # after a training that failed
 _TICK_S = 0.02  # how often it is looked whether a training has ended
 _TOO_EARLY = "the training ended before there was anything to keep"
@@ -114,7 +115,8 @@ class LiveLearner:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            env=_environment(),
             check=False,
         )
         if done.returncode != 0:
@@ -293,10 +295,11 @@ class LiveLearner:
             stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.PIPE if tells else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if tells else subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            env=_environment(),
             # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
             process_group=0,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows
+            creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
         )
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
@@ -378,6 +381,11 @@ def _without_names(line: str, arguments: Sequence[str | Path]) -> str:
 def _python(program: str) -> list[str]:
     """The command that runs it, without what happens to lie in the current folder."""
     return [sys.executable, "-P", "-c", program]
+
+
+def _environment() -> dict[str, str]:
+    """In which a command can say any name: else on Windows those with letters of its language."""
+    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
 
 
 class _FailedError(Exception):

@@ -22,13 +22,13 @@ class Pace:
 
     def begin(self) -> None:
         """The first is due now."""
-        self._due_s = time.monotonic()
+        self._due_s = time.perf_counter()
 
     def is_due(self, timeout_s: float) -> bool:
         """Whether the next is due within the time-out: waits for either, and reckons it as read."""
-        wait_s = self._due_s - time.monotonic()
+        wait_s = self._due_s - time.perf_counter()
         time.sleep(max(0.0, min(wait_s, timeout_s)))
         if wait_s > timeout_s:
             return False
-        self._due_s = max(self._due_s + self._period_s, time.monotonic() - self._period_s)
+        self._due_s = max(self._due_s + self._period_s, time.perf_counter() - self._period_s)
         return True

@@ -66,7 +66,7 @@ class PvaSource:
 
     def _arrived(self, update: Any) -> None:
         """In a thread of p4p's: it must not wait."""
-        arrival_s = time.monotonic()
+        arrival_s = time.perf_counter()
         while True:
             try:
                 self._updates.put_nowait((update, arrival_s))

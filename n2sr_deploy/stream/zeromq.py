@@ -92,7 +92,7 @@ class ZmqSource:
             self._is_lost = event == zmq.Event.DISCONNECTED
         if self._socket in ready:
             parts = self._socket.recv_multipart(copy=False)
-            arrival_s = time.monotonic()
+            arrival_s = time.perf_counter()
             frame = self._decoded([part.buffer for part in parts])
             return None if frame is None else frame.arrived_at(arrival_s)
         if self._is_lost:  # and all it had sent was read

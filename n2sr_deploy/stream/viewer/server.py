@@ -184,6 +184,7 @@ def _copied(result: LiveResult) -> LiveResult:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    allow_reuse_address = sys.platform != "win32"  # where two programs then have one port
 
     def __init__(self, address: tuple[str, int], viewer: ViewerSink) -> None:
         self.viewer = viewer

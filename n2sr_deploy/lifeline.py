@@ -1,0 +1,34 @@
+"""A process that ends with the one that started it, however that ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+
+def parents_pipe() -> int:
+    """Take the standard input, a pipe of the parent's, away from libraries; give its descriptor.
+
+    They ask about it as they are loaded, which on Windows waits for as long as it is being read.
+    """
+    parents = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return parents
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its standard input, a pipe of its parent's, is closed.
+
+    The system closes it when the parent is gone, by SIGKILL too, and on every platform; it does so
+    without any work that could be stuck, so nothing is tidied up.
+    """
+    parents = parents_pipe()
+
+    def wait() -> None:
+        while os.read(parents, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, name="n2sr lifeline", daemon=True).start()
