@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from n2sr_deploy.doctor import report
-from n2sr_deploy.errors import SettingError
+from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import PIXEL_TYPES
@@ -57,9 +57,7 @@ class Workload:
     """Frames before those, not counted: for each in flight, a GPU plans one and records one."""
 
     def __post_init__(self) -> None:
-        names = [str(np.dtype(known)) for known in PIXEL_TYPES]
-        if self.dtype not in names:
-            raise SettingError(f"dtype is {self.dtype!r}, but must be one of {', '.join(names)}")
+        check_choice("dtype", self.dtype, map(str, PIXEL_TYPES))
         if self.n_frames < 1:
             raise SettingError(f"frames is {self.n_frames}, but at least one must be measured")
 

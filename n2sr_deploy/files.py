@@ -115,6 +115,14 @@ def mark_of(path: Path) -> str:
     return _mark(path.name, _MARK)
 
 
+def mark_in(name: str) -> str | None:
+    """The mark in the name of a temporary file; None in that of another."""
+    found = re.fullmatch(
+        rf"\.n2sr-([0-9a-f]{{{_MARK}}})[0-9a-f]{{{_NODE + _PID + _NODE}}}(\..*)?", name
+    )
+    return found[1] if found else None
+
+
 def _mark(name: str, n_digits: int) -> str:
     return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:n_digits]
 

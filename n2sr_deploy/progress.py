@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from n2sr_deploy.signals import sigterm_handled
 from n2sr_deploy.words import about, counted, time_left
 
 if TYPE_CHECKING:
@@ -30,20 +31,8 @@ def shown_training() -> Iterator[Callable[[TrainingStatus], None]]:
 
     SIGTERM (`kill`, a cluster's time limit) ends the training as Ctrl-C does: the best is kept.
     """
-    with _terminated_as_by_ctrl_c(), _shown(Console(stderr=True)) as show:
+    with sigterm_handled(signal.default_int_handler), _shown(Console(stderr=True)) as show:
         yield show
-
-
-@contextmanager
-def _terminated_as_by_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # others are not told of signals
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -165,15 +165,13 @@ def merge(
     kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
 
 
-def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
+def exact_sums(frame: AnyArray) -> tuple[int, int]:
     """The sum of all pixels and of their squares, exactly.
 
     Parameters
     ----------
     frame
         (H, W) of one of `SUMMED_EXACTLY`, fewer than 2**31 pixels, rows contiguous.
-    n_threads
-        0: one for each core.
 
     Raises
     ------
@@ -186,7 +184,7 @@ def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
             f"frame is {frame.dtype} {frame.shape} with strides {frame.strides}, but must be "
             "uint8, uint16 or int16 (H, W), rows contiguous, fewer than 2**31 pixels"
         )
-    sums: tuple[int, int] = kernels().sums(frame, n_threads)
+    sums: tuple[int, int] = kernels().sums(frame, 0)
     return sums
 
 

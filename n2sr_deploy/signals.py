@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
 INTERRUPTED = "ended by Ctrl-C before it was done"
 INTERRUPTED_CODE = 128 + signal.SIGINT  # as a shell tells it
@@ -32,6 +33,22 @@ def held_back(*numbers: int) -> Iterator[list[int]]:
     finally:
         if came:  # of several, the first ends what is done here
             signal.raise_signal(came[0])
+
+
+@contextmanager
+def sigterm_handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let a handler answer SIGTERM during the block.
+
+    Threads other than the main one are not told of signals, so nothing is changed there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

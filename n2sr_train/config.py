@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.noise import choose_pattern
-from n2sr_deploy.pattern import PATTERN_NAMES, SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.sampling import MAX_SAMPLES
 
 if TYPE_CHECKING:
@@ -219,7 +219,6 @@ class TrainingConfig:
             pattern, margin, _ = choose_pattern(noise)
         if options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
-            check_choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(config.pattern.stride))
             # The noise asks for it still; of cells hardly a pixel would be left.
             margin = 0 if name == "cell" else min(margin, max(0, max(pattern.stride) - 2))

@@ -159,8 +159,6 @@ class CudaDevice:
         self.name = name.value.decode()
         self.capability = capability.value
         """Compute capability, 90 for 9.0."""
-        self.n_bytes = n_bytes.value
-        """Of memory."""
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, f"n2sr_cuda_{name}")(*arguments)

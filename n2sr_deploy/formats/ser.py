@@ -91,9 +91,14 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     )
 
 
+def emi_of(path: Path) -> Path:
+    """The EMI that a SER file belongs to: ``s.emi`` of ``s_1.ser``."""
+    return path.with_name(f"{path.stem.rpartition('_')[0]}.emi")
+
+
 def _emi(path: Path) -> dict[str, Any]:
     """What ``sample.emi`` tells of ``sample_1.ser``; nothing where it is away or damaged."""
-    beside = path.with_name(path.stem.rpartition("_")[0] + ".emi")
+    beside = emi_of(path)
     if not beside.exists():
         return {}
     try:

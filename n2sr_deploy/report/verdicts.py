@@ -12,6 +12,7 @@ import numpy as np
 
 from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.report.findings import Level, Verdict
+from n2sr_deploy.report.places import MOST_TOLD
 from n2sr_deploy.words import are, counted
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ def _places(places: list[Place]) -> str:
     at = f"row {first.row}, column {first.column} ({abs(first.sigmas):.1f} sigma)"
     if len(places) == 1:
         return f"at {at}"
-    more = "or more " if len(places) >= 50 else ""
+    more = "or more " if len(places) >= MOST_TOLD else ""
     return f"at {len(places)} {more}places, first {at},"
 
 
