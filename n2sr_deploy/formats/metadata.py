@@ -11,8 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    Table = Mapping[str, tuple[str, float] | str]
+    """Where names of `FrameInfo.acquisition` lie in nested mappings, ``a/b/c``; a number's also
+    with what it is multiplied by."""
+
 # Where HyperSpy keeps what `FrameInfo.acquisition` names, below an instrument; its own units.
-HYPERSPY: dict[str, tuple[str, float] | str] = {
+HYPERSPY: Table = {
     "microscope": "microscope",
     "detector": "Detector/detector_type",
     "mode": "acquisition_mode",
@@ -75,9 +79,7 @@ def sought(metadata: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def acquired(
-    metadata: Mapping[str, Any], table: Mapping[str, tuple[str, float] | str]
-) -> dict[str, float | str]:
+def acquired(metadata: Mapping[str, Any], table: Table) -> dict[str, float | str]:
     """`FrameInfo.acquisition` from a file's own metadata.
 
     Parameters
@@ -85,7 +87,7 @@ def acquired(
     metadata
         Nested mappings.
     table
-        Where each name lies, ``a/b/c``; a number's also with what it is multiplied by.
+        Where its names lie in there.
     """
     values: dict[str, float | str] = {}
     for name, where in table.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,24 +22,13 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.denoiser import Denoised
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.opening import Opened
     from n2sr_deploy.report.findings import ReportFindings
     from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
 
 _log = logging.getLogger("n2sr")
 _SAME_SIZE = 0.02  # by which sizes may differ that were calibrated apart
-
-
-class AnyDenoiser(Protocol):
-    """A `Denoiser` or a `FramePipeline`."""
-
-    @property
-    def model(self) -> ExportedModel:
-        """What it runs."""
-
-    def denoise(self, frame: Frame, n_samples: int | None = None, *, seed: int = 0) -> Denoised:
-        """Denoise one frame."""
 
 
 class Known(NamedTuple):
@@ -72,7 +61,7 @@ def picture_of(path: Path) -> Path:
 
 
 def known(
-    denoiser: AnyDenoiser,
+    denoiser: Opened,
     frame: Frame,
     denoised: Denoised | None = None,
     n_samples: int | None = None,

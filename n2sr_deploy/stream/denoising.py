@@ -22,7 +22,6 @@ from n2sr_deploy.version import VERSION
 if TYPE_CHECKING:
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
-    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.stream.base import LiveFrame
 
 _LIKELY = 512, 512  # pixels of frames to come, where a model does not tell of any
@@ -70,7 +69,7 @@ class LoadedModel:
         self._options = options
         meta = model.metadata
         self._n_samples = options.n_samples or meta.n_live_samples
-        self._denoiser: Denoiser | FramePipeline = open_denoiser(
+        self._denoiser = open_denoiser(
             model, options.backend, shape=shape, n_samples=self._n_samples
         )
         self.record: dict[str, Any] = {
