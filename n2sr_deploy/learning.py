@@ -37,7 +37,7 @@ class LearnOptions:
     steps: int | None = None
     """An upper bound on the number of steps."""
     seed: int | None = None
-    """Of everything random in the training."""
+    """Of everything random in the training, and of the draws of a result."""
     init: str | None = None
     """The path of a checkpoint or exported model to start from, or ``random``; by default the
     weights that the learner carries, where they fit."""

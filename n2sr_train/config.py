@@ -98,8 +98,8 @@ class TrainingConfig:
     are."""
     start: str = "packaged"
     """Where the weights begin. ``packaged``: from those this package carries for the preset and
-    pattern, at random where there are none; ``random``; or the path of a checkpoint of the same
-    network."""
+    pattern, at random where there are none; ``random``; or the path of a checkpoint or
+    exported model of the same network."""
     n_samples: int = 16
     """M, the number of draws that denoising averages unless told otherwise; live frames have
     `n2sr_deploy.sampling.LIVE_SAMPLES`."""

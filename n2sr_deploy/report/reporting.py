@@ -34,8 +34,8 @@ _SAME_SIZE = 0.02  # by which sizes may differ that were calibrated apart
 class Known(NamedTuple):
     """What only the network can tell of a result."""
 
-    spread: FloatArray | None
-    """(H, W), counts: the calibrated standard error."""
+    standard_error: FloatArray | None
+    """(H, W), counts: calibrated."""
     halves: Halves | None = None
 
 
@@ -68,7 +68,7 @@ def known(
     seed: int = 0,
     uncertainty: Uncertainty | None = None,
 ) -> Known:
-    """The calibrated spread and two half-results, by denoising a few times more.
+    """The standard error and two half-results, by denoising a few times more.
 
     Parameters
     ----------
@@ -81,11 +81,11 @@ def known(
     n_samples, seed
         Of the result.
     uncertainty
-        The calibrated spread, if at hand.
+        The standard error, if at hand.
 
     Returns
     -------
-    The spread, None for a single draw; and two half-results with the pixels they never saw.
+    The standard error, None for a single draw; and two half-results with the pixels they never saw.
 
     Raises
     ------
@@ -157,7 +157,13 @@ def report_on(
     """
     check_report(path, overwrite=overwrite)
     known = known or Known(None)
-    findings = measure(noisy, denoised, spread=known.spread, halves=known.halves, second=second)
+    findings = measure(
+        noisy,
+        denoised,
+        standard_error=known.standard_error,
+        halves=known.halves,
+        second=second,
+    )
     html, picture = page(findings, title, lines), overview_png(findings, title)
     with files.replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -230,7 +230,7 @@ def _second(excess: Excess) -> Verdict:
     if times is not None:
         answer += f": {times:.3g} times less" if times > 1 else ": no better than the noisy frame"
     if excess.reported is not None:
-        answer += f"; the spread says {excess.reported:.4f}"
+        answer += f"; the standard error says {excess.reported:.4f}"
     if _drift(excess) > DRIFTED[0]:
         answer += f"; a drift of {_drift(excess):.1f} px between the two counts as error"
     return Verdict(question=SECOND, level=level, answer=answer + ".")
