@@ -90,13 +90,17 @@ def check_output(
     if path.is_dir() and not _may_be_a_store(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if (path.exists() or path.is_symlink()) and not overwrite:  # links that lead nowhere too
-        raise OutputExistsError(f"{path} exists already; choose another name")
+        raise _exists(path)
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {path.parent} cannot be written to; choose another")
     if not path.name.endswith(suffix):
         raise OutputError(f"{path} must end in {suffix}, or nobody will know what it is")
+
+
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(f"{path} exists already; choose another name")
 
 
 def _may_be_a_store(path: Path) -> bool:
@@ -254,7 +258,7 @@ def claim(path: Path) -> None:
 def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """A folder cannot be renamed over another, so the old one is put aside first."""
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists already; choose another name")
+        raise _exists(path)
     aside = temporary.with_name(temporary.name + _ASIDE)
     if path.exists():
         path.rename(aside)
@@ -280,7 +284,7 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError as error:
-        raise OutputExistsError(f"{path} exists already; choose another name") from error
+        raise _exists(path) from error
     except OSError:  # a file system without hard links
         _replace_what_is_claimed(temporary, path)
 
@@ -289,7 +293,7 @@ def _replace_what_is_claimed(temporary: Path, path: Path) -> None:
     try:
         path.touch(exist_ok=False)
     except FileExistsError as error:
-        raise OutputExistsError(f"{path} exists already; choose another name") from error
+        raise _exists(path) from error
     try:
         temporary.replace(path)
     except BaseException:

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import engine
 from n2sr_deploy.backends.base import output_shape
-from n2sr_deploy.backends.tensorrt_library import (
-    LIBRARIES,
-    dotted,
-    import_library,
-    require_capability,
-)
+from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library, require_capability
+from n2sr_deploy.cuda.device import dotted
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
 from n2sr_deploy.errors import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from n2sr_deploy.cuda.device import dotted
 from n2sr_deploy.engine import EXTRAS, option_of
 from n2sr_deploy.errors import MissingExtraError, ModelError
 
@@ -68,11 +69,6 @@ def require_capability(library: str, device: CudaDevice) -> None:
             f"{', '.join(map(dotted, known))} and later, but {device.name} has "
             f"{dotted(device.capability)}; try backend native, tensorrt, cuda or auto"
         )
-
-
-def dotted(capability: int) -> str:
-    """90 as 9.0."""
-    return f"{capability // 10}.{capability % 10}"
 
 
 def _broken(library: str, error: BaseException) -> ModelError:
