@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT_VERSION = 1
-INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
 _PREFIX = "n2sr."
 _LARGEST = MAX_CELLS * MAX_STRIDE  # rows or columns of a frame
 

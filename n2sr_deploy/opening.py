@@ -6,8 +6,6 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from n2sr_deploy.backends import open_network
 from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
@@ -16,6 +14,7 @@ from n2sr_deploy.denoiser import Denoiser, check_frame, check_model
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.phantom import counts_to_try
 from n2sr_deploy.pipeline import FramePipeline, Program
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _pipeline_that_works(
     except DeviceError as error:
         _log.warning("the GPU is not used: %s", error)
         return None
-    frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))
+    frame = Frame(pixels=counts_to_try(shape))
 
     def opened(backend: str) -> FramePipeline:
         with ExitStack() as stack:

@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.backends.base import INPUT_NAME, OUTPUT_NAME
 from n2sr_deploy.backends.onnx_weights import graph_sha256
 from n2sr_deploy.errors import ModelError, OutputError, check_choice
-from n2sr_deploy.model import INPUT_NAME, OUTPUT_NAME, ExportedModel, ModelMetadata
+from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
 from n2sr_deploy.version import VERSION
 from n2sr_train.network import FIRST_MEMBER, build_network

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays
+from n2sr_deploy.backends.base import CLOSED, check_arrays
 from n2sr_deploy.cuda.device import quietly
 from n2sr_deploy.errors import DeviceError, ModelError
 
@@ -63,7 +63,7 @@ class DeviceBackend:
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._stream is None:
-            raise ModelError("this backend was closed; open the model again")
+            raise ModelError(CLOSED)
         check_arrays(subsampled, out)
         scale = 1, 1, *self._stride
         wanted = tuple(n * s for n, s in zip(subsampled.shape, scale, strict=False))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays, failure, output_shape
+from n2sr_deploy.backends.base import CLOSED, check_arrays, failure, output_shape
 from n2sr_deploy.cores import cores_allowed
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
@@ -77,7 +77,7 @@ class OnnxRuntimeBackend:
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._session is None:
-            raise ModelError("this backend was closed; open the model again")
+            raise ModelError(CLOSED)
         check_arrays(subsampled, out)
         binding = self._session.io_binding()
         for bind, name, array in (

@@ -13,6 +13,7 @@ from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.errors import DeviceError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.phantom import counts_to_try
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.stream.base import LiveResult
 from n2sr_deploy.stream.fit import Fit
@@ -82,9 +83,8 @@ class LoadedModel:
             "seed": options.seed,
             "backend": self._denoiser.name,
         }
-        noise = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
         try:
-            self._denoiser.denoise(noise, self._n_samples)
+            self._denoiser.denoise(counts_to_try(shape), self._n_samples)
         except BaseException:
             self._denoiser.close()
             raise
