@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from n2sr_deploy.doctor import report
-from n2sr_deploy.errors import SettingError
+from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.pipeline import FramePipeline
 from n2sr_deploy.sampling import PIXEL_TYPES
@@ -20,8 +20,8 @@ from n2sr_deploy.words import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from n2sr_deploy.denoiser import Denoiser
     from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.opening import Opened
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.sampling import AnyArray
 
@@ -57,9 +57,7 @@ class Workload:
     """Frames before those, not counted: for each in flight, a GPU plans one and records one."""
 
     def __post_init__(self) -> None:
-        names = [str(np.dtype(known)) for known in PIXEL_TYPES]
-        if self.dtype not in names:
-            raise SettingError(f"dtype is {self.dtype!r}, but must be one of {', '.join(names)}")
+        check_choice("dtype", self.dtype, map(str, PIXEL_TYPES))
         if self.n_frames < 1:
             raise SettingError(f"frames is {self.n_frames}, but at least one must be measured")
 
@@ -101,7 +99,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     for size in workload.sizes:
         with ExitStack() as opened:
-            denoisers: list[Denoiser | FramePipeline] = []
+            denoisers: list[Opened] = []
             for name in workload.backends:
                 denoisers.append(
                     open_denoiser(
@@ -143,7 +141,7 @@ def _random_frames(size: Shape, dtype: str) -> list[AnyArray]:
 
 
 def _timed(
-    denoisers: list[Denoiser | FramePipeline],
+    denoisers: list[Opened],
     frames: list[AnyArray],
     workload: Workload,
     progress: Callable[[], object],
@@ -162,9 +160,7 @@ def _timed(
     return taken
 
 
-def _in_flight_per_s(
-    denoiser: Denoiser | FramePipeline, frames: list[AnyArray], workload: Workload
-) -> float | None:
+def _in_flight_per_s(denoiser: Opened, frames: list[AnyArray], workload: Workload) -> float | None:
     """Frames a second by the clock; None where no two can be in flight."""
     if not isinstance(denoiser, FramePipeline) or denoiser.most_in_flight < N_IN_FLIGHT:
         return None
@@ -181,7 +177,7 @@ def _in_flight_per_s(
 
 
 def _row(
-    denoiser: Denoiser | FramePipeline,
+    denoiser: Opened,
     size: Shape,
     dtype: str,
     n_samples: int,

@@ -10,7 +10,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,6 +18,7 @@ from n2sr_deploy import formats
 from n2sr_deploy.cli_options import (
     PATH,
     check_outputs,
+    frame_option,
     json_option,
     output_option,
     overwrite_option,
@@ -25,12 +26,7 @@ from n2sr_deploy.cli_options import (
     signal_option,
     tell_json,
 )
-from n2sr_deploy.errors import (
-    N2SRError,
-    OutputExistsError,
-    SettingError,
-    check_choice,
-)
+from n2sr_deploy.errors import N2SRError, OutputExistsError, SettingError, check_choice
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE, handled
 from n2sr_deploy.version import VERSION
@@ -82,7 +78,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _telling_interrupts(), _cleaning_up():
+            with _telling_interrupts(), handled(_end):
                 return super().invoke(ctx)
         except N2SRError as error:
             invoked = self.get_command(ctx, ctx.invoked_subcommand or "")
@@ -112,11 +108,9 @@ def _telling_interrupts() -> Iterator[None]:
         raise _Interrupted(INTERRUPTED) from error
 
 
-@contextmanager
-def _cleaning_up() -> Iterator[None]:
+def _end(number: int, _: object) -> NoReturn:
     """SIGTERM ends a command as an error does, so no temporary file stays behind."""
-    with handled(lambda number, _: sys.exit(128 + number)):
-        yield
+    sys.exit(128 + number)
 
 
 class _ToStderr(logging.Handler):
@@ -154,7 +148,7 @@ def main() -> None:
 
 @main.command(short_help="Tell what a frame, checkpoint or model is.")
 @click.argument("file", type=PATH)
-@click.option("--frame", type=int, metavar="N", help="Which frame of a stack, counted from 0.")
+@frame_option
 @click.option(
     "--second",
     type=int,

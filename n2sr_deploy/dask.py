@@ -32,9 +32,8 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from n2sr_deploy.denoiser import Denoiser
+    from n2sr_deploy.opening import Opened
     from n2sr_deploy.pattern import Shape
-    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.sampling import AnyArray, FloatArray
 
 _MODELS_KEPT = 2  # open in a process at once
@@ -145,7 +144,7 @@ class _Work:
 
 
 class _Opened(NamedTuple):
-    denoiser: Denoiser | FramePipeline
+    denoiser: Opened
     one_at_a_time: threading.Lock
 
 

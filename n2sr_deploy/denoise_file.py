@@ -53,7 +53,7 @@ class DenoisedFile:
     """What was made of a file."""
 
     outputs: tuple[Path, ...]
-    """The denoised frames and, where it was asked for, their spread."""
+    """The denoised frames and, where it was asked for, their standard errors."""
     n_frames: int
     n_samples: int
     """M."""
@@ -145,16 +145,16 @@ def denoise_file(
             std=std,
             on_result=on_result,
         )
-        spread = closing.enter_context(_spread(std))
+        aside = closing.enter_context(_put_aside_for(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
-        results = work.results(spread, on_frame)
+        results = work.results(aside, on_frame)
         formats.write_frames(
             output, results, axes, dtype=dtype, acquisitions=each, overwrite=overwrite
         )
-        if std is not None and spread is not None:
-            spreads = work.spreads(spread)
-            formats.write_frames(std, spreads, axes, acquisitions=each, overwrite=overwrite)
+        if std is not None and aside is not None:
+            errors = work.standard_errors(aside)
+            formats.write_frames(std, errors, axes, acquisitions=each, overwrite=overwrite)
         work.provenance.tell()
     return DenoisedFile(
         outputs=(output,) if std is None else (output, std),
@@ -165,8 +165,8 @@ def denoise_file(
 
 
 @contextmanager
-def _spread(std: Path | None) -> Iterator[BinaryIO | None]:
-    """Where the spreads wait while the denoised frames are written: a nameless file beside them."""
+def _put_aside_for(std: Path | None) -> Iterator[BinaryIO | None]:
+    """A nameless file where standard errors wait until the denoised frames are written."""
     if std is None:
         yield None
         return
@@ -284,9 +284,9 @@ class _Work:
         return denoiser
 
     def results(
-        self, spread: BinaryIO | None, on_frame: Callable[[int, int], None]
+        self, aside: BinaryIO | None, on_frame: Callable[[int, int], None]
     ) -> Iterator[Frame]:
-        """The denoised frames; their spreads go into a file meanwhile."""
+        """The denoised frames; their standard errors go into a file meanwhile."""
         ((begin, noisy),) = self._ahead.items()
         with self._naming(begin):
             first = self._denoised(noisy)
@@ -294,8 +294,8 @@ class _Work:
         for n_done, index in enumerate(self.indexes, 1):
             with self._naming(index):
                 frame, std = first if index == begin else self._result(index)
-            if spread is not None and std is not None:
-                self._put_aside(spread, std)
+            if aside is not None and std is not None:
+                self._put_aside(aside, std)
             yield frame
             on_frame(n_done, len(self.indexes))
 
@@ -308,10 +308,10 @@ class _Work:
         told = replace(self._first, pixels=kept.pixels, index=index)
         return told, None if self.std is None else np.zeros(noisy.shape, np.float32)
 
-    def _put_aside(self, spread: BinaryIO, std: FloatArray) -> None:
+    def _put_aside(self, aside: BinaryIO, std: FloatArray) -> None:
         try:
-            spread.write(np.ascontiguousarray(std, np.float32).data)
-            spread.flush()
+            aside.write(np.ascontiguousarray(std, np.float32).data)
+            aside.flush()
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.std}: {error.strerror or error}; nothing was kept of it"
@@ -355,7 +355,7 @@ class _Work:
             std = np.maximum(straightened(std, hum), 0)
         return result, mended.put_back(std, 0.0)
 
-    def spreads(self, file: BinaryIO) -> Iterator[Frame]:
+    def standard_errors(self, file: BinaryIO) -> Iterator[Frame]:
         """What `results` put aside, as frames that tell what they are."""
         if self._first is None:
             return

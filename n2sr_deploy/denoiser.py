@@ -15,11 +15,11 @@ from n2sr_deploy.cycle_spinning import draw_sets, pool_sets
 from n2sr_deploy.errors import FrameError, ModelError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
-from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, checked_key, draw, merge
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, alike_draws, checked_key, draw, merge
 from n2sr_deploy.tiling import seen_within, tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
@@ -88,12 +88,9 @@ class Denoiser:
         on the CPU (`n2sr_deploy.open_denoiser` takes a GPU); or one that is loaded.
     memory_budget
         Bytes for the draws, the network and its outputs; larger frames go in tiles, which
-        overlap by the network's receptive field and so leave no seam. The result comes beside
-        them, and with patterns of whole lines one more, of as many bytes.
-    batch_size
-        Draws the network is given at once, 1 or more; by default `DRAWS_AT_ONCE`, or as many as
-        the memory budget allows without tiles. Never more than lie alike before it (as many as a
-        cell has pixels, where a model lays every second such group transposed).
+        overlap by the network's receptive field and so leave no seam. Before there are tiles, the
+        network is given fewer draws at once than `DRAWS_AT_ONCE`. The result comes beside them,
+        and with patterns of whole lines one more, of as many bytes.
     n_threads
         For the kernels and a backend that is named; 0: one for each core.
 
@@ -113,13 +110,12 @@ class Denoiser:
         *,
         backend: Backend | str = "auto",
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        batch_size: int | None = None,
         n_threads: int = 0,
     ) -> None:
-        if (batch_size is not None and batch_size < 1) or memory_budget < 1 or n_threads < 0:
+        if memory_budget < 1 or n_threads < 0:
             raise SettingError(
-                f"batch_size is {batch_size}, memory_budget {memory_budget} and n_threads "
-                f"{n_threads}; the first two must be at least 1, the last at least 0"
+                f"memory_budget is {memory_budget} and n_threads {n_threads}, but must be at least "
+                "1 and at least 0"
             )
         check_model(model)
         self.model = model
@@ -136,7 +132,6 @@ class Denoiser:
         self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
         self._of_shifted = _Buffer()
         self._memory_budget = memory_budget
-        self._batch_size = batch_size
         self._n_threads = n_threads
         self._lock = threading.RLock()  # of the buffers and the backend
 
@@ -147,7 +142,6 @@ class Denoiser:
         *,
         backend: str = "auto",
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
-        batch_size: int | None = None,
         n_threads: int = 0,
     ) -> Self:
         """Open an exported model by its path; the settings are the class's.
@@ -165,7 +159,6 @@ class Denoiser:
             ExportedModel.open(path),
             backend=backend,
             memory_budget=memory_budget,
-            batch_size=batch_size,
             n_threads=n_threads,
         )
 
@@ -216,8 +209,8 @@ class Denoiser:
         Returns
         -------
         The mean and standard deviation over the draws. The same to float32 rounding for the same
-        seed and index, whatever the threads, batch size or memory budget; to bfloat16 rounding
-        where the backend computes in that.
+        seed and index, whatever the threads or memory budget; to bfloat16 rounding where the
+        backend computes in that.
 
         Raises
         ------
@@ -295,9 +288,12 @@ class Denoiser:
     def _infer(self, subsampled: FloatArray, at_once: int, watch: _Stopwatch) -> FloatArray:
         """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
         n_samples, height, width = subsampled.shape
-        stride_y, stride_x = self.model.metadata.pattern.stride
+        meta = self.model.metadata
+        stride_y, stride_x = meta.pattern.stride
         outputs = self._outputs.shaped(n_samples, height * stride_y, width * stride_x)
-        for draws, is_transposed in self._batches(n_samples, at_once):
+        group = meta.pattern.group_size if meta.n_orientations == 8 else n_samples
+        for first, count, is_transposed in alike_draws(n_samples, at_once, group):
+            draws = slice(first, first + count)
             if is_transposed:
                 seen = np.ascontiguousarray(subsampled[draws, None].swapaxes(2, 3))
                 turned = self._turned.shaped(len(seen), 1, *outputs.shape[:0:-1])
@@ -311,26 +307,14 @@ class Denoiser:
                 watch.lap("infer")
         return outputs
 
-    def _batches(self, n_samples: int, at_once: int) -> Iterator[tuple[slice, bool]]:
-        """Draws that are laid alike before the network, and whether they are transposed."""
-        meta = self.model.metadata
-        size = meta.pattern.group_size if meta.n_orientations == 8 else n_samples
-        for group in range(0, n_samples, size):
-            end = min(group + size, n_samples)
-            for first in range(group, end, at_once):
-                yield slice(first, min(first + at_once, end)), group // size % 2 == 1
-
     def _tiles(self, shape: Shape, n_samples: int) -> list[Tile]:
         """Cover the frame with tiles that keep to the memory budget."""
-        at_once = min(self._batch_size or 1, n_samples)
-        n_pixels = self._memory_budget // self._bytes_per_pixel(at_once, n_samples)
+        n_pixels = self._memory_budget // self._bytes_per_pixel(1, n_samples)
         meta = self.model.metadata
         return list(tiles(meta, shape, seen_within(meta, shape, n_pixels)))
 
     def _draws_at_once(self, shape: Shape, n_samples: int) -> int:
-        """As many as were asked for, or as fit into the memory budget without tiles."""
-        if self._batch_size is not None:
-            return min(self._batch_size, n_samples)
+        """As many as fit into the memory budget without tiles."""
         rows, columns = self.model.metadata.padded(shape)
         left = self._memory_budget // (rows * columns) - self._bytes_per_pixel(0, n_samples)
         fit = max(left // self.model.metadata.bytes_per_pixel, 1)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import files, formats
 from n2sr_deploy.defects import measured_part
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError
 from n2sr_deploy.formats.metadata import sought
 from n2sr_deploy.frame import Intensity
-from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
+from n2sr_deploy.model import ExportedModel, is_checkpoint
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
 
 GROUP = "n2sr.descriptions"
+"""Of entry points: under a kind of file what takes the path of one and gives `Described`."""
 _UNITS = {"kev": "keV", "na": "nA", "mrad": "mrad", "mm": "mm", "s": "s", "deg": "°"}
 
 
@@ -33,17 +35,10 @@ class Described(NamedTuple):
     """What JSON can keep; ``kind`` is ``frame``, ``checkpoint`` or ``exported model``."""
 
 
-class Describer(Protocol):
-    """What is registered under the entry-point group, by the kind of file."""
-
-    def __call__(self, path: Path) -> Described:
-        """Describe one file."""
-
-
 def is_frame_file(path: Path) -> bool:
     """Whether it is to be described as a frame; InputFileError where it cannot be read."""
     files.check_input(path, stores=True)
-    return not _is_checkpoint(path) and formats.is_frame_file(path)
+    return not is_checkpoint(path) and formats.is_frame_file(path)
 
 
 def describe_network(path: Path) -> Described:
@@ -58,7 +53,7 @@ def describe_network(path: Path) -> Described:
     MissingExtraError
         When it is a checkpoint and nothing is installed that reads them.
     """
-    if _is_checkpoint(path) or path.suffix == ".safetensors":
+    if is_checkpoint(path) or path.suffix == ".safetensors":
         return _described_checkpoint(path)
     try:
         model = ExportedModel.open(path)
@@ -195,16 +190,9 @@ def _why_no_noise(frame: Frame, second: Frame | None) -> str | None:
     return None
 
 
-def _is_checkpoint(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as opened:
-        return looks_like_checkpoint(opened.read(9))
-
-
 def _described_checkpoint(path: Path) -> Described:
     """By the package that reads checkpoints."""
     for entry_point in entry_points(group=GROUP, name="checkpoint"):
-        describer: Describer = entry_point.load()
+        describer: Callable[[Path], Described] = entry_point.load()
         return describer(path)
     raise MissingExtraError("reading a checkpoint", "n2sr_train", "train")

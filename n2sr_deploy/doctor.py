@@ -15,6 +15,7 @@ import numpy as np
 from n2sr_deploy.backends.choosing import FASTEST_FIRST, ON_GPU
 from n2sr_deploy.backends.native import require_matrix_units
 from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library, require_capability
+from n2sr_deploy.cores import cores_allowed
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice, load_library
 from n2sr_deploy.engine import engine_folder, option_of
@@ -215,9 +216,7 @@ def _processor() -> str:
 
 
 def _cores() -> str:
-    """Slurm, taskset and containers allow a process some of the machine's."""
-    n = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n
+    n, allowed = os.cpu_count() or 1, cores_allowed()
     return counted(n, "core") if allowed == n else f"{allowed} of {counted(n, 'core')}"
 
 

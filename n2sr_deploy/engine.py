@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("n2sr")
 FORMAT_VERSION = 1
 _DIGEST_BYTES = hashlib.sha256().digest_size
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+"""Of n2sr, by the library that they install."""
 LOCK_TIMEOUT_S = 1800.0  # of a build in another process
 
 
@@ -209,8 +211,7 @@ def building(key: EngineKey) -> Iterator[None]:
     try:
         from filelock import FileLock, Timeout
     except ModuleNotFoundError as error:
-        extra = {"tensorrt_rtx": "rtx"}.get(key.library, key.library)
-        raise MissingExtraError("building an engine", "filelock", extra) from error
+        raise MissingExtraError("building an engine", "filelock", EXTRAS[key.library]) from error
     path = _own_folder() / f"{key.name}.lock"
     lock = FileLock(path)
     try:

@@ -99,7 +99,7 @@ def check_output(
     if path.is_dir() and not _may_be_a_store(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if (path.exists() or path.is_symlink()) and not overwrite:  # links that lead nowhere too
-        raise OutputExistsError(f"{path} exists already; choose another name")
+        raise _exists(path)
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not _takes_files(path.parent):
@@ -119,6 +119,10 @@ def _takes_files(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(f"{path} exists already; choose another name")
+
+
 def _may_be_a_store(path: Path) -> bool:
     """Only what looks like one, inside and by name, is ever replaced."""
     return path.suffix.lower() == ".zspy" and is_folder_store(path)
@@ -133,6 +137,14 @@ def temporary_of(path: Path) -> Path:
 def mark_of(path: Path) -> str:
     """What stands after ``.n2sr-`` in the names of temporary files of `path`."""
     return _mark(path.name, _MARK)
+
+
+def mark_in(name: str) -> str | None:
+    """The mark in the name of a temporary file; None in that of another."""
+    found = re.fullmatch(
+        rf"\.n2sr-([0-9a-f]{{{_MARK}}})[0-9a-f]{{{_NODE + _PID + _NODE}}}(\..*)?", name
+    )
+    return found[1] if found else None
 
 
 def _mark(name: str, n_digits: int) -> str:
@@ -266,7 +278,7 @@ def claim(path: Path) -> None:
 def _replace_store(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """A folder cannot be renamed over another, so the old one is put aside first."""
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists already; choose another name")
+        raise _exists(path)
     aside = temporary.with_name(temporary.name + _ASIDE)
     if path.exists():
         path.rename(aside)
@@ -292,7 +304,7 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError as error:
-        raise OutputExistsError(f"{path} exists already; choose another name") from error
+        raise _exists(path) from error
     except OSError:  # a file system without hard links
         _replace_what_is_claimed(temporary, path)
 
@@ -301,7 +313,7 @@ def _replace_what_is_claimed(temporary: Path, path: Path) -> None:
     try:
         path.touch(exist_ok=False)
     except FileExistsError as error:
-        raise OutputExistsError(f"{path} exists already; choose another name") from error
+        raise _exists(path) from error
     try:
         temporary.replace(path)
     except BaseException:

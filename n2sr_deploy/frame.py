@@ -31,27 +31,6 @@ _WIDENED = {
 }
 
 
-# What `FrameInfo.acquisition` may hold, in the units the names end in.
-ACQUISITION = (
-    "microscope",
-    "detector",
-    "mode",
-    "date_time",
-    "beam_energy_kev",
-    "beam_current_na",
-    "convergence_mrad",
-    "magnification",
-    "camera_length_mm",
-    "exposure_s",
-    "dwell_time_s",
-    "stage_x_mm",
-    "stage_y_mm",
-    "stage_z_mm",
-    "stage_tilt_alpha_deg",
-    "stage_tilt_beta_deg",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Intensity:
     """What a count means: ``(count - offset) * scale``, in `unit`."""
@@ -80,7 +59,9 @@ class FrameInfo:
     intensity: Intensity | None = None
     """What a count means, where the file says so. Pixels stay in counts."""
     acquisition: Mapping[str, float | str] = field(default_factory=dict)
-    """Of the microscope, by the names of `ACQUISITION`."""
+    """Of the microscope, in the units the names end in: microscope, detector, mode, date_time,
+    beam_energy_kev, beam_current_na, convergence_mrad, magnification, camera_length_mm, exposure_s,
+    dwell_time_s, stage_x_mm, stage_y_mm, stage_z_mm, stage_tilt_alpha_deg, stage_tilt_beta_deg."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the file said, by its own names."""
     history: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ class Loaded(NamedTuple):
 
     kernels: Any
     why_not_compiled: str
-    put_pytorch_to_sleep: bool
+    pytorch_sleeps: bool
     """Whether threads of PyTorch, if it comes, will sleep too: on Linux a process has one OpenMP,
     and it looks how to wait when it is loaded."""
 
@@ -40,9 +40,9 @@ def loaded() -> Loaded:
         return _loaded_once()
 
 
-def put_pytorch_to_sleep() -> bool:
+def pytorch_sleeps() -> bool:
     """Whether frames were denoised before PyTorch came, so that its threads sleep too."""
-    return _loaded_once.cache_info().currsize > 0 and _loaded_once().put_pytorch_to_sleep
+    return _loaded_once.cache_info().currsize > 0 and _loaded_once().pytorch_sleeps
 
 
 def describe_kernels() -> str:
@@ -68,5 +68,5 @@ def _loaded_once() -> Loaded:
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
-        return Loaded(reference, str(error), put_pytorch_to_sleep=False)
+        return Loaded(reference, str(error), pytorch_sleeps=False)
     return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from n2sr_deploy.sampling import DRAWS_AT_ONCE
+from n2sr_deploy.sampling import DRAWS_AT_ONCE, alike_draws
 from n2sr_deploy.tiling import overlap
 
 if TYPE_CHECKING:
@@ -75,16 +75,13 @@ def input_shapes(model: ExportedModel, shape: Shape, n_samples: int) -> list[Inp
 def batches(
     model: ExportedModel, n_samples: int, layout: Layout
 ) -> Iterator[tuple[int, int, bool]]:
-    """First draw and number of draws that lie alike, and whether they are transposed."""
+    """As `n2sr_deploy.sampling.alike_draws` has them; of square tiles all draws go together."""
     meta = model.metadata
     stride = meta.pattern.stride
     is_square = layout.seen[0] * stride[1] == layout.seen[1] * stride[0]
     apart = meta.n_orientations == 8 and not is_square
-    size = meta.pattern.group_size if apart else n_samples
-    for group in range(0, n_samples, size):
-        end = min(group + size, n_samples)
-        for first in range(group, end, layout.at_once):
-            yield first, min(layout.at_once, end - first), apart and group // size % 2 == 1
+    group_size = meta.pattern.group_size if apart else n_samples
+    return alike_draws(n_samples, layout.at_once, group_size)
 
 
 def _least_seen(model: ExportedModel, axis: int) -> int:

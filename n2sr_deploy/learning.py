@@ -1,14 +1,14 @@
 """How the run-time asks for training without importing it.
 
-A package that can learn a network from one frame registers a `Learner` under the entry-point
-group ``n2sr.learners``; n2sr_train does. No import ever runs back.
+A package that can learn a network from one frame registers what does so, called as `learn` is,
+under the entry-point group ``n2sr.learners``; n2sr_train does. No import ever runs back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from n2sr_deploy.errors import MissingExtraError
 
@@ -37,7 +37,7 @@ class LearnOptions:
     steps: int | None = None
     """An upper bound on the number of steps."""
     seed: int | None = None
-    """Of everything random in the training."""
+    """Of everything random in the training, and of the draws of a result."""
     init: str | None = None
     """The path of a checkpoint or exported model to start from, or ``random``; by default the
     weights that the learner carries, where they fit."""
@@ -86,13 +86,6 @@ class Learned(NamedTuple):
     """What was learned, and how, in words."""
 
 
-class Learner(Protocol):
-    """What is registered under the entry-point group."""
-
-    def __call__(self, frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
-        """Learn a network from one noisy frame."""
-
-
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
     """Learn a network from one noisy frame with the learner that is installed.
 
@@ -102,6 +95,6 @@ def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
         When none is.
     """
     for entry_point in entry_points(group=GROUP):
-        learner: Learner = entry_point.load()
+        learner: Callable[[Frame, LearnOptions, Progress], Learned] = entry_point.load()
         return learner(frame, options, progress)
     raise MissingExtraError("training", "n2sr_train", "train")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n2sr_deploy.spectrum import box_mean
+from n2sr_deploy.spectrum import box_mean, gaussian
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, BoolArray
@@ -115,6 +115,6 @@ def left_out(clipped: BoolArray) -> LeftOut | None:
 
 def _blurred(values: AnyArray, sigma: float) -> AnyArray:
     """By a Gaussian, on a ring."""
-    fy, fx = np.fft.fftfreq(values.shape[0]), np.fft.rfftfreq(values.shape[1])
-    transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fy[:, None] ** 2 + fx**2))
+    height, width = values.shape
+    transfer = gaussian((height, width), sigma)
     return np.fft.irfft2(np.fft.rfft2(values) * transfer, s=values.shape).clip(0, 1)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT_VERSION = 1
-INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
 _PREFIX = "n2sr."
 _LARGEST = MAX_CELLS * MAX_STRIDE  # rows or columns of a frame
 
@@ -212,12 +211,12 @@ class ExportedModel:
         """
         path = Path(path)
         files.check_input(path)
-        onnx = path.read_bytes()
-        if looks_like_checkpoint(onnx[:9]):
+        if is_checkpoint(path):
             raise ModelError(
                 f"{path} is a checkpoint, not an exported model; "
                 f"export it first: n2sr export {path} -o {path.with_suffix('.onnx').name}"
             )
+        onnx = path.read_bytes()
         from n2sr_deploy.backends import ort
         from n2sr_deploy.backends.onnx_weights import graph_sha256
 
@@ -272,9 +271,13 @@ class ExportedModel:
         )
 
 
-def looks_like_checkpoint(head: bytes) -> bool:
-    """Tell from the first nine bytes whether a file is .safetensors: a length, then JSON."""
-    return len(head) >= 9 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+def is_checkpoint(path: Path) -> bool:
+    """Tell from its first bytes whether a file is .safetensors: a length, then JSON."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as opened:
+        head = opened.read(9)
+    return head[6:] == b"\0\0{"
 
 
 def _pattern(name: str, stride: Shape) -> SamplingPattern:

@@ -6,16 +6,15 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from n2sr_deploy.backends import open_network
 from n2sr_deploy.backends.choosing import ON_GPU, first_that_works
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.denoiser import DEFAULT_MEMORY_BUDGET, Denoiser, check_frame, check_model
+from n2sr_deploy.denoiser import Denoiser, check_frame, check_model
 from n2sr_deploy.errors import DeviceError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
+from n2sr_deploy.phantom import counts_to_try
 from n2sr_deploy.pipeline import FramePipeline, Program
 
 if TYPE_CHECKING:
@@ -33,9 +32,8 @@ def open_denoiser(
     shape: Shape | None = None,
     n_samples: int | None = None,
     n_in_flight: int = 1,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
     n_threads: int = 0,
-) -> Denoiser | FramePipeline:
+) -> Opened:
     """Open what denoises frames fastest here.
 
     Parameters
@@ -50,7 +48,7 @@ def open_denoiser(
         frame of these; without `shape`, the CPU is.
     n_in_flight
         How many frames may be in flight on a GPU.
-    memory_budget, n_threads
+    n_threads
         Of a `Denoiser` on the CPU.
 
     Returns
@@ -75,7 +73,7 @@ def open_denoiser(
         pipeline = _pipeline_that_works(model, shape, n_samples, n_in_flight)
         if pipeline is not None:
             return pipeline
-    return Denoiser(model, backend=backend, memory_budget=memory_budget, n_threads=n_threads)
+    return Denoiser(model, backend=backend, n_threads=n_threads)
 
 
 def _program(model: ExportedModel, backend: str, device: CudaDevice, n_in_flight: int) -> Program:
@@ -100,7 +98,7 @@ def _pipeline_that_works(
     except DeviceError as error:
         _log.warning("the GPU is not used: %s", error)
         return None
-    frame = Frame(pixels=np.random.default_rng(0).poisson(100, shape).astype(np.uint16))
+    frame = Frame(pixels=counts_to_try(shape))
 
     def opened(backend: str) -> FramePipeline:
         with ExitStack() as stack:

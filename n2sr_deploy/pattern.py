@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from n2sr_deploy.errors import SettingError
+from n2sr_deploy.errors import SettingError, check_choice
 
 Shape = tuple[int, int]
 PatternName = Literal["cell", "row", "column"]
@@ -76,14 +76,11 @@ class SamplingPattern:
             When there is no pattern of that name, the stride is out of range, or strides along
             both axes are given to a pattern that thins one.
         """
+        check_choice("pattern", name, PATTERN_NAMES)
         sizes = (stride, stride) if isinstance(stride, int) else stride
         _check_stride(sizes)
         if name == "cell":
             return cls(stride_y=sizes[0], stride_x=sizes[1])
-        if name not in ("row", "column"):
-            raise SettingError(
-                f"pattern is {name!r}, but must be one of {', '.join(PATTERN_NAMES)}"
-            )
         thinned, other = sizes if name == "row" else sizes[::-1]
         if other not in (1, thinned):
             raise SettingError(

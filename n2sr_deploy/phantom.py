@@ -140,6 +140,11 @@ def noisy_draw(clean: AnyArray, *, gain: float, read_noise: float, seed: int = 0
     return noisy
 
 
+def counts_to_try(shape: Shape) -> AnyArray:
+    """(H, W) uint16: always the same Poisson counts, to try a denoiser on before a frame comes."""
+    return np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
+
+
 def phantom_input(shape: InputShape) -> FloatArray:
     """Of `shape`: what networks are compared on. Of noise alone a good one leaves nothing."""
     n_samples, _, height, width = shape

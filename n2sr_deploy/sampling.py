@@ -17,6 +17,8 @@ from n2sr_deploy.kernels import kernels
 from n2sr_deploy.pattern import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from n2sr_deploy.pattern import SamplingPattern, Shape
 
 AnyArray = npt.NDArray[Any]
@@ -165,15 +167,35 @@ def merge(
     kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
 
 
-def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
+def alike_draws(n_samples: int, at_once: int, group_size: int) -> Iterator[tuple[int, int, bool]]:
+    """Draws that lie alike before the network, where every second group of them is transposed.
+
+    Parameters
+    ----------
+    n_samples
+        M, the number of draws.
+    at_once
+        How many are given to the network at most.
+    group_size
+        Draws in a group; M where none are transposed.
+
+    Yields
+    ------
+    The first draw, how many there are from it on, and whether they are transposed.
+    """
+    for group in range(0, n_samples, group_size):
+        end = min(group + group_size, n_samples)
+        for first in range(group, end, at_once):
+            yield first, min(at_once, end - first), group // group_size % 2 == 1
+
+
+def exact_sums(frame: AnyArray) -> tuple[int, int]:
     """The sum of all pixels and of their squares, exactly.
 
     Parameters
     ----------
     frame
         (H, W) of one of `SUMMED_EXACTLY`, fewer than 2**31 pixels, rows contiguous.
-    n_threads
-        0: one for each core.
 
     Raises
     ------
@@ -186,7 +208,7 @@ def exact_sums(frame: AnyArray, *, n_threads: int = 0) -> tuple[int, int]:
             f"frame is {frame.dtype} {frame.shape} with strides {frame.strides}, but must be "
             "uint8, uint16 or int16 (H, W), rows contiguous, fewer than 2**31 pixels"
         )
-    sums: tuple[int, int] = kernels().sums(frame, n_threads)
+    sums: tuple[int, int] = kernels().sums(frame, 0)
     return sums
 
 

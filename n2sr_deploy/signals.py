@@ -22,7 +22,10 @@ def ending() -> list[int]:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have `ending` signals handled so, in the main thread; others are not told of signals."""
+    """Let a handler answer the signals of `ending` during the block.
+
+    Threads other than the main one are not told of signals, so nothing is changed there.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

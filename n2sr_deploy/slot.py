@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
@@ -10,23 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import PIXEL_TYPES
+from n2sr_deploy.cuda.device import PIXEL_TYPES, quietly
 from n2sr_deploy.denoiser import Denoised
-from n2sr_deploy.errors import (
-    DeviceError,
-    ModelError,
-    N2SRError,
-    OutOfDeviceMemoryError,
-    SettingError,
-)
+from n2sr_deploy.errors import ModelError, N2SRError, OutOfDeviceMemoryError, SettingError
 from n2sr_deploy.frame import is_resolved
 from n2sr_deploy.layout import layouts
 from n2sr_deploy.plan import Kind, Plan
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from n2sr_deploy.backends.base import DeviceNetwork
     from n2sr_deploy.cuda.copying import Copier
     from n2sr_deploy.cuda.device import Device
@@ -36,7 +27,6 @@ if TYPE_CHECKING:
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.sampling import FloatArray
 
-_log = logging.getLogger("n2sr")
 _PLANS_KEPT = 2  # of each slot: frames of other shapes or types
 
 
@@ -167,10 +157,10 @@ class Slot:
         plans = list(self._plans.values())
         self._plans.clear()
         if stream is not None:
-            _quietly(self._device.wait, stream)
+            quietly(self._device.wait, stream)
             for plan in plans:
-                _quietly(plan.close)
-            _quietly(self._device.end_stream, stream)
+                quietly(plan.close)
+            quietly(self._device.end_stream, stream)
         del lent  # not before the GPU writes no more: the memory of its result is used again
 
 
@@ -193,11 +183,3 @@ class Finished:
             raise outcome
         finally:
             del self, outcome  # the error refers to them, and to its callers and their results
-
-
-def _quietly(release: Callable[..., object], *arguments: object) -> None:
-    """A GPU that has failed cannot even release what it held."""
-    try:
-        release(*arguments)
-    except DeviceError as error:
-        _log.debug("while releasing: %s", str(error))

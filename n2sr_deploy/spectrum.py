@@ -182,6 +182,15 @@ def box_mean(values: AnyArray, size: int) -> AnyArray:
     return _box_mean(np.pad(values, (ends, ends), mode="wrap"), size)
 
 
+def gaussian(shape: Shape, size: float) -> AnyArray:
+    """(H, W // 2 + 1): the transfer of a Gaussian average on a ring (H, W).
+
+    `size` is its standard deviation in pixels.
+    """
+    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
+    return np.asarray(np.exp(-2 * (math.pi * size) ** 2 * (fy**2 + fx**2)))
+
+
 def _box_mean(padded: AnyArray, size: int) -> AnyArray:
     """Of values with size // 2 + 1 more before the first along each axis, size // 2 after."""
     sums = np.cumsum(padded, axis=0)

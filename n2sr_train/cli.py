@@ -143,18 +143,17 @@ def export_command(
     are kept in the user's cache folder, and `n2sr denoise --backend tensorrt` finds them there.
     """
     from n2sr_deploy.building import build_engines
-    from n2sr_deploy.model import ExportedModel, looks_like_checkpoint
+    from n2sr_deploy.model import ExportedModel, is_checkpoint
 
     files.check_input(source)
-    with source.open("rb") as opened:
-        is_checkpoint = looks_like_checkpoint(opened.read(9)) or source.suffix == ".safetensors"
-    is_model = engine is not None and not is_checkpoint
+    is_trained = is_checkpoint(source) or source.suffix == ".safetensors"
+    is_model = engine is not None and not is_trained
     if is_model and output is not None:
         raise click.UsageError("a model is there already: leave out -o, or name a checkpoint")
     if not is_model and output is None:
         raise click.UsageError(
             "name the model to write: -o MODEL.onnx"
-            if is_checkpoint
+            if is_trained
             else f"{source} is no checkpoint; if it is an exported model, name what to make of it: "
             "--engine"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from n2sr_deploy.errors import SettingError, check_choice
 from n2sr_deploy.noise import choose_pattern
-from n2sr_deploy.pattern import PATTERN_NAMES, SamplingPattern
+from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.sampling import MAX_SAMPLES
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class TrainingConfig:
     are."""
     start: str = "packaged"
     """Where the weights begin. ``packaged``: from those this package carries for the preset and
-    pattern, at random where there are none; ``random``; or the path of a checkpoint of the same
-    network."""
+    pattern, at random where there are none; ``random``; or the path of a checkpoint or
+    exported model of the same network."""
     n_samples: int = 16
     """M, the number of draws that denoising averages unless told otherwise; live frames have
     `n2sr_deploy.sampling.LIVE_SAMPLES`."""
@@ -219,7 +219,6 @@ class TrainingConfig:
             pattern, margin, _ = choose_pattern(noise)
         if options.pattern is not None or options.stride is not None:
             name = options.pattern or pattern.name
-            check_choice("pattern", name, PATTERN_NAMES)
             pattern = SamplingPattern.named(name, options.stride or max(config.pattern.stride))
             # The noise asks for it still; of cells hardly a pixel would be left.
             margin = 0 if name == "cell" else min(margin, max(0, max(pattern.stride) - 2))

@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
+from n2sr_deploy.backends.base import INPUT_NAME, OUTPUT_NAME
 from n2sr_deploy.backends.onnx_weights import graph_sha256
-from n2sr_deploy.errors import ModelError, OutputError, SettingError
-from n2sr_deploy.model import INPUT_NAME, OUTPUT_NAME, ExportedModel, ModelMetadata
+from n2sr_deploy.errors import ModelError, OutputError, check_choice
+from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
 from n2sr_deploy.version import VERSION
 from n2sr_train.network import FIRST_MEMBER, build_network
@@ -82,8 +83,7 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
     ModelError
         When the weights do not fit the network, or the outputs differ by more than `TOLERANCE`.
     """
-    if precision not in TOLERANCE:
-        raise SettingError(f"precision is {precision!r}, but must be fp32 or fp16")
+    check_choice("precision", precision, TOLERANCE)
     wanted: Precision = "fp16" if precision == "fp16" else "fp32"
     config = checkpoint.config
     network = build_network(config.network, config.pattern.stride, seed=0)
@@ -141,7 +141,7 @@ def _metadata(checkpoint: Checkpoint, network: AnyNetwork, precision: Precision)
         pixel_size=checkpoint.pixel_size,
         unit=checkpoint.unit,
         frame_shape=_frame_shape(checkpoint),
-        mac_per_pixel=_mac_per_pixel(network, config.pattern.stride, config.network.multiple),
+        mac_per_pixel=_mac_per_pixel(network, config.network.multiple),
         noise=checkpoint.noise.to_dict() if checkpoint.noise else None,
         steps=checkpoint.summary.get("steps"),
         kept_step=checkpoint.summary.get("kept_step"),
@@ -171,8 +171,8 @@ def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) ->
         raise ModelError(f"the exported graph has no place for the weights {sorted(missing)}")
 
 
-def _mac_per_pixel(network: torch.nn.Module, stride: Shape, cells: int) -> float:
-    """Multiply-accumulates for each output pixel, of the smallest input."""
+def _mac_per_pixel(network: torch.nn.Module, cells: int) -> float:
+    """Multiply-accumulates for each output pixel, of the smallest input: so many cells a side."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         output = network(torch.zeros(1, 1, cells, cells))
     return float(counter.get_total_flops() / 2 / output.numel())

@@ -37,7 +37,7 @@ def require_training_extra() -> None:
     Raises MissingExtraError where something is not installed.
     """
     with loaded_with(SPINNING_BRIEFLY):
-        for package in ("torch", "onnx", "onnxscript", "safetensors", "platformdirs"):
+        for package in ("torch", "onnx", "onnxscript", "safetensors"):
             try:
                 import_module(package)
             except ModuleNotFoundError as error:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.kernels import put_pytorch_to_sleep
+from n2sr_deploy.kernels import pytorch_sleeps
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted, seconds
@@ -118,7 +118,7 @@ class _Training:
         self.frame = frame
         self.config = config
         self.device = chosen_device(config.device)
-        if self.device.type == "cpu" and put_pytorch_to_sleep():
+        if self.device.type == "cpu" and pytorch_sleeps():
             _log.info(
                 "frames were denoised in this process before PyTorch was imported, so its threads "
                 "sleep between operations: the training may take twice as long. Import torch first"

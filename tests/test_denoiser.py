@@ -226,10 +226,11 @@ def test_the_smallest_tiles_are_taken_where_nothing_fits(model):
     assert seen_within(meta, (300, 411), 1) == smallest
 
 
-def test_the_same_for_a_seed_whatever_the_threads_and_batch(model, noisy):
+def test_the_same_for_a_seed_whatever_the_threads_and_batch(model, noisy, monkeypatch):
     results = []
-    for n_threads, batch_size in ((1, 1), (2, 1), (3, 2), (0, 7)):
-        with Denoiser(model, n_threads=n_threads, batch_size=batch_size) as denoiser:
+    for n_threads, at_once in ((1, 1), (2, 1), (3, 2), (0, 7)):
+        monkeypatch.setattr("n2sr_deploy.denoiser.DRAWS_AT_ONCE", at_once)
+        with Denoiser(model, n_threads=n_threads) as denoiser:
             results.append(denoiser.denoise(noisy, 7, seed=9, frame_index=3))
     for other in results[1:]:
         assert relative_difference(results[0], other, noisy.pixels.std()) < 1e-5
@@ -262,11 +263,12 @@ def test_the_raw_frame_is_never_changed(model, noisy):
     assert np.array_equal(pixels, noisy.pixels)
 
 
-def test_batches_are_no_larger_than_asked(model, noisy):
-    for batch_size in (1, 3, 100):
-        denoiser, fake = with_fake(model, batch_size=batch_size)
+def test_batches_are_no_larger_than_is_of_use(model, noisy, monkeypatch):
+    for at_once in (1, 3, 100):
+        monkeypatch.setattr("n2sr_deploy.denoiser.DRAWS_AT_ONCE", at_once)
+        denoiser, fake = with_fake(model)
         denoiser.denoise(noisy, 7)
-        assert fake.largest_batch == min(batch_size, 4)  # the other three are transposed
+        assert fake.largest_batch == min(at_once, 4)  # the other three are transposed
 
 
 def test_the_draws_are_those_of_the_sub_sampler(model, noisy):
@@ -277,7 +279,7 @@ def test_the_draws_are_those_of_the_sub_sampler(model, noisy):
 
     seen: list[np.ndarray] = []
     pattern = model.metadata.pattern
-    Denoiser(model, backend=Recording(pattern.stride), batch_size=4).denoise(noisy, 4, seed=5)
+    Denoiser(model, backend=Recording(pattern.stride)).denoise(noisy, 4, seed=5)
     mean, std = noisy.mean_and_std()
     expected = draw(noisy.pixels, pattern, 4, seed=5, mean=mean, scale=std)
     assert np.array_equal(seen[0][:, 0], expected)
@@ -313,12 +315,11 @@ def test_bad_frames_are_refused(model, frame, n_samples, error, message):
         denoiser.denoise(frame, n_samples)
 
 
-def test_the_network_is_given_few_draws_at_once_unless_more_are_asked_for(model):
+def test_the_network_is_given_few_draws_at_once(model):
     """Of a pattern whose draws all lie alike."""
-    for asked, given in ((None, 4), (16, 16)):
-        denoiser, fake = with_fake(model, SamplingPattern.named("row"), batch_size=asked)
-        denoiser.denoise(random_pixels((32, 48), "uint16"), 16)
-        assert fake.largest_batch == given
+    denoiser, fake = with_fake(model, SamplingPattern.named("row"))
+    denoiser.denoise(random_pixels((32, 48), "uint16"), 16)
+    assert fake.largest_batch == 4
 
 
 def test_fewer_draws_at_once_are_taken_before_tiles(model):
@@ -332,7 +333,7 @@ def test_fewer_draws_at_once_are_taken_before_tiles(model):
     assert len(denoiser._tiles(frame.shape, 8)) == 1
 
 
-@pytest.mark.parametrize("setting", [{"batch_size": 0}, {"memory_budget": 0}, {"n_threads": -1}])
+@pytest.mark.parametrize("setting", [{"memory_budget": 0}, {"n_threads": -1}])
 def test_bad_settings_are_refused(model, setting):
     with pytest.raises(SettingError, match="at least"):
         Denoiser(model, **setting)

@@ -571,7 +571,7 @@ def _not_there(name):
 def test_what_is_installed_again_is_what_the_extra_installs(library):
     """n2sr itself, of which no package index knows, was to be."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    first = project["optional-dependencies"][tensorrt_library._EXTRAS[library]][0]
+    first = project["optional-dependencies"][engine.EXTRAS[library]][0]
     assert first.partition(">")[0] == tensorrt_library._PACKAGES[library]
 
 

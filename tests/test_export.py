@@ -130,7 +130,7 @@ def test_weights_of_another_network_are_refused(checkpoint):
 
 
 def test_an_unknown_precision_is_refused(checkpoint):
-    with pytest.raises(SettingError, match="must be fp32 or fp16"):
+    with pytest.raises(SettingError, match="must be one of fp32, fp16"):
         export_model(checkpoint, "int8")
 
 

@@ -213,7 +213,9 @@ def test_the_second_exposure_tells_the_true_error():
     noise = 0.6 * np.random.default_rng(9).normal(size=SHAPE)
     other = Frame(pixels=(lattice() + noise).astype(np.float32))
     error = 0.1 * np.random.default_rng(1).normal(size=SHAPE)
-    found, findings = levels(frame, lattice() + error, second=other, spread=np.full(SHAPE, 0.1))
+    found, findings = levels(
+        frame, lattice() + error, second=other, standard_error=np.full(SHAPE, 0.1)
+    )
     assert found[3] == "good"
     variance = frame.pixels.var()
     assert findings.excess.denoised == pytest.approx(
@@ -490,7 +492,7 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words
 )
 def test_a_spread_of_another_frame_is_refused(spread, words):
     with pytest.raises(FrameError, match=words):
-        measure(noisy_frame(), lattice(), spread=spread)
+        measure(noisy_frame(), lattice(), standard_error=spread)
 
 
 @pytest.fixture
@@ -859,7 +861,7 @@ def test_every_panel_draws_with_and_without_what_is_optional():
     findings = measure(
         noisy_frame(pixel_size=(0.02, 0.02), unit="nm"),
         lattice().astype(np.float32),
-        spread=np.full(SHAPE, 0.1, np.float32),
+        standard_error=np.full(SHAPE, 0.1, np.float32),
         halves=half_results(noisy_frame().pixels, lattice(), lattice()),
     )
     assert drawing_module.overview_png(findings, "all").startswith(b"\x89PNG")
@@ -878,7 +880,7 @@ def test_the_pictures_of_a_report_align(drawn):
     findings = measure(
         noisy_frame(clean=5e4 * lattice(), std=3e4),
         5e4 * lattice().astype(np.float32),
-        spread=np.full(SHAPE, 0.1, np.float32),
+        standard_error=np.full(SHAPE, 0.1, np.float32),
     )
     pictures = panels(findings)[:4]
     for panel in pictures:

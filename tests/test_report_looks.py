@@ -16,7 +16,7 @@ from n2sr_deploy.report.page import page
 from n2sr_deploy.report.panels import panels
 
 
-def findings_of(shape=(192, 224), counts=1.0, *, with_spread=True, **known):
+def findings_of(shape=(192, 224), counts=1.0, *, with_standard_error=True, **known):
     """Of a lattice whose values are about three times `counts`; noise of std 0.6 of them."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     clean = np.cos(2 * np.pi * y / 12) * np.cos(2 * np.pi * x / 12) / 2 + 3
@@ -24,7 +24,7 @@ def findings_of(shape=(192, 224), counts=1.0, *, with_spread=True, **known):
     return measure(
         Frame(pixels=(counts * noisy).astype("f"), **known),
         (counts * clean).astype("f"),
-        spread=np.full(shape, 0.1 * counts, "f") if with_spread else None,
+        standard_error=np.full(shape, 0.1 * counts, "f") if with_standard_error else None,
     )
 
 
@@ -92,7 +92,7 @@ def test_no_words_are_cut_off_or_lie_on_others(drawn, shape, counts):
 
 @pytest.mark.parametrize("shape", [(192, 224), (64, 1300), (1300, 160)])
 def test_what_a_report_lacks_is_told_where_it_would_stand(drawn, shape):
-    findings = findings_of(shape, with_spread=False)
+    findings = findings_of(shape, with_standard_error=False)
     page(findings, "a title")
     drawing_module.overview_png(findings, "a title")
     check_words(drawn)

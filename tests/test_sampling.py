@@ -430,8 +430,8 @@ def test_a_training_after_denoising_knows_that_its_threads_sleep(compiled, first
     if not compiled.openmp_threads():
         pytest.skip("kernels without OpenMP")
     code = (
-        f"{first}from n2sr_deploy import kernels; assert not kernels.put_pytorch_to_sleep(); "
-        f"kernels.kernels(); assert kernels.put_pytorch_to_sleep() is {sleeps}"
+        f"{first}from n2sr_deploy import kernels; assert not kernels.pytorch_sleeps(); "
+        f"kernels.kernels(); assert kernels.pytorch_sleeps() is {sleeps}"
     )
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))

@@ -212,7 +212,7 @@ def test_a_report_takes_the_standard_error_where_rows_were_scanned(given, hummed
     told = []
 
     def report_on(output, noisy, denoised, **known):
-        told.append(known["known"].spread)
+        told.append(known["known"].standard_error)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("n2sr_deploy.report.report_on", report_on)

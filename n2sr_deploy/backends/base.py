@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.sampling import FloatArray
 
+INPUT_NAME, OUTPUT_NAME = "subsampled", "denoised"
+"""Of the tensors that an exported model takes and gives."""
+CLOSED = "this backend was closed; open the model again"
 InputShape = tuple[int, int, int, int]
 """(M, 1, H / stride_y, W / stride_x)."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
     from n2sr_deploy.pattern import Shape
 
+    NetworkLoader = Callable[[bytes, CudaDevice, str, Shape], DeviceNetwork]
+
 _log = logging.getLogger("n2sr")
 _SIDE = 64  # of a draw to warm up with: the least that every network's multiple divides
 # What libraries raise that are damaged, or of a version that nobody has tried.
@@ -28,15 +30,6 @@ class Loader(Protocol):
     """Loads an ONNX model on the CPU; a backend's class."""
 
     def __call__(self, onnx: bytes, *, n_threads: int = 0) -> Backend:
-        """Load it."""
-
-
-class NetworkLoader(Protocol):
-    """Loads an ONNX model on a GPU."""
-
-    def __call__(
-        self, onnx: bytes, device: CudaDevice, precision: str, stride: Shape
-    ) -> DeviceNetwork:
         """Load it."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +10,8 @@ import numpy as np
 from n2sr_deploy.backends.base import output_shape
 from n2sr_deploy.backends.onnx_weights import weights_in
 from n2sr_deploy.backends.packing import unet_members
-from n2sr_deploy.cuda.device import Convolution
-from n2sr_deploy.errors import DeviceError, ModelError
+from n2sr_deploy.cuda.device import Convolution, dotted, quietly
+from n2sr_deploy.errors import ModelError
 from n2sr_deploy.phantom import phantom_input
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.sampling import AnyArray
 
-_log = logging.getLogger("n2sr")
 _SLOPE = 0.1  # of LeakyReLU below zero, in every exported U-Net
 _OLDEST = 80  # compute capability, times ten
 _TRIED = 2, 1, 64, 64  # input that the kernels are tried on
@@ -33,8 +31,8 @@ def require_matrix_units(device: Device) -> None:
     """Raise ModelError unless the GPU has what csrc/convolve.cu computes with."""
     if device.capability < _OLDEST:
         raise ModelError(
-            f"{device.name} has compute capability {device.capability / 10}, but n2sr's kernels "
-            f"for networks need {_OLDEST / 10} (Ampere) or later; try backend cuda, "
+            f"{device.name} has compute capability {dotted(device.capability)}, but n2sr's kernels "
+            f"for networks need {dotted(_OLDEST)} (Ampere) or later; try backend cuda, "
             "tensorrt-rtx or auto"
         )
 
@@ -112,10 +110,7 @@ class NativeNetwork:
 
     def close(self) -> None:
         """Release the weights."""
-        try:
-            self._opened.close()
-        except DeviceError as error:  # a GPU that has failed cannot even release what it held
-            _log.debug("while releasing: %s", error)
+        quietly(self._opened.close)
 
 
 class _Lent:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays
+from n2sr_deploy.backends.base import CLOSED, check_arrays
+from n2sr_deploy.cuda.device import quietly
 from n2sr_deploy.errors import DeviceError, ModelError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.sampling import FloatArray
-
-_log = logging.getLogger("n2sr")
 
 
 class _Memory(NamedTuple):
@@ -65,7 +63,7 @@ class DeviceBackend:
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._stream is None:
-            raise ModelError("this backend was closed; open the model again")
+            raise ModelError(CLOSED)
         check_arrays(subsampled, out)
         scale = 1, 1, *self._stride
         wanted = tuple(n * s for n, s in zip(subsampled.shape, scale, strict=False))
@@ -110,10 +108,7 @@ class DeviceBackend:
     def _forget(self) -> None:
         self._memory = None
         opened, self._opened = self._opened, ExitStack()
-        try:
-            opened.close()
-        except DeviceError as error:  # a GPU that has failed cannot even release what it held
-            _log.debug("while releasing: %s", error)
+        quietly(opened.close)
 
     def close(self) -> None:
         """Release the memory and the network."""

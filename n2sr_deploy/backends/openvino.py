@@ -8,7 +8,7 @@ from collections import OrderedDict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.backends.base import check_arrays, failure
+from n2sr_deploy.backends.base import CLOSED, check_arrays, failure
 from n2sr_deploy.errors import MissingExtraError, ModelError
 
 # OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
@@ -78,7 +78,7 @@ class OpenVINOBackend:
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._onnx is None:
-            raise ModelError("this backend was closed; open the model again")
+            raise ModelError(CLOSED)
         check_arrays(subsampled, out)
         try:
             request = self._request(self._onnx, subsampled.shape)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.backends.base import check_arrays, failure, output_shape
+from n2sr_deploy.backends.base import CLOSED, check_arrays, failure, output_shape
+from n2sr_deploy.cores import cores_allowed
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, onnx: bytes, *, n_threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads or _cores_allowed()
+        options.intra_op_num_threads = n_threads or _own_threads()
         options.enable_mem_pattern = False  # it plans a third more memory, for no time won
         options.log_severity_level = _ERRORS_ONLY
         # Threads that spin for work take the cores of whoever sends and shows the frames.
@@ -76,7 +77,7 @@ class OnnxRuntimeBackend:
     def infer(self, subsampled: FloatArray, out: FloatArray) -> None:
         """Run the network; see `Backend.infer`."""
         if self._session is None:
-            raise ModelError("this backend was closed; open the model again")
+            raise ModelError(CLOSED)
         check_arrays(subsampled, out)
         binding = self._session.io_binding()
         for bind, name, array in (
@@ -94,14 +95,9 @@ class OnnxRuntimeBackend:
         self._session = None
 
 
-def _cores_allowed() -> int:
-    """How many of the machine's cores this process may use; 0: all of them.
-
-    Slurm, taskset and sets of cores of a container allow some, which ONNX Runtime does not ask for.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
+def _own_threads() -> int:
+    """One for each core that is allowed, which ONNX Runtime does not ask for; 0: all are."""
+    allowed = cores_allowed()
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 

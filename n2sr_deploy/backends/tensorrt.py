@@ -8,13 +8,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from n2sr_deploy import engine
-from n2sr_deploy.backends.base import output_shape
-from n2sr_deploy.backends.tensorrt_library import (
-    LIBRARIES,
-    dotted,
-    import_library,
-    require_capability,
-)
+from n2sr_deploy.backends.base import INPUT_NAME, OUTPUT_NAME, output_shape
+from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library, require_capability
+from n2sr_deploy.cuda.device import dotted
 from n2sr_deploy.cuda.driver import find_driver
 from n2sr_deploy.engine import EngineKey, option_of
 from n2sr_deploy.errors import (
@@ -323,8 +319,8 @@ class Tensors(NamedTuple):
             for name in names
         }
         wanted = {
-            ("subsampled", modes.INPUT, self.subsampled, trt.DataType.FLOAT),
-            ("denoised", modes.OUTPUT, self.denoised, trt.DataType.FLOAT),
+            (INPUT_NAME, modes.INPUT, self.subsampled, trt.DataType.FLOAT),
+            (OUTPUT_NAME, modes.OUTPUT, self.denoised, trt.DataType.FLOAT),
         }
         if found != wanted:
             told = ", ".join(
@@ -334,8 +330,8 @@ class Tensors(NamedTuple):
                 )
             )
             raise ModelError(
-                f"the engine takes and gives {told}, but subsampled {self.subsampled} and denoised "
-                f"{self.denoised} in float32 are what the model does; build it again"
+                f"the engine takes and gives {told}, but {INPUT_NAME} {self.subsampled} and "
+                f"{OUTPUT_NAME} {self.denoised} in float32 are what the model does; build it again"
             )
 
 
@@ -376,8 +372,8 @@ class TensorRTContext:
 
     def enqueue(self, subsampled: int, outputs: int) -> None:
         """Run it on device memory."""
-        accepted = self._context.set_tensor_address("subsampled", subsampled)
-        accepted = self._context.set_tensor_address("denoised", outputs) and accepted
+        accepted = self._context.set_tensor_address(INPUT_NAME, subsampled)
+        accepted = self._context.set_tensor_address(OUTPUT_NAME, outputs) and accepted
         run = self._context.execute_async_v3
         if not accepted or not _asked(self._logger, lambda: run(self._stream)):
             raise DeviceError(f"TensorRT failed ({self._logger.told()})")

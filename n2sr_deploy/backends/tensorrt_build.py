@@ -8,7 +8,7 @@ import re
 import signal
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.backends.base import output_shape
+from n2sr_deploy.backends.base import INPUT_NAME, OUTPUT_NAME, output_shape
 from n2sr_deploy.backends.tensorrt import SETTINGS, open_logger
 from n2sr_deploy.backends.tensorrt_library import LIBRARIES, import_library
 from n2sr_deploy.errors import ModelError
@@ -33,7 +33,7 @@ _WEIGHTS = re.compile(
 # And how of what it takes and gives, by the names of exported models.
 _TAKEN_AND_GIVEN = re.compile(
     rb"tensor=\{[^{}]*dims=\{ ([\d ]+) \}[^{}]*"
-    rb'name="(subsampled|denoised)\.1"[^\n]*? type=(\w+) \}'
+    rb'name="(%b|%b)\.1"[^\n]*? type=(\w+) \}' % (INPUT_NAME.encode(), OUTPUT_NAME.encode())
 )
 
 
@@ -164,7 +164,7 @@ def check_plan(plan: bytes, precision: str, shape: InputShape, stride: Shape) ->
         for dims, name, told in _TAKEN_AND_GIVEN.findall(plan)
     }
     of_result = output_shape(shape, stride)
-    wanted: set[_Tensor] = {("subsampled", shape, "float"), ("denoised", of_result, "float")}
+    wanted: set[_Tensor] = {(INPUT_NAME, shape, "float"), (OUTPUT_NAME, of_result, "float")}
     if found != wanted:
         raise ModelError(
             f"the engine takes and gives {_listed(found) or 'what it does not tell'}, but "

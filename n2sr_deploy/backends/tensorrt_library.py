@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.engine import option_of
+from n2sr_deploy.cuda.device import dotted
+from n2sr_deploy.engine import EXTRAS, option_of
 from n2sr_deploy.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
 
 LIBRARIES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
-_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _PACKAGES = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 _OLDEST = 10, 13
 _OLDEST_OF_RTX = 80  # it builds for Turing (75) only where told so, and then for nothing else
@@ -33,8 +33,9 @@ def import_library(library: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != library:
             raise _broken(library, error) from error
-        extra = _EXTRAS[library]
-        raise MissingExtraError(f"backend {option_of(library)}", library, extra) from error
+        raise MissingExtraError(
+            f"backend {option_of(library)}", library, EXTRAS[library]
+        ) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise _broken(library, error) from error
     version = tuple(int(part) for part in trt.__version__.split(".")[:2])
@@ -68,11 +69,6 @@ def require_capability(library: str, device: CudaDevice) -> None:
             f"{', '.join(map(dotted, known))} and later, but {device.name} has "
             f"{dotted(device.capability)}; try backend native, tensorrt, cuda or auto"
         )
-
-
-def dotted(capability: int) -> str:
-    """90 as 9.0."""
-    return f"{capability // 10}.{capability % 10}"
 
 
 def _broken(library: str, error: BaseException) -> ModelError:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task
+from n2sr_deploy.cores import cores_allowed
 from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.words import counted
 
@@ -32,11 +33,7 @@ _KILL = 9  # SIGKILL, that Windows does not have
 def threads_each(n_jobs: int) -> int:
     """How many threads each of so many processes gets; what OMP_NUM_THREADS says is the most."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    if hasattr(os, "sched_getaffinity"):
-        n_cores = len(os.sched_getaffinity(0))
-    else:
-        n_cores = os.cpu_count() or 1
-    share = max(n_cores // n_jobs, 1)
+    share = max(cores_allowed() // n_jobs, 1)
     return min(share, int(said)) if said.isdigit() and int(said) else share
 
 

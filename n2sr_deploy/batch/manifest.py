@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 import threading
 from dataclasses import asdict, dataclass, field
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("n2sr")
 NAME = "n2sr-batch.jsonl"
-_TEMPORARY = re.compile(
-    r"\.n2sr-([0-9a-f]{12})[0-9a-f]{20}(\..*)?"
-)  # as `n2sr_deploy.files` names them
 _LOCKED_BYTE = 2**40  # beyond any line: Windows locks what others then cannot read
 
 
@@ -72,6 +68,12 @@ class Entry:
         """Whether both are of the same settings."""
         mine, others = (json.dumps(entry.settings, sort_keys=True) for entry in (self, other))
         return mine == others
+
+
+def std_of(name: str) -> str:
+    """The name of an output's standard error: ``a.std.tif`` of ``a.tif``."""
+    stem, dot, extension = name.rpartition(".")
+    return f"{stem}.std{dot}{extension}"
 
 
 class Manifest:
@@ -152,8 +154,7 @@ class Manifest:
         """All that this batch wrote, or may have written, by their paths within the folder."""
         names: set[str] = set()
         for entry in self.entries.values():
-            stem, dot, extension = entry.output.rpartition(".")
-            names |= {entry.output, *entry.sizes, f"{stem}.std{dot}{extension}"}
+            names |= {entry.output, *entry.sizes, std_of(entry.output)}
         return names
 
     def are_there(self, entry: Entry) -> bool:
@@ -165,12 +166,14 @@ class Manifest:
     def remove_leftovers(self) -> int:
         """Remove what killed runs left of their outputs; tell how many files there were."""
         outputs = [self._folder / name for name in self.outputs()]
-        ours = {(path.parent, files.mark_of(path)): path for path in outputs}
+        ours: dict[tuple[Path, str | None], Path] = {
+            (path.parent, files.mark_of(path)): path for path in outputs
+        }
         left: dict[Path, list[Path]] = {}
         for path in self._folder.rglob(".n2sr-*"):
-            found = _TEMPORARY.fullmatch(path.name)
-            if found and (path.parent, found[1]) in ours:
-                left.setdefault(ours[path.parent, found[1]], []).append(path)
+            output = ours.get((path.parent, files.mark_in(path.name)))
+            if output is not None:
+                left.setdefault(output, []).append(path)
         for output, of_output in left.items():
             files.clear(output, of_output)
         return sum(map(len, left.values()))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy import files, formats
-from n2sr_deploy.batch.manifest import Entry
+from n2sr_deploy.batch.manifest import Entry, std_of
 from n2sr_deploy.errors import InputFileError, OutputError
+from n2sr_deploy.formats.ser import emi_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -140,13 +141,8 @@ def _found(inputs: Iterable[str], *, recursive: bool) -> dict[Path, Path]:
             found |= {Path(file): root for file in matched if _is_frame_file(Path(file), is_named)}
         else:
             raise InputFileError(f"{path} does not exist; name a folder, a file or a glob")
-    emis = {_emi_of(path) for path in found if path.suffix.lower() == ".ser"}
+    emis = {emi_of(path) for path in found if path.suffix.lower() == ".ser"}
     return {path: root for path, root in found.items() if path not in emis} | named
-
-
-def _emi_of(path: Path) -> Path:
-    """The EMI that a SER file belongs to: ``s.emi`` of ``s_1.ser``."""
-    return path.with_name(f"{path.stem.rpartition('_')[0]}.emi")
 
 
 def _inside(folder: Path, *, recursive: bool) -> Iterator[Path]:
@@ -183,13 +179,12 @@ def _job(
     wanted = extension or (path.suffix if formats.is_written(path) else ".tif")
     if relative.suffix.lower() != wanted.lower():
         relative = relative.with_name(relative.name + wanted)
-    output = folder / relative
-    std = output.with_name(f"{output.stem}.std{output.suffix}") if settings["std"] else None
+    name = relative.as_posix()
+    output, std = folder / name, folder / std_of(name) if settings["std"] else None
     try:
         size, mtime_ns = files.size_and_mtime(path)
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror}") from error
-    name = relative.as_posix()
     entry = Entry(
         output=name,
         outcome="started",

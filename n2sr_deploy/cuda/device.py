@@ -7,14 +7,20 @@ Whatever has a stream only enqueues: it is done when `Device.wait` returns.
 from __future__ import annotations
 
 import ctypes
+import logging
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from n2sr_deploy.errors import DeviceError
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from n2sr_deploy.pattern import SamplingPattern, Shape, Window
     from n2sr_deploy.sampling import AnyArray, UInt8Array
 
+_log = logging.getLogger("n2sr")
 PIXEL_TYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32"))
 """Of frames on a GPU; those of other types are converted to float32 before."""
 
@@ -219,3 +225,17 @@ class Device(Protocol):
 
     def convolve(self, job: Convolution, stream: int) -> None:
         """One convolution and what stands around it, of feature maps in float16."""
+
+
+def quietly(release: Callable[..., object], *arguments: object) -> None:
+    """Release something; a GPU that has failed cannot even do that, which is only logged."""
+    try:
+        release(*arguments)
+    except DeviceError as error:
+        # Its words only: who keeps the error keeps its callers' frames.
+        _log.debug("while releasing: %s", str(error))
+
+
+def dotted(capability: int) -> str:
+    """A compute capability as NVIDIA writes it: 90 as 9.0."""
+    return f"{capability // 10}.{capability % 10}"

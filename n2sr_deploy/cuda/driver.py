@@ -15,6 +15,7 @@ _IS_WINDOWS = sys.platform == "win32"
 LIBRARY = "nvcuda.dll" if _IS_WINDOWS else "libcuda.so.1"
 _NVML = "nvml.dll" if _IS_WINDOWS else "libnvidia-ml.so.1"
 _NO_DEVICE = 100
+_NO_GPU = "the NVIDIA driver finds no GPU; is CUDA_VISIBLE_DEVICES set?"
 NEEDED = 13, 0
 """The CUDA version that the driver must support for n2sr's kernels: that they are built with."""
 
@@ -52,7 +53,7 @@ def find_driver() -> Driver:
         ) from error
     code = driver.cuInit(0)
     if code == _NO_DEVICE:
-        raise DeviceError("the NVIDIA driver finds no GPU; is CUDA_VISIBLE_DEVICES set?")
+        raise DeviceError(_NO_GPU)
     if code != 0:
         raise DeviceError(
             f"the NVIDIA driver answers error {code} to cuInit; nvidia-smi may tell why (no GPU, "
@@ -68,7 +69,7 @@ def find_driver() -> Driver:
         driver.cuDeviceGetName(name, len(name), device)
         names.append(name.value.decode())
     if not names:
-        raise DeviceError("the NVIDIA driver finds no GPU; is CUDA_VISIBLE_DEVICES set?")
+        raise DeviceError(_NO_GPU)
     cuda = number.value // 1000, number.value % 1000 // 10
     return Driver(_version(), cuda, tuple(names))
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n2sr_deploy.errors import DeviceError
+from n2sr_deploy.cuda.device import quietly
 
 if TYPE_CHECKING:
     from n2sr_deploy.cuda.device import Device
     from n2sr_deploy.sampling import FloatArray, UInt8Array
 
-_log = logging.getLogger("n2sr")
 _MOST_LENT = 2**31  # bytes; what is pinned, the system cannot use for anything else
 
 
@@ -91,10 +89,7 @@ class PinnedPool:
             except IndexError:  # another thread was faster
                 return
             self._n_pinned -= 1
-            try:
-                self._device.unpin(memory)
-            except DeviceError as error:  # a GPU that has failed cannot release
-                _log.debug("while unpinning: %s", str(error))
+            quietly(self._device.unpin, memory)
 
     def close(self) -> None:
         """Unpin what is unused now, and the rest when it comes back."""

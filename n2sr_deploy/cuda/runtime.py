@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.cuda.device import Convolution, Draws, Part, Pixels, Pooled, Values
+from n2sr_deploy.cuda.device import Convolution, Draws, Part, Pixels, Pooled, Values, dotted
 from n2sr_deploy.cuda.driver import NEEDED, find_driver
 from n2sr_deploy.errors import DeviceError, OutOfDeviceMemoryError
 
@@ -153,14 +153,13 @@ class CudaDevice:
         )
         if capability.value < OLDEST:
             raise DeviceError(
-                f"{name.value.decode()} has compute capability {capability.value / 10}, but n2sr's "
-                f"kernels need {OLDEST / 10} (Turing) or later; backend auto runs on the CPU"
+                f"{name.value.decode()} has compute capability {dotted(capability.value)}, but "
+                f"n2sr's kernels need {dotted(OLDEST)} (Turing) or later; backend auto runs on the "
+                "CPU"
             )
         self.name = name.value.decode()
         self.capability = capability.value
         """Compute capability, 90 for 9.0."""
-        self.n_bytes = n_bytes.value
-        """Of memory."""
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, f"n2sr_cuda_{name}")(*arguments)

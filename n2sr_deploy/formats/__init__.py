@@ -125,9 +125,7 @@ def is_frame_file(path: Path, *, is_named: bool = True) -> bool:
 
 def is_written(path: Path) -> bool:
     """Tell whether the extension is that of a format n2sr writes."""
-    return any(
-        known.write is not None and path.suffix.lower() in known.extensions for known in FORMATS
-    )
+    return _writing(path) is not None
 
 
 def check_writable(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
@@ -325,10 +323,16 @@ def _of_file(path: Path) -> Format | None:
     return next((known for known in FORMATS if path.suffix.lower() in known.extensions), None)
 
 
+def _writing(path: Path) -> Format | None:
+    """The format that the extension names, if n2sr writes it."""
+    written = (known for known in FORMATS if known.write is not None)
+    return next((known for known in written if path.suffix.lower() in known.extensions), None)
+
+
 def _of_output(path: Path) -> Format:
-    for known in FORMATS:
-        if known.write is not None and path.suffix.lower() in known.extensions:
-            return known
+    known = _writing(path)
+    if known is not None:
+        return known
     if not path.suffix:
         raise OutputError(f"{path} has no extension to tell its format: {names(written=True)}")
     raise OutputError(

@@ -23,6 +23,7 @@ from n2sr_deploy.frame import FrameInfo, Intensity
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.formats.metadata import Table
     from n2sr_deploy.sampling import AnyArray
 
 # DM's number of a type of pixels; colours, complex and packed ones are no frames.
@@ -42,7 +43,7 @@ _TYPES = {
     40: "<u8",
 }
 _INFO = "ImageTags/Microscope Info/"
-_ACQUISITION: dict[str, tuple[str, float] | str] = {
+_ACQUISITION: Table = {
     "microscope": _INFO + "Name",
     "detector": "ImageTags/DataBar/Device Name",
     "mode": _INFO + "Illumination Mode",

@@ -51,13 +51,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.formats.base import ByFrame
+    from n2sr_deploy.formats.metadata import Table
 
 _OURS = "n2sr"  # the root's attribute that holds a record
 _FRAME_AXES = {"frame", "frames", "n", "t", "time", "tilt", "tilt_angle", "angle", "slice", "z"}
 _UNITS = {"pm": "[p_m]", "nm": "[n_m]", "µm": "[u_m]", "mm": "[m_m]", "m": "[m]", "s": "[s]"}
 _GROUPS = ("microscope", "user", "sample", "comments")
 
-_NCEM: dict[str, tuple[str, float] | str] = {
+_NCEM: Table = {
     "microscope": "microscope/name",
     "detector": "microscope/detector",
     "mode": "microscope/mode",

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from n2sr_deploy.formats.hdf5_file import Hdf5File
+    from n2sr_deploy.formats.metadata import Table
 
 _LARGEST_JSON = 2**24  # bytes
-_TOLD: dict[str, tuple[str, float] | str] = {
+_TOLD: Table = {
     "microscope": "Instrument/InstrumentClass",
     "detector": "BinaryResult/Detector",
     "beam_energy_kev": ("Optics/AccelerationVoltage", 1e-3),
@@ -149,7 +150,7 @@ def _acquisition(told: dict[str, Any]) -> dict[str, float | str]:
         acquisition["mode"] = "STEM" if is_scanned else "TEM"
     if not is_scanned:
         acquisition.pop("dwell_time_s", None)
-    table: dict[str, tuple[str, float] | str] = {
+    table: Table = {
         "exposure_s": (f"{detector}/ExposureTime", 1.0),
         "magnification": ("Optics/NominalMagnification", 1.0),
     }

@@ -17,6 +17,7 @@ from n2sr_deploy.formats.base import (
     whole_image,
 )
 from n2sr_deploy.formats.hdf5_nodes import (
+    CACHE,
     attributes,
     is_dataset,
     is_group,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_CACHE = 2**26  # bytes of unpacked chunks that are kept, so that frames of one chunk unpack it once
 _MOST_PACKED = 5000  # to one; deflate reaches 1032
 _MOST_LINKS, _MOST_OBJECTS, _DEEPEST = 16, 5000, 32
 _MOST_OPENED = 64  # files of a virtual dataset, to be looked into
@@ -179,7 +179,7 @@ class Hdf5File:
         return found
 
     def _opened(self, path: Path) -> Any:
-        file = self._stack.enter_context(self._h5py.File(path, "r", rdcc_nbytes=_CACHE))
+        file = self._stack.enter_context(self._h5py.File(path, "r", rdcc_nbytes=CACHE))
         return file["/"]
 
     def _at(self, start: Any, path: str, n_links: int) -> Any:

@@ -8,18 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from n2sr_deploy.formats.base import (
-    DAMAGE,
-)
-from n2sr_deploy.formats.metadata import plain_values
+from n2sr_deploy.formats.base import DAMAGE
+from n2sr_deploy.formats.metadata import LARGEST, plain_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_CACHE = 2**26  # bytes of unpacked chunks that are kept, so that frames of one chunk unpack it once
+CACHE = 2**26  # bytes of unpacked chunks that are kept, so that frames of one chunk unpack it once
 _LARGEST_ATTRIBUTE = 2**20  # bytes
-_LARGEST_VALUES = 4096  # elements of an array that counts as metadata
 _NUMBERS = "biufc"
 
 
@@ -85,7 +82,7 @@ def small(dataset: Any) -> Any:
         sizes = n_bytes(dataset.shape, dataset.dtype), n_bytes(dataset.chunks or (), dataset.dtype)
         if hasattr(dataset, "id") and not _is_plain(dataset.dtype):
             return None
-        if math.prod(dataset.shape) > _LARGEST_VALUES or max(sizes) > _LARGEST_ATTRIBUTE:
+        if math.prod(dataset.shape) > LARGEST or max(sizes) > _LARGEST_ATTRIBUTE:
             return None
         return plain_values(unwrapped(dataset[()]))
     except DAMAGE:
@@ -121,7 +118,7 @@ def steps(values: Any) -> tuple[float, float] | None:
     if not is_numeric(values) or shape is None or len(shape) != 1 or shape[0] < 2:
         return None
     try:
-        if n_bytes(values.chunks or (), values.dtype) > _CACHE:
+        if n_bytes(values.chunks or (), values.dtype) > CACHE:
             return None
         first, last = float(values[0]), float(values[shape[0] - 1])
     except DAMAGE:

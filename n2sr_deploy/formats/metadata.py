@@ -11,8 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    Table = Mapping[str, tuple[str, float] | str]
+    """Where names of `FrameInfo.acquisition` lie in nested mappings, ``a/b/c``; a number's also
+    with what it is multiplied by."""
+
 # Where HyperSpy keeps what `FrameInfo.acquisition` names, below an instrument; its own units.
-HYPERSPY: dict[str, tuple[str, float] | str] = {
+HYPERSPY: Table = {
     "microscope": "microscope",
     "detector": "Detector/detector_type",
     "mode": "acquisition_mode",
@@ -30,24 +34,25 @@ HYPERSPY: dict[str, tuple[str, float] | str] = {
     "stage_tilt_beta_deg": ("Stage/tilt_beta", 1.0),
 }
 
+LARGEST = 4096  # elements of an array that counts as metadata
 _NOTHING = ("", "unknown")  # what programs write that do not know
 
 
-def plain_values(value: Any, *, largest: int = 4096) -> Any:
+def plain_values(value: Any) -> Any:
     """The value as JSON can keep it: mappings, lists, numbers, strings.
 
-    Arrays of more than `largest` elements (thumbnails, gain references) are told by their shape.
+    Arrays of more than `LARGEST` elements (thumbnails, gain references) are told by their shape.
     """
     if isinstance(value, dict):
-        return {str(key): plain_values(inner, largest=largest) for key, inner in value.items()}
+        return {str(key): plain_values(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain_values(inner, largest=largest) for inner in value]
+        return [plain_values(inner) for inner in value]
     if isinstance(value, np.ndarray):
-        if value.size > largest:
+        if value.size > LARGEST:
             return f"array of shape {value.shape}, {value.dtype}, left out"
-        return plain_values(value.tolist(), largest=largest)
+        return plain_values(value.tolist())
     if isinstance(value, np.generic):
-        return plain_values(value.item(), largest=largest)
+        return plain_values(value.item())
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").rstrip("\0")
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -74,9 +79,7 @@ def sought(metadata: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def acquired(
-    metadata: Mapping[str, Any], table: Mapping[str, tuple[str, float] | str]
-) -> dict[str, float | str]:
+def acquired(metadata: Mapping[str, Any], table: Table) -> dict[str, float | str]:
     """`FrameInfo.acquisition` from a file's own metadata.
 
     Parameters
@@ -84,7 +87,7 @@ def acquired(
     metadata
         Nested mappings.
     table
-        Where each name lies, ``a/b/c``; a number's also with what it is multiplied by.
+        Where its names lie in there.
     """
     values: dict[str, float | str] = {}
     for name, where in table.items():

@@ -29,6 +29,7 @@ from n2sr_deploy.frame import FrameInfo
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from n2sr_deploy.formats.metadata import Table
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
@@ -38,7 +39,7 @@ _BEFORE_4_7_3 = 0x0210  # of TIA: offsets of 32 bits
 _TYPES = {1: "u1", 2: "<u2", 3: "<u4", 4: "i1", 5: "<i2", 6: "<i4", 7: "<f4", 8: "<f8"}
 # Before a frame's pixels: offset, step and reference pixel of x, then of y; type; width, height.
 _HEAD = struct.Struct("<ddiddihii")
-_ACQUISITION: dict[str, tuple[str, float] | str] = {
+_ACQUISITION: Table = {
     "date_time": "AcquireDate",
     "microscope": "Microscope []",
     "mode": "Mode []",
@@ -91,9 +92,14 @@ def _open(path: Path, signal: str | None) -> FrameFile:
     )
 
 
+def emi_of(path: Path) -> Path:
+    """The EMI that a SER file belongs to: ``s.emi`` of ``s_1.ser``."""
+    return path.with_name(f"{path.stem.rpartition('_')[0]}.emi")
+
+
 def _emi(path: Path) -> dict[str, Any]:
     """What ``sample.emi`` tells of ``sample_1.ser``; nothing where it is away or damaged."""
-    beside = path.with_name(path.stem.rpartition("_")[0] + ".emi")
+    beside = emi_of(path)
     if not beside.exists():
         return {}
     try:

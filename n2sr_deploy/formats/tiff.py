@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from n2sr_deploy.formats.base import ByFrame
+    from n2sr_deploy.formats.metadata import Table
     from n2sr_deploy.sampling import AnyArray
 
 _log = logging.getLogger("n2sr")
@@ -42,7 +43,7 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # What tifffile reads of other makers' tags, by the name of its attribute.
 _MAKERS = ("imagej", "fei", "sem", "sis", "tvips", "fluoview", "nih", "mdgel", "andor", "ome")
-_FEI: dict[str, tuple[str, float] | str] = {
+_FEI: Table = {
     "beam_energy_kev": ("fei/Beam/HV", 1e-3),
     "microscope": "fei/System/SystemType",
     "detector": "fei/Detectors/Name",

@@ -13,7 +13,7 @@ import numpy as np
 
 from n2sr_deploy.noise import middle_of
 from n2sr_deploy.report.findings import Confirmation
-from n2sr_deploy.report.spectra import N_RINGS
+from n2sr_deploy.report.spectra import N_RINGS, RING_FREQUENCY, ring_of
 from n2sr_deploy.sampling import held_out
 from n2sr_deploy.spectrum import SHARED
 
@@ -92,7 +92,7 @@ def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
     window = np.outer(*(np.hanning(n + 2)[1:-1] for n in noisy.shape))
     fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
     fy, fx = fy[:, None] * (halves.along != "row"), fx[None, :] * (halves.along != "column")
-    ring = np.minimum((np.hypot(fy, fx) * 2 * N_RINGS).astype(int), N_RINGS)
+    ring = ring_of(np.hypot(fy, fx))
 
     def summed(values: AnyArray) -> AnyArray:
         """Over each ring and those beside it."""
@@ -113,14 +113,13 @@ def confirmation(noisy: AnyArray, halves: Halves) -> Confirmation:
     share = 1 + in_common / np.maximum(shown, 1e-300)
     error = np.sqrt(variance) / np.maximum(shown, 1e-300)
     surely = (share > _SURELY * error) & (share > _MOSTLY)
-    frequency = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
     return Confirmation(
-        frequency=frequency,
+        frequency=RING_FREQUENCY,
         along=halves.along,
         share=share,
         error=error,
         is_confirmed=surely,
-        resolution=float(frequency[surely].max()) if surely.any() else None,
+        resolution=float(RING_FREQUENCY[surely].max()) if surely.any() else None,
     )
 
 

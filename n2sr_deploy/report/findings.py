@@ -116,7 +116,7 @@ class Excess:
     error: float
     """Standard error of `denoised`, from the scatter between blocks of 32 x 32 pixels."""
     reported: float | None
-    """What the spread says it should be: the mean of its square; None without a spread."""
+    """What the standard error says it should be: the mean of its square; None without one."""
     shift: tuple[float, float] | None
     """By how many pixels, rows and columns, the second lies off the noisy frame; of a lattice the
     shortest such way. 0 where it cannot be told from none, None where nothing can be told."""
@@ -152,7 +152,7 @@ class ReportFindings:
     """(H, W)."""
     residual: FloatArray
     """(H, W): noisy - denoised; 0 where a hot pixel was."""
-    spread: FloatArray | None
+    standard_error: FloatArray | None
     """(H, W): calibrated standard error of `denoised`, where it is known."""
     noise: Noise
     """Measured from the noisy frame alone."""

@@ -41,7 +41,7 @@ def measure(
     noisy: Frame,
     denoised: FloatArray,
     *,
-    spread: FloatArray | None = None,
+    standard_error: FloatArray | None = None,
     halves: Halves | None = None,
     second: Frame | None = None,
 ) -> ReportFindings:
@@ -54,7 +54,7 @@ def measure(
         mended first, as `n2sr denoise` does, so that they do not count as signal.
     denoised
         (H, W) in counts; by any method.
-    spread
+    standard_error
         (H, W) in counts: the standard error of `denoised`, as `standard_error` gives it.
     halves
         Two half-results of the network, to be compared with the pixels they never saw.
@@ -70,10 +70,10 @@ def measure(
     ------
     FrameError
         When the noisy frame is constant or too small, shapes differ, the denoised frame or the
-        spread is not finite, the spread is negative, a frame shows another area, or the second
+        standard error is not finite, that is negative, a frame shows another area, or the second
         exposure has the very pixels of the noisy or the denoised frame.
     """
-    _check(noisy, denoised, spread, second)
+    _check(noisy, denoised, standard_error, second)
     repaired = repair(noisy)
     noise = measure_noise(noisy, repaired=repaired)
     if noise.is_negligible:
@@ -91,7 +91,7 @@ def measure(
         noisy=repaired.frame.pixels.astype(np.float32),
         denoised=np.asarray(denoised, np.float32),
         residual=residual.astype(np.float32),
-        spread=spread,
+        standard_error=standard_error,
         noise=noise,
         mended=repaired.describe(),
         residual_std=float(residual.std()),
@@ -106,19 +106,21 @@ def measure(
         peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
         confirmation=None if halves is None else confirmation(repaired.frame.pixels, halves),
-        excess=None if second is None else _excess(noisy, result, second, spread, spectra),
+        excess=None if second is None else _excess(noisy, result, second, standard_error, spectra),
         pixel_size=noisy.pixel_size,
         unit=noisy.unit,
     )
     return replace(findings, verdicts=verdicts(findings))
 
 
-def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Frame | None) -> None:
+def _check(
+    noisy: Frame, denoised: AnyArray, standard_error: AnyArray | None, second: Frame | None
+) -> None:
     check_size(noisy.shape)
     noisy.mean_and_std()  # refuses a constant frame
     for name, pixels in (
         ("denoised frame", denoised),
-        ("standard error", spread),
+        ("standard error", standard_error),
         ("second exposure", None if second is None else second.pixels),
     ):
         if pixels is None:
@@ -128,10 +130,10 @@ def _check(noisy: Frame, denoised: AnyArray, spread: AnyArray | None, second: Fr
             _check_exposure(noisy, denoised, pixels)
         if not np.isfinite(pixels).all():
             raise FrameError(f"the {name} has NaN or infinite pixels; denoise the frame again")
-    if spread is not None and spread.min() < 0:
+    if standard_error is not None and standard_error.min() < 0:
         raise FrameError(
-            f"the standard error has pixels down to {spread.min():.3g}, but none can be below 0; "
-            "give the file that n2sr denoise --std wrote"
+            f"the standard error has pixels down to {standard_error.min():.3g}, but none can be "
+            "below 0; give the file that n2sr denoise --std wrote"
         )
 
 
@@ -191,7 +193,11 @@ def _variance_curve(
 
 
 def _excess(
-    noisy: Frame, denoised: AnyArray, second: Frame, spread: AnyArray | None, spectra: Spectra
+    noisy: Frame,
+    denoised: AnyArray,
+    second: Frame,
+    standard_error: AnyArray | None,
+    spectra: Spectra,
 ) -> Excess:
     """Standardised by the noisy frame: the mean squared distance to the second, less its noise."""
     first, other = spectra.spectrum, Spectrum(middle_of(repair(second).frame.pixels))
@@ -206,7 +212,11 @@ def _excess(
     each = np.square((denoised - mean) / std - b) - noise
     blocks = _block_means(each)
     error = float(blocks.std(ddof=1) / math.sqrt(blocks.size)) if blocks.size > 1 else math.nan
-    reported = None if spread is None else float(np.square(spread / std, dtype=np.float64).mean())
+    reported = (
+        None
+        if standard_error is None
+        else float(np.square(standard_error / std, dtype=np.float64).mean())
+    )
     return Excess(
         noisy=float(noise.mean()),
         denoised=float(each.mean()),

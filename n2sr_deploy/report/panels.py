@@ -52,7 +52,7 @@ def panels(findings: ReportFindings) -> tuple[Panel, ...]:
         Panel(
             "Standard error",
             "Calibrated: the truth lies within it at about two pixels of three.",
-            _draw_spread,
+            _draw_standard_error,
             True,
         ),
         Panel(
@@ -184,12 +184,12 @@ def _draw_denoised(axis: Axes, findings: ReportFindings) -> None:
     _image(axis, findings.denoised, findings, "counts", **_contrast(findings))
 
 
-def _draw_spread(axis: Axes, findings: ReportFindings) -> None:
-    if findings.spread is None:
+def _draw_standard_error(axis: Axes, findings: ReportFindings) -> None:
+    if findings.standard_error is None:
         _say(axis, "not known of this file\n\nGive it with --std FILE\nor the network with --model")
         return
-    high = float(np.quantile(findings.spread, 0.998))
-    _image(axis, findings.spread, findings, "counts", cmap="viridis", vmin=0, vmax=high)
+    high = float(np.quantile(findings.standard_error, 0.998))
+    _image(axis, findings.standard_error, findings, "counts", cmap="viridis", vmin=0, vmax=high)
 
 
 def _draw_residual(axis: Axes, findings: ReportFindings) -> None:

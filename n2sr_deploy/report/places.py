@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.report.findings import Place
+from n2sr_deploy.spectrum import gaussian
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray
 
 SIZES = (1.5, 3.0, 6.0, 12.0)  # pixels; standard deviation of the Gaussian a place is averaged with
 CHANCE = 1e-3  # that noise alone shows a place, in all of a frame
-_TOLD = 50  # places at most
+MOST_TOLD = 50  # places
 _OWN_SHARE = 0.4  # of the residual's departure that the denoised frame's own structure makes up
 
 
@@ -39,7 +40,7 @@ def significant_places(
     """
     shape = residual.shape
     normal = residual / noise_std
-    padded = tuple(n + int(4 * SIZES[-1]) for n in shape)
+    padded = shape[0] + int(4 * SIZES[-1]), shape[1] + int(4 * SIZES[-1])
     transforms = [np.fft.rfft2(image, s=padded) for image in (normal, denoised - denoised.mean())]
     found: list[Place] = []
     for size in SIZES:
@@ -61,12 +62,6 @@ def significant_places(
                 )
             )
     return _distinct(found)
-
-
-def gaussian(shape: tuple[int, ...], size: float) -> AnyArray:
-    """The transfer of a Gaussian average, (H, W // 2 + 1)."""
-    fy, fx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
-    return np.asarray(np.exp(-2 * (math.pi * size) ** 2 * (fy**2 + fx**2)))
 
 
 def _back(transform: AnyArray, padded: tuple[int, ...], shape: tuple[int, ...]) -> AnyArray:
@@ -100,7 +95,7 @@ def _maxima(values: AnyArray, radius: int, limit: float) -> list[tuple[int, int]
             maxima.append((int(row), int(column)))
             window = slice(max(row - radius, 0), row + radius + 1)
             taken[window, max(column - radius, 0) : column + radius + 1] = True
-        if len(maxima) == _TOLD:
+        if len(maxima) == MOST_TOLD:
             break
     return maxima
 
@@ -132,6 +127,6 @@ def _distinct(places: list[Place]) -> tuple[Place, ...]:
         )
         if apart:
             kept.append(place)
-        if len(kept) == _TOLD:
+        if len(kept) == MOST_TOLD:
             break
     return tuple(kept)

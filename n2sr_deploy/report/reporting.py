@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from n2sr_deploy.denoiser import Denoised
     from n2sr_deploy.frame import Frame
-    from n2sr_deploy.model import ExportedModel
+    from n2sr_deploy.opening import Opened
     from n2sr_deploy.report.findings import ReportFindings
     from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.uncertainty import Uncertainty
@@ -31,22 +31,11 @@ _log = logging.getLogger("n2sr")
 _SAME_SIZE = 0.02  # by which sizes may differ that were calibrated apart
 
 
-class AnyDenoiser(Protocol):
-    """A `Denoiser` or a `FramePipeline`."""
-
-    @property
-    def model(self) -> ExportedModel:
-        """What it runs."""
-
-    def denoise(self, frame: Frame, n_samples: int | None = None, *, seed: int = 0) -> Denoised:
-        """Denoise one frame."""
-
-
 class Known(NamedTuple):
     """What only the network can tell of a result."""
 
-    spread: FloatArray | None
-    """(H, W), counts: the calibrated standard error."""
+    standard_error: FloatArray | None
+    """(H, W), counts: calibrated."""
     halves: Halves | None = None
 
 
@@ -72,14 +61,14 @@ def picture_of(path: Path) -> Path:
 
 
 def known(
-    denoiser: AnyDenoiser,
+    denoiser: Opened,
     frame: Frame,
     denoised: Denoised | None = None,
     n_samples: int | None = None,
     seed: int = 0,
     uncertainty: Uncertainty | None = None,
 ) -> Known:
-    """The calibrated spread and two half-results, by denoising a few times more.
+    """The standard error and two half-results, by denoising a few times more.
 
     Parameters
     ----------
@@ -92,11 +81,11 @@ def known(
     n_samples, seed
         Of the result.
     uncertainty
-        The calibrated spread, if at hand.
+        The standard error, if at hand.
 
     Returns
     -------
-    The spread, None for a single draw; and two half-results with the pixels they never saw.
+    The standard error, None for a single draw; and two half-results with the pixels they never saw.
 
     Raises
     ------
@@ -168,7 +157,13 @@ def report_on(
     """
     check_report(path, overwrite=overwrite)
     known = known or Known(None)
-    findings = measure(noisy, denoised, spread=known.spread, halves=known.halves, second=second)
+    findings = measure(
+        noisy,
+        denoised,
+        standard_error=known.standard_error,
+        halves=known.halves,
+        second=second,
+    )
     html, picture = page(findings, title, lines), overview_png(findings, title)
     with files.replacing(path, overwrite=overwrite) as temporary:
         temporary.write_text(html, encoding="utf-8")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, BoolArray
 
 N_RINGS = 48  # up to 0.5 cycles per pixel
+RING_FREQUENCY = (np.arange(N_RINGS) + 0.5) / (2 * N_RINGS)
+"""(48,): the middles of the rings, cycles per pixel."""
+RING_FREQUENCY.flags.writeable = False
 LAGS = 12  # pixels, to which the autocorrelation is shown
 _PEAK = 9.0  # times the noise's power, in a mean over 3 x 3; noise alone reached 7.8 in 24 frames
 _SHARP = 10.0  # times what is around it, and what its ring has: no speckle of a diffuse spectrum
@@ -29,6 +32,11 @@ KEPT, LOST = 0.7, 0.3  # of a peak's amplitude
 _MOST_PEAKS = 400
 _NEAR = np.arange(-8, 9)
 _ANNULUS = np.abs(np.hypot(_NEAR[:, None], _NEAR) - 6) < 2  # frequencies, of what is around a peak
+
+
+def ring_of(frequency: AnyArray) -> AnyArray:
+    """The number of the ring that frequencies (H, W), cycles per pixel, lie in; 48 beyond all."""
+    return np.asarray(np.minimum((frequency * 2 * N_RINGS).astype(int), N_RINGS))
 
 
 class Spectra:
@@ -63,7 +71,7 @@ class Spectra:
 
     def rings(self) -> Rings:
         """Means over rings."""
-        ring = np.minimum((self.frequency * 2 * N_RINGS).astype(int), N_RINGS)
+        ring = ring_of(self.frequency)
         centre = self.frequency < 2.5 / min(self.floor.shape)  # the mean, smeared by the window
         empty = ~self.spectrum.signal & ~centre
 
@@ -80,7 +88,7 @@ class Spectra:
             sure = noisy_excess > _SUPPORTED + 3 * np.sqrt(2 * SHARED / n_empty)
             noise_left = summed(self.denoised, empty) / n_empty
             return Rings(
-                frequency=(np.arange(N_RINGS) + 0.5) / (2 * N_RINGS),
+                frequency=RING_FREQUENCY,
                 noisy=summed(self.noisy, every) / n,
                 denoised=summed(self.denoised, every) / n,
                 residual=summed(self.residual, every) / n,
@@ -96,7 +104,7 @@ class Spectra:
         What the noisy frame has there above its noise is faint signal and does not count.
         """
         rings = self.rings()
-        ring = np.minimum((self.frequency * 2 * N_RINGS).astype(int), N_RINGS)
+        ring = ring_of(self.frequency)
         weight = np.bincount(
             ring[~self.spectrum.signal], self.floor[~self.spectrum.signal], minlength=N_RINGS + 1
         )[:N_RINGS]

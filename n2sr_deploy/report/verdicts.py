@@ -12,6 +12,7 @@ import numpy as np
 
 from n2sr_deploy.formats.units import length_told
 from n2sr_deploy.report.findings import Level, Verdict
+from n2sr_deploy.report.places import MOST_TOLD
 from n2sr_deploy.words import are, counted
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _second(excess: Excess) -> Verdict:
     if times is not None:
         answer += f": {times:.3g} times less" if times > 1 else ": no better than the noisy frame"
     if excess.reported is not None:
-        answer += f"; the spread says {excess.reported:.4f}"
+        answer += f"; the standard error says {excess.reported:.4f}"
     if _drift(excess) > DRIFTED[0]:
         answer += f"; a drift of {_drift(excess):.1f} px between the two counts as error"
     return Verdict(question=SECOND, level=level, answer=answer + ".")
@@ -278,7 +279,7 @@ def _places(places: list[Place]) -> str:
     at = f"row {first.row}, column {first.column} ({abs(first.sigmas):.1f} sigma)"
     if len(places) == 1:
         return f"at {at}"
-    more = "or more " if len(places) >= 50 else ""
+    more = "or more " if len(places) >= MOST_TOLD else ""
     return f"at {len(places)} {more}places, first {at},"
 
 

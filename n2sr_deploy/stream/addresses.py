@@ -93,6 +93,10 @@ class Address:
             )
         return value
 
+    def flag(self, name: str) -> bool:
+        """An option that is 0, the default, or 1; SettingError of another."""
+        return self.choice(name, "0", "1") == "1"
+
 
 def open_source(text: str) -> Source:
     """The source of an address; not connected yet.

@@ -20,6 +20,10 @@ MAX_FRAME_BYTES = 2**30
 """Of one frame's pixels; whatever says it is larger is refused before memory is asked for."""
 
 
+IMAGES = "mean", "std", "noisy"
+"""What a sink may send of a `LiveResult`."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LiveFrame:
     """A frame as it arrived."""
@@ -87,6 +91,10 @@ class LiveResult:
     ``n_samples``, ``seed``, ``backend``, ``pattern``, ``n_hot_pixels`` (replaced before it was
     denoised; missing where nothing is mended: with ``--no-repair``, and while there is no model);
     of types that JSON has."""
+
+    def image(self, which: str) -> AnyArray | None:
+        """One of `IMAGES`, (H, W); None while it is not there."""
+        return {"mean": self.mean, "std": self.std, "noisy": self.noisy.pixels}[which]
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.errors import DeviceError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
+from n2sr_deploy.phantom import counts_to_try
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.stream.base import LiveResult
 from n2sr_deploy.stream.fit import Fit
@@ -22,7 +23,6 @@ from n2sr_deploy.version import VERSION
 if TYPE_CHECKING:
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
-    from n2sr_deploy.pipeline import FramePipeline
     from n2sr_deploy.stream.base import LiveFrame
 
 _LIKELY = 512, 512  # pixels of frames to come, where a model does not tell of any
@@ -70,7 +70,7 @@ class LoadedModel:
         self._options = options
         meta = model.metadata
         self._n_samples = options.n_samples or meta.n_live_samples
-        self._denoiser: Denoiser | FramePipeline = open_denoiser(
+        self._denoiser = open_denoiser(
             model, options.backend, shape=shape, n_samples=self._n_samples
         )
         self.record: dict[str, Any] = {
@@ -83,9 +83,8 @@ class LoadedModel:
             "seed": options.seed,
             "backend": self._denoiser.name,
         }
-        noise = np.random.default_rng(0).poisson(100, shape).astype(np.uint16)
         try:
-            self._denoiser.denoise(noise, self._n_samples)
+            self._denoiser.denoise(counts_to_try(shape), self._n_samples)
         except BaseException:
             self._denoiser.close()
             raise

@@ -43,7 +43,7 @@ class FolderSink:
         self.name = address.text
         self._folder = Path(address.target)
         self._suffix = "." + address.choice("format", *(name[1:] for name in _OUTPUTS))
-        self._with_std = address.choice("std", "0", "1") == "1"
+        self._with_std = address.flag("std")
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
         files.check_name(self._folder, OutputError)

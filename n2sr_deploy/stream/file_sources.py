@@ -101,7 +101,7 @@ class WatchSource:
         self._folder = Path(address.target)
         self._settle_s = address.number("settle", 0.5, 0, 60)
         self._patience_s = address.number("patience", 30, 0, 3600)
-        self._takes_existing = address.choice("existing", "0", "1") == "1"
+        self._takes_existing = address.flag("existing")
         if not address.target:
             raise SettingError("watch: needs a folder, like watch:incoming/")
         check_name(self._folder, InputFileError)

@@ -13,7 +13,7 @@ import numpy as np
 
 from n2sr_deploy.errors import BadFrameError, ConnectionLostError, MissingExtraError, SettingError
 from n2sr_deploy.sampling import PIXEL_TYPES
-from n2sr_deploy.stream.base import MAX_FRAME_BYTES, LiveFrame
+from n2sr_deploy.stream.base import IMAGES, MAX_FRAME_BYTES, LiveFrame
 
 try:
     from p4p.client.thread import Context, Disconnected
@@ -198,7 +198,7 @@ class PvaSink:
         address.check_options("send")
         self.name = address.text
         self._channel = _channel(address)
-        self._send = address.choice("send", "mean", "std", "noisy")
+        self._send = address.choice("send", *IMAGES)
         self._server: Server | None = None
 
     def open(self) -> None:
@@ -223,7 +223,7 @@ class PvaSink:
 
     def write(self, result: LiveResult) -> None:
         """Post a frame."""
-        pixels = {"mean": result.mean, "std": result.std, "noisy": result.noisy.pixels}[self._send]
+        pixels = result.image(self._send)
         if pixels is not None:
             self._pv.post(_encoded(pixels, result))
 

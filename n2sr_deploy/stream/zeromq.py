@@ -8,13 +8,8 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.errors import (
-    ConnectionLostError,
-    MissingExtraError,
-    NotNowError,
-    SettingError,
-)
-from n2sr_deploy.stream.base import MAX_FRAME_BYTES
+from n2sr_deploy.errors import ConnectionLostError, MissingExtraError, NotNowError, SettingError
+from n2sr_deploy.stream.base import IMAGES, MAX_FRAME_BYTES
 from n2sr_deploy.stream.zmq_frames import decoded, encoded, told_of_series
 
 try:
@@ -152,8 +147,8 @@ class ZmqSink:
         address.check_options("send", "queue", "wait")
         self.name = address.text
         self._endpoint = _endpoint(address)
-        self._send = address.choice("send", "mean", "std", "noisy")
-        self._waits = address.choice("wait", "0", "1") == "1"
+        self._send = address.choice("send", *IMAGES)
+        self._waits = address.flag("wait")
         self._queue = int(address.number("queue", 8, 1, 10_000))
         self._closing: Callable[[], object] | None = None
         host = address.target.rpartition(":")[0]
@@ -181,7 +176,7 @@ class ZmqSink:
 
     def write(self, result: LiveResult) -> None:
         """Send a message."""
-        pixels = {"mean": result.mean, "std": result.std, "noisy": result.noisy.pixels}[self._send]
+        pixels = result.image(self._send)
         if pixels is None:
             return
         message = encoded(pixels, result.noisy, result.metadata)
