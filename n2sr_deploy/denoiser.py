@@ -335,12 +335,18 @@ def check_model(model: ExportedModel) -> None:
         )
 
 
-def check_frame(model: ExportedModel, shape: Shape, n_samples: int) -> None:
-    """Raise SettingError or FrameError unless the model denoises such frames with as many draws."""
-    if not (isinstance(n_samples, (int, np.integer)) and 1 <= n_samples <= MAX_SAMPLES):
+def check_samples(n_samples: int) -> None:
+    """Raise SettingError unless so many draws can be made."""
+    is_whole = isinstance(n_samples, (int, np.integer)) and not isinstance(n_samples, bool)
+    if not (is_whole and 1 <= n_samples <= MAX_SAMPLES):
         raise SettingError(
             f"n_samples is {n_samples!r}, but must be 1 to {MAX_SAMPLES}, a whole number"
         )
+
+
+def check_frame(model: ExportedModel, shape: Shape, n_samples: int) -> None:
+    """Raise SettingError or FrameError unless the model denoises such frames with as many draws."""
+    check_samples(n_samples)
     rows, columns = model.metadata.pad_multiple
     if shape[0] < rows or shape[1] < columns:
         raise FrameError(

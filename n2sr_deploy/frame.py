@@ -96,7 +96,7 @@ class Frame(FrameInfo):
                 f"frame has {counted(n_masked, 'masked pixel')} of {self.pixels.size}; replace "
                 "each (for example by the median of its neighbours), or crop them off, first"
             )
-        object.__setattr__(self, "pixels", _checked(np.asarray(self.pixels)))
+        object.__setattr__(self, "pixels", _checked(_as_array(self.pixels)))
         size = self.pixel_size
         if size is not None and np.shape(size) != (2,):
             raise SettingError(
@@ -235,6 +235,23 @@ def _constant(value: float) -> FrameError:
         f"frame is constant (every pixel is {value:g}): there is nothing to learn from it, and "
         "nothing to denoise"
     )
+
+
+def _as_array(given: Any) -> AnyArray:
+    """What a program gives as an array; refused where it is none, as a path or a generator."""
+    try:
+        pixels = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
+        raise FrameError(
+            f"frame is {type(given).__name__} that NumPy makes no array of ({error}); give an "
+            "array (H, W)"
+        ) from error
+    if not pixels.ndim and pixels.dtype.kind in "OUS":
+        raise FrameError(
+            f"frame is {given!r:.200}, but must be an array (H, W), or a Frame, as "
+            "read_frame(path) gives"
+        )
+    return pixels
 
 
 def _checked(pixels: AnyArray) -> AnyArray:

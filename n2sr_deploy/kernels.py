@@ -24,11 +24,22 @@ class Loaded(NamedTuple):
     pytorch_sleeps: bool
     """Whether threads of PyTorch, if it comes, will sleep too: on Linux a process has one OpenMP,
     and it looks how to wait when it is loaded."""
+    process: int
+    """Whose threads they are: a fork has none of them."""
 
 
 def kernels() -> Any:
     """The compiled kernels, or where they cannot be loaded `n2sr_deploy.reference`."""
     return loaded().kernels
+
+
+def usable_threads(n_threads: int) -> int:
+    """So many as asked for (0: one for each core), but 1 where another process loaded the kernels.
+
+    OpenMP would wait for ever for that process's threads, as in workers of a `multiprocessing.Pool`
+    that are forked.
+    """
+    return n_threads if loaded().process == os.getpid() else 1
 
 
 def loaded() -> Loaded:
@@ -68,5 +79,5 @@ def _loaded_once() -> Loaded:
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
-        return Loaded(reference, str(error), pytorch_sleeps=False)
-    return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1)
+        return Loaded(reference, str(error), pytorch_sleeps=False, process=os.getpid())
+    return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1, os.getpid())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,7 @@ class ExportedModel:
     Values are standardised; the graph knows nothing of draws, orientations or randomness.
     """
 
-    onnx: bytes
+    onnx: bytes = field(repr=False)  # a notebook would print megabytes
     """The ONNX file."""
     metadata: ModelMetadata
     """What the file says of itself."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from n2sr_deploy.errors import FrameError, SettingError
-from n2sr_deploy.kernels import kernels
+from n2sr_deploy.kernels import kernels, usable_threads
 from n2sr_deploy.pattern import Window
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def draw(
         )
     if frame.strides[1] != frame.itemsize:
         frame = np.ascontiguousarray(frame)
+    n_threads = usable_threads(n_threads)
     kernels().draw(
         frame, pattern, window, first_sample, mean, scale, seed, frame_index, out, n_threads
     )
@@ -164,6 +165,7 @@ def merge(
             f"rows {top} to {bottom} and columns {left} to {right} reach past outputs of shape "
             f"{outputs.shape[1:]}"
         )
+    n_threads = usable_threads(n_threads)
     kernels().merge(outputs, first_sample, top, left, offset, scale, mean, std, n_threads)
 
 
@@ -208,7 +210,7 @@ def exact_sums(frame: AnyArray) -> tuple[int, int]:
             f"frame is {frame.dtype} {frame.shape} with strides {frame.strides}, but must be "
             "uint8, uint16 or int16 (H, W), rows contiguous, fewer than 2**31 pixels"
         )
-    sums: tuple[int, int] = kernels().sums(frame, 0)
+    sums: tuple[int, int] = kernels().sums(frame, usable_threads(0))
     return sums
 
 
@@ -253,7 +255,7 @@ def held_out(
     rows, columns = pattern.cells(shape)
     window = Window(0, 0, rows, columns)
     _check_cells(window, pattern)
-    place = kernels().kept(pattern, window, sample, seed, frame_index, n_threads)
+    place = kernels().kept(pattern, window, sample, seed, frame_index, usable_threads(n_threads))
     mask = np.empty((rows, pattern.stride_y, columns, pattern.stride_x), np.bool_)
     for number, (y, x) in enumerate(np.ndindex(pattern.stride)):
         np.not_equal(place, number, out=mask[:, y, :, x])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.describing import Described
-from n2sr_deploy.errors import MissingExtraError
+from n2sr_deploy.errors import MissingExtraError, SettingError
 from n2sr_deploy.files import check_input
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import Learned, LearnOptions
@@ -78,6 +78,11 @@ def learn_checkpoint(
         As `train` does, and where the extra is missing.
     """
     frame = Frame.of(frame)
+    if not isinstance(options, LearnOptions | None):
+        raise SettingError(
+            f"options is {options!r:.200}, but must be LearnOptions, as "
+            'LearnOptions(preset="fast") makes them'
+        )
     mended, config, noise = prepared(frame, options or LearnOptions())
     from n2sr_train.training import train
 

@@ -420,3 +420,16 @@ def test_mean_and_standard_deviation_of_a_frame(dtype):
     mean, std = Frame(pixels=pixels).mean_and_std()
     assert mean == pytest.approx(pixels.mean(dtype=np.float64), rel=1e-14)
     assert std == pytest.approx(pixels.std(dtype=np.float64), rel=1e-13)
+
+
+@pytest.mark.parametrize("given", ["noisy.tif", None, (row for row in np.eye(4)), [[1, 2], [3]]])
+def test_what_is_no_array_is_told_as_what_it_is(given):
+    """A path had "type <U9", ragged lists were NumPy's ValueError."""
+    with pytest.raises(FrameError, match=r"noisy.tif|None|generator|list .* array"):
+        Frame.of(given)
+
+
+def test_a_model_is_not_printed_with_its_bytes():
+    """A notebook printed two megabytes."""
+    shown = ExportedModel(onnx=b"network", metadata="told")
+    assert repr(shown) == "ExportedModel(metadata='told')"

@@ -186,7 +186,8 @@ def test_compiled_places_equal_the_definition_wherever_a_window_begins(compiled,
 
 def test_the_kernels_in_use_are_told(compiled, monkeypatch):
     assert "compiled" in loading.describe_kernels()
-    monkeypatch.setattr(loading, "loaded", lambda: loading.Loaded(reference, "no libgomp", False))
+    found = loading.Loaded(reference, "no libgomp", False, os.getpid())
+    monkeypatch.setattr(loading, "loaded", lambda: found)
     assert loading.describe_kernels().endswith("cannot be loaded: no libgomp")
 
 
@@ -453,3 +454,30 @@ def test_sums_are_exact(kernels, dtype, shape, n_threads):
     ):
         values = pixels.astype(object)
         assert kernels.sums(pixels, n_threads) == (values.sum(), (values**2).sum())
+
+
+AFTER_A_FORK = """
+import os, signal
+import numpy as np
+from n2sr_deploy import Denoiser, measure_noise
+
+frame = np.random.default_rng(0).poisson(30, (64, 64)).astype(np.uint16)
+denoiser = Denoiser.open({path!r}, backend="ort")
+before = denoiser.denoise(frame, 2).mean
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0, "it failed or hung"
+else:
+    signal.alarm(30)
+    assert measure_noise(frame).std > 0
+    with Denoiser.open({path!r}, backend="ort") as other:
+        assert np.array_equal(other.denoise(frame, 2).mean, before)
+    os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
+def test_a_forked_process_denoises(model_path):
+    """It waited for ever for OpenMP's threads, which a fork has not."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    code = AFTER_A_FORK.format(path=str(model_path))
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -32,6 +32,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.stream import (
+    LiveFrame,
     LiveResult,
     StreamRunner,
     denoise_stream,
@@ -739,6 +740,55 @@ def test_a_generator_refuses_what_is_no_source_and_no_policy():
         denoise_stream((live_frame(n) for n in range(3)), None)
     with pytest.raises(SettingError, match=r"model is 'x.onnx', but must be an exported model"):
         denoise_stream(FakeSource([]), "x.onnx")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy="drop"), "latest or all"),
+        (lambda: StreamRunner(FakeSource([]), [print], LiveDenoiser()), "open, write and close"),
+        (lambda: LiveDenoiser("x.onnx"), "must be an exported model"),
+        (lambda: LiveDenoiser(options={"seed": 1}), "must be a DenoisingOptions"),
+        (lambda: DenoisingOptions(n_samples="4"), "a whole number"),
+        (lambda: DenoisingOptions(seed=-1), "seed is -1"),
+    ],
+)
+def test_what_a_program_gives_wrongly_is_told_before_anything_runs(given, told):
+    """The first was a KeyError, the others came up in the middle of the stream."""
+    with pytest.raises(SettingError, match=told):
+        given()
+
+
+def test_a_source_that_gives_bare_arrays_is_told_what_to_give():
+    """It ended with an AttributeError from inside n2sr."""
+    with pytest.raises(
+        SettingError, match="a fake source gave ndarray, but read must return a Liv"
+    ):
+        stream([lambda: np.ones((64, 64))], FakeSink())
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.ma.masked_greater(np.arange(4096.0).reshape(64, 64), 9), "masked"),
+        (np.arange(4096).reshape(64, 64).astype(object), "Python objects"),
+    ],
+)
+def test_live_pixels_that_are_masked_or_objects_are_left_out(pixels, told, caplog):
+    """What lay under the mask was denoised; objects ended the stream with a TypeError."""
+    items = [live_frame(0), lambda: LiveFrame(pixels=pixels, index=1), live_frame(2)]
+    sink = FakeSink()
+    counts, _ = stream(items, sink)
+    assert sink.indices == [0, 2]
+    assert counts["damaged"] == 1
+    assert told in caplog.text
+
+
+def test_a_live_frames_number_of_numpys_is_pythons():
+    """The next one of a uint16 overflowed, and sinks that write JSON refused it."""
+    frame = LiveFrame(pixels=[[1, 2], [3, 4]], index=np.uint16(65535))
+    assert type(frame.index) is int
+    assert frame.shape == (2, 2)
 
 
 def test_a_generator_raises_what_failed():

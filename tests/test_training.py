@@ -27,7 +27,7 @@ from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.device_patches import DevicePatches
-from n2sr_train.learner import prepared
+from n2sr_train.learner import learn_checkpoint, prepared
 from n2sr_train.network import PaperUNet, build_network
 from n2sr_train.optimisers import Optimiser, build_optimisers
 from n2sr_train.patches import PatchSampler
@@ -648,6 +648,12 @@ def test_settings_out_of_range_are_refused(options, message):
 def test_devices_that_are_not_there_are_refused(noisy, device):
     with pytest.raises(SettingError, match=device):
         train(noisy, tiny_config(device=device))
+
+
+def test_options_that_are_a_dict_are_told():
+    """It was an AttributeError."""
+    with pytest.raises(SettingError, match="must be LearnOptions"):
+        learn_checkpoint(np.eye(64), {"preset": "fast"})
 
 
 def test_options_override_the_preset():

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from n2sr_deploy.errors import BadFrameError
 from n2sr_deploy.frame import FrameInfo
 
@@ -59,6 +61,12 @@ class LiveFrame:
             # An uncalibrated microscope says 0, in frame after frame.
             object.__setattr__(self, "pixel_size", None)
             object.__setattr__(self, "unit", None)
+        if np.ma.is_masked(self.pixels):
+            raise BadFrameError("pixels of which some are masked; replace them first")
+        object.__setattr__(self, "pixels", np.asarray(self.pixels))
+        object.__setattr__(self, "index", _plain(self.index))
+        if self.pixels.dtype.hasobject:
+            raise BadFrameError("pixels that are Python objects; an array of numbers was expected")
         if self.pixels.ndim != 2 or not self.pixels.size:
             raise BadFrameError(
                 f"pixels of shape {self.pixels.shape}; one grey image (H, W) was expected"
@@ -74,6 +82,11 @@ class LiveFrame:
         """The same, which had arrived before it was decoded."""
         since_s = self.arrival_s - arrival_s
         return replace(self, arrival_s=arrival_s, arrival_time_s=self.arrival_time_s - since_s)
+
+
+def _plain(index: Any) -> Any:
+    """Python's integer for NumPy's, which overflow and which JSON has not."""
+    return int(index) if isinstance(index, np.integer) else index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

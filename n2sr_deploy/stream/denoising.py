@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from n2sr_deploy.cuda.driver import find_driver
-from n2sr_deploy.denoiser import Denoiser
+from n2sr_deploy.denoiser import Denoiser, check_model, check_samples
 from n2sr_deploy.errors import DeviceError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.opening import open_denoiser
 from n2sr_deploy.phantom import counts_to_try
-from n2sr_deploy.sampling import MAX_SAMPLES
+from n2sr_deploy.sampling import checked_key
 from n2sr_deploy.stream.base import LiveResult
 from n2sr_deploy.stream.fit import Fit
 from n2sr_deploy.stream.hot import HotPixels
@@ -43,8 +43,9 @@ class DenoisingOptions:
     """Whether pixels that are hot in frame after frame are replaced before a frame is denoised."""
 
     def __post_init__(self) -> None:
-        if self.n_samples is not None and not 1 <= self.n_samples <= MAX_SAMPLES:
-            raise SettingError(f"n_samples is {self.n_samples}, but must be 1 to {MAX_SAMPLES}")
+        if self.n_samples is not None:
+            check_samples(self.n_samples)
+        checked_key(self.seed, 0)
 
 
 class LoadedModel:
@@ -127,6 +128,11 @@ class LiveDenoiser:
         What users know it by.
     options
         How it denoises.
+
+    Raises
+    ------
+    SettingError
+        When the model or the options are none.
     """
 
     def __init__(
@@ -135,7 +141,11 @@ class LiveDenoiser:
         name: str = "",
         options: DenoisingOptions | None = None,
     ) -> None:
-        self.options = options or DenoisingOptions()
+        self.options = DenoisingOptions() if options is None else options
+        if not isinstance(self.options, DenoisingOptions):
+            raise SettingError(f"options is {options!r:.200}, but must be a DenoisingOptions")
+        if model is not None:
+            check_model(model)
         self._model, self._name = model, name
         self._loaded: LoadedModel | None = None
         self._next: LoadedModel | None = None

@@ -8,7 +8,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from n2sr_deploy.denoiser import check_model
 from n2sr_deploy.errors import (
     BadFrameError,
     ConnectionLostError,
@@ -16,6 +15,7 @@ from n2sr_deploy.errors import (
     FrameError,
     SettingError,
 )
+from n2sr_deploy.stream.base import LiveFrame
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
 from n2sr_deploy.stream.order import FrameOrder
 from n2sr_deploy.stream.ring import FrameRing, Policy, Slot
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from n2sr_deploy.model import ExportedModel
-    from n2sr_deploy.stream.base import LiveFrame, LiveResult, Sink, Source
+    from n2sr_deploy.stream.base import LiveResult, Sink, Source
 
 _log = logging.getLogger("n2sr")
 _TICK_S = 0.2  # how often a thread that waits looks whether it should end
@@ -54,6 +54,11 @@ class StreamRunner:
     patience_s
         With a sink that accepts nothing under policy ``all``, and with sinks at the end; None:
         without bound.
+
+    Raises
+    ------
+    SettingError
+        When the policy, the source or a sink is none.
     """
 
     def __init__(
@@ -66,6 +71,11 @@ class StreamRunner:
         observe: Callable[[LiveResult], None] | None = None,
         patience_s: float | None = 10.0,
     ) -> None:
+        if policy not in FOR_A_SINK:
+            raise SettingError(f"policy is {policy!r}, but must be latest or all")
+        _check_has("source", source, "open", "read", "close")
+        for sink in sinks:
+            _check_has("sink", sink, "open", "write", "close")
         self.statistics = StreamStatistics()
         self.denoiser = denoiser
         self._source, self._policy, self._observe = source, policy, observe
@@ -206,6 +216,11 @@ class StreamRunner:
                 order.damaged()
                 self.statistics.trouble("damaged", f"{self._source.name}: {error}; left out")
                 continue
+            if not isinstance(frame, LiveFrame | None):
+                raise SettingError(
+                    f"{self._source.name} gave {type(frame).__name__}, but read must return a "
+                    "LiveFrame(pixels=..., index=...), or None where none has come"
+                )
             if frame is not None:
                 back_off.succeeded()
                 last_s = time.monotonic()
@@ -260,6 +275,15 @@ class StreamRunner:
             worker.offer(slot, result)
         if self._observe is not None:
             self._observe(result)
+
+
+def _check_has(kind: str, given: object, *methods: str) -> None:
+    if not all(hasattr(given, name) for name in ("name", *methods)):
+        raise SettingError(
+            f"{kind} is {given!r:.200}, but must be one, as open_{kind}(address) is, or have name, "
+            f"{', '.join(methods[:-1])} and {methods[-1]}, as n2sr_deploy.stream.{kind.title()} "
+            "tells"
+        )
 
 
 class _Handing:
@@ -333,15 +357,6 @@ def denoise_stream(
     N2SRError
         As `StreamRunner.run` does, while results are asked for.
     """
-    if policy not in FOR_A_SINK:
-        raise SettingError(f"policy is {policy!r}, but must be latest or all")
-    if not (hasattr(source, "read") and hasattr(source, "open")):
-        raise SettingError(
-            f"source is {source!r:.200}, but must be one, as open_source(address) is, or have "
-            "name, open, read and close, as n2sr_deploy.stream.Source tells"
-        )
-    if model is not None:
-        check_model(model)
     handing = _Handing()
     runner = StreamRunner(
         source,
