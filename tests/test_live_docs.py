@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -78,14 +79,31 @@ def test_commands_that_come_to_an_end_run_as_printed(at_work):
         assert "received 3" in result.output
 
 
+def programs():
+    return re.findall(r"```python\n(.*?)```", TEXT["python.md"], re.DOTALL)
+
+
 def test_the_programs_run(at_work, capsys):
-    codes = re.findall(r"```python\n(.*?)```", TEXT["python.md"], re.DOTALL)
     n_lines, beginnings = (5, 1, 3), ("0 (256, 256)", "{'denoised': ", "0 ")
-    for code, n_frames, begins in zip(codes, n_lines, beginnings, strict=True):
+    for code, n_frames, begins in zip(programs(), n_lines, beginnings, strict=True):
         exec(compile(code, "python.md", "exec"), {})
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == n_frames
         assert lines[0].startswith(begins)
+
+
+def test_a_package_joins_its_source(at_work, monkeypatch):
+    code = next(c for c in programs() if "def from_address" in c).partition("\n\n\nfor result")[0]
+    joined = re.search(r'entry-points\."(.*)"\]\n(.*) = "(.*):(.*)"', TEXT["python.md"])
+    group, scheme, package, function = joined.groups()
+    Path(f"{package}.py").write_text(code)
+    Path("mine-1.dist-info").mkdir()
+    Path("mine-1.dist-info/METADATA").write_text("Name: mine\nVersion: 1\n")
+    told = f"[{group}]\n{scheme} = {package}:{function}\n"
+    Path("mine-1.dist-info/entry_points.txt").write_text(told)
+    monkeypatch.syspath_prepend(".")
+    (command,) = re.findall(r"`(n2sr stream .*mycamera.*?)`", TEXT["python.md"])
+    assert "received 3" in invoked(command).output
 
 
 def test_there_is_a_page_for_every_source_and_sink_and_the_index_names_all():

@@ -759,6 +759,13 @@ def test_what_a_program_gives_wrongly_is_told_before_anything_runs(given, told):
         given()
 
 
+def test_a_stream_runs_once():
+    running = StreamRunner(FakeSource([live_frame(0)]), [FakeSink()], LiveDenoiser(), policy="all")
+    running.run()
+    with pytest.raises(SettingError, match="was run already; make another StreamRunner"):
+        running.run()
+
+
 def test_a_source_that_gives_bare_arrays_is_told_what_to_give():
     """It ended with an AttributeError from inside n2sr."""
     with pytest.raises(

@@ -98,6 +98,8 @@ class StreamRunner:
     def run(self) -> dict[str, Any]:
         """Run until the source ends or `stop` is called; interrupted after that, leave its sinks.
 
+        A runner runs once.
+
         Returns
         -------
         What `StreamStatistics.summary` tells.
@@ -105,11 +107,13 @@ class StreamRunner:
         Raises
         ------
         N2SRError
-            When the source cannot be opened for a reason that will not pass, or the denoiser
-            fails.
+            When the source cannot be opened for a reason that will not pass, the denoiser fails, or
+            it was run before.
         Exception
             Whatever else was raised in a thread.
         """
+        if self._threads[0].ident is not None:
+            raise SettingError("this stream was run already; make another StreamRunner")
         self.denoiser.prepare()
         workers = [worker.thread for worker in self._workers]
         for thread in (*self._threads, *workers):
