@@ -164,9 +164,8 @@ def kernels(request, monkeypatch):
     from n2sr_deploy import reference
 
     if request.param == "reference":
-        monkeypatch.setattr(
-            loading, "loaded", lambda: loading.Loaded(reference, "not wanted", False)
-        )
+        wanted = loading.Loaded(reference, "compiled not wanted", False, os.getpid())
+        monkeypatch.setattr(loading, "loaded", lambda: wanted)
     elif loading.kernels() is reference:
         pytest.skip("the kernels are not built")
     return loading.kernels()

@@ -710,9 +710,9 @@ def test_a_single_odd_frame_is_no_change():
     assert first_change(results) is None
 
 
-def test_the_learner_trains_again_when_a_change_is_seen(monkeypatch):
+def test_the_learner_trains_again_when_a_change_is_seen(model, monkeypatch):
     monkeypatch.setattr(residual, "_LOOKS_EVERY_S", 0.0)
-    denoiser = LiveDenoiser(object(), "a model", OPTIONS)
+    denoiser = LiveDenoiser(model, "a model", OPTIONS)
     begun = []
     monkeypatch.setattr(LiveLearner, "_begin", lambda self, result, prefix: begun.append(prefix))
     never, auto = (LiveLearner(denoiser, QUICK, relearns=relearns) for relearns in (False, True))
