@@ -12,16 +12,15 @@ import hashlib
 import logging
 import warnings
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
-import onnxscript
 import torch
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
-from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
@@ -31,6 +30,7 @@ from n2sr_deploy.errors import ModelError, OutputError, check_choice
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
 from n2sr_deploy.version import VERSION
+from n2sr_train.arithmetic import counting_flop
 from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ def _put_in_weights(graph: onnx.ModelProto, weights: dict[str, torch.Tensor]) ->
 
 def _mac_per_pixel(network: torch.nn.Module, cells: int) -> float:
     """Multiply-accumulates for each output pixel, of the smallest input: so many cells a side."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting_flop(network) as counted:
         output = network(torch.zeros(1, 1, cells, cells))
-    return float(counter.get_total_flops() / 2 / output.numel())
+    return float(counted.total / 2 / output.numel())
 
 
 def _verify(model: ExportedModel, network: torch.nn.Module, precision: Precision) -> None:
@@ -211,7 +211,7 @@ def _verify(model: ExportedModel, network: torch.nn.Module, precision: Precision
 @functools.lru_cache(maxsize=16)
 def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> bytes:
     """The graph of a network with some weights, from the cache folder or exported now."""
-    versions = torch.__version__, onnx.__version__, onnxscript.__version__
+    versions = [version(package) for package in ("torch", "onnx", "onnxscript")]
     depends_on = repr((config, stride, precision, versions))
     key = hashlib.sha256(_SOURCES + depends_on.encode()).hexdigest()[:24]
     path = files.cache_folder() / "templates" / f"{key}.onnx"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.optim.adam import adam
 
 if TYPE_CHECKING:
     from n2sr_train.config import TrainingConfig
@@ -18,34 +19,60 @@ if TYPE_CHECKING:
 _MOMENTUM = 0.95
 
 
-class Optimiser:
-    """One of PyTorch's optimisers whose learning rate is told as a share of its highest.
+class Adam:
+    """Adam, by PyTorch's function for it: its class imports the compiler, for seconds.
 
-    Its rate is a tensor where it runs on a GPU, or a CUDA graph would replay the first one.
+    One operation for all the small vectors.
     """
 
-    def __init__(self, optimiser: torch.optim.Optimizer) -> None:
-        self._optimiser = optimiser
-        self._highest = [float(group["lr"]) for group in optimiser.param_groups]
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], learning_rate: float, beta2: float = 0.999
+    ) -> None:
+        self._parameters: list[torch.Tensor] = list(parameters)
+        self._highest, self._beta2 = learning_rate, beta2
+        device = parameters[0].device
+        self._is_on_gpu = device.type == "cuda"
+        # A tensor on a GPU, or a CUDA graph would replay the first one.
+        rate = torch.zeros((), device=device) if self._is_on_gpu else 0.0
+        self._rate: torch.Tensor | float = rate
+        self._means, self._squares = (list(map(torch.zeros_like, parameters)) for _ in range(2))
+        self._steps = [torch.zeros((), device=device) for _ in parameters]
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
-        for group, highest in zip(self._optimiser.param_groups, self._highest, strict=True):
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(highest * share)
-            else:
-                group["lr"] = highest * share
+        if isinstance(self._rate, torch.Tensor):
+            self._rate.fill_(self._highest * share)
+        else:
+            self._rate = self._highest * share
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self._optimiser.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
 
+    @torch.no_grad()
     def step(self) -> None:
         """Move the parameters."""
-        self._optimiser.step()
+        adam(
+            self._parameters,
+            [p.grad for p in self._parameters if p.grad is not None],
+            self._means,
+            self._squares,
+            [],
+            self._steps,
+            fused=True,
+            capturable=self._is_on_gpu,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=self._beta2,
+            lr=self._rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
-class _Muon:
+class Muon:
     """Muon on convolutions seen as matrices (outputs, 9 * inputs), many at once.
 
     It equals torch.optim.Muon, which takes the matrices one by one: on networks as small as ours
@@ -150,27 +177,11 @@ def _as_weight(matrix: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return matrix.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
-def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Optimiser | _Muon]:
+def build_optimisers(network: torch.nn.Module, config: TrainingConfig) -> list[Adam | Muon]:
     """The optimisers `config` asks for, together covering every parameter once."""
     if config.optimiser == "adam":
-        return [_adam(list(network.parameters()), config.learning_rate)]
+        return [Adam(list(network.parameters()), config.learning_rate)]
     matrices = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     others = [p for p in network.parameters() if not (p.ndim == 4 and p.shape[1] > 1)]
-    adam = _adam(others, config.adam_learning_rate, beta2=0.99)
-    return [_Muon(matrices, config.learning_rate), adam] if matrices else [adam]
-
-
-def _adam(
-    parameters: list[torch.nn.Parameter], learning_rate: float, beta2: float = 0.999
-) -> Optimiser:
-    device = parameters[0].device
-    is_on_gpu = device.type == "cuda"
-    return Optimiser(
-        torch.optim.Adam(
-            parameters,
-            torch.tensor(learning_rate, device=device) if is_on_gpu else learning_rate,
-            betas=(0.9, beta2),
-            capturable=is_on_gpu,
-            fused=True,  # one operation for all the small vectors
-        )
-    )
+    of_others = Adam(others, config.adam_learning_rate, beta2=0.99)
+    return [Muon(matrices, config.learning_rate), of_others] if matrices else [of_others]

@@ -11,8 +11,8 @@ import copy
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from n2sr_train.arithmetic import counting_flop
 from n2sr_train.optimisers import build_optimisers
 from n2sr_train.working_copy import WorkingCopy
 
@@ -110,7 +110,7 @@ class TrainingStep:
         self.averaged = copy.deepcopy(network).requires_grad_(False)
         self.device = next(network.parameters()).device
         self.low_precision = low_precision
-        self.flop = 0.0  # of a step's passes through the network
+        self.flop = 0.0  # of a step's passes through the network, once it was taken
         self.n_taken = 0
         self._ema_decay = config.ema_decay
         self.patches = patches
@@ -156,9 +156,10 @@ class TrainingStep:
         if self.flop:
             self._differentiate()
         else:
-            with FlopCounterMode(display=False) as counter:
+            computing = self.network if self._working is None else self._working.network
+            with counting_flop(computing) as counted:
                 self._differentiate()
-            self.flop = float(counter.get_total_flops())
+            self.flop = counted.total
         for optimiser in self._optimisers:
             optimiser.step()
         if self._working is not None:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from n2sr_deploy.errors import TrainingError
 from n2sr_deploy.frame import Frame
@@ -24,6 +23,7 @@ from n2sr_deploy.kernels import pytorch_sleeps
 from n2sr_deploy.learning import TrainingStatus
 from n2sr_deploy.version import VERSION
 from n2sr_deploy.words import counted, seconds
+from n2sr_train.arithmetic import counting_flop
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.config import LEAST_SECONDS
 from n2sr_train.device_patches import DevicePatches
@@ -298,9 +298,9 @@ class _Training:
         if self.validation_flop:
             yield
         else:
-            with FlopCounterMode(display=False) as counter:
+            with counting_flop(self.stepper.averaged) as counted:
                 yield
-            self.validation_flop = float(counter.get_total_flops())
+            self.validation_flop = counted.total
         self.flop += self.validation_flop
 
     def _status(self) -> TrainingStatus:

@@ -33,18 +33,18 @@ class WorkingCopy:
         self._masters = list(network.parameters())
         for master in self._masters:
             master.grad = torch.zeros_like(master)
-        self._network = copy.deepcopy(network).to(dtype)
+        self.network = copy.deepcopy(network).to(dtype)
         self._dtype = dtype
         self._beside = _Beside(self._masters[0].device)
-        for module in self._network.modules():
+        for module in self.network.modules():
             if isinstance(module, nn.Conv2d):
                 module.__class__ = _Convolution
                 module.beside = self._beside  # type: ignore[assignment]
-        self._copies = list(self._network.parameters())
+        self._copies = list(self.network.parameters())
 
     def __call__(self, subsampled: torch.Tensor) -> torch.Tensor:
         """(N, 1, h, w) -> (N, 1, H, W), both float32."""
-        output: torch.Tensor = self._network(subsampled.to(self._dtype))
+        output: torch.Tensor = self.network(subsampled.to(self._dtype))
         return output.float()
 
     @torch.no_grad()

@@ -566,6 +566,28 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
         refused(run(*arguments, code=2), 'pip install "n2sr[train]"')
 
 
+def test_commands_do_not_wait_for_pytorchs_compiler(noisy_file, tmp_path):
+    """Importing it and onnxscript takes longer than importing PyTorch itself."""
+    from n2sr_train.config import PRESETS
+    from n2sr_train.export import _template
+
+    _template(PRESETS["fast"].network, (2, 2), "fp32")  # later exports need neither
+    script = (
+        "import sys; from n2sr_deploy.cli import main; main(standalone_mode=False); "
+        "sys.exit(sorted({'torch._dynamo', 'onnxscript', 'sympy'} & set(sys.modules)) or 0)"
+    )
+    denoised = tmp_path / "denoised.tif"
+    options = ["--preset", "fast", "--pattern", "cell", "--steps", "2", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "denoise", str(noisy_file), "-o", str(denoised), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert denoised.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

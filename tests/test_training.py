@@ -25,11 +25,12 @@ from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
 from n2sr_train import Checkpoint, TrainingConfig, export_model, train
+from n2sr_train.arithmetic import counting_flop
 from n2sr_train.config import PRESETS, NetworkConfig
 from n2sr_train.device_patches import DevicePatches
 from n2sr_train.learner import learn_checkpoint, prepared
 from n2sr_train.network import PaperUNet, build_network
-from n2sr_train.optimisers import Optimiser, build_optimisers
+from n2sr_train.optimisers import Adam, build_optimisers
 from n2sr_train.patches import PatchSampler
 from n2sr_train.starting import check_start, starting_network
 from n2sr_train.step import TrainingStep
@@ -804,16 +805,48 @@ def test_muon_all_at_once_is_torchs_muon_one_by_one(shape):
         assert torch.allclose(-parameter.detach() / scale, ours, atol=0.03)  # torch's in bfloat16
 
 
+def test_adam_moves_as_pytorchs_class_does():
+    random = torch.Generator().manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in (3, 5)] for _ in range(2))
+    adam, torchs = Adam(ours, 0.02, beta2=0.99), torch.optim.Adam(theirs, 0.01, betas=(0.9, 0.99))
+    adam.set_rate(0.5)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = other.grad = torch.randn(one.shape, generator=random)
+        adam.step()
+        torchs.step()
+    assert all(torch.allclose(*pair, rtol=1e-6) for pair in zip(ours, theirs, strict=True))
+    assert not torch.equal(ours[0], torch.ones(3))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("learns", [True, False])
+def test_flop_are_what_pytorch_counts(preset, learns):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = build_network(PRESETS[preset].network, (2, 1), 0)
+    with (
+        FlopCounterMode(display=False) as counter,
+        counting_flop(network) as counted,
+        torch.set_grad_enabled(learns),
+    ):
+        output = network(torch.zeros(2, 1, 32, 64))
+        if learns:
+            output.sum().backward()
+    network(torch.zeros(1, 1, 32, 32))  # what follows is not counted
+    assert counted.total == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("channels", [(16, 24, 48), (32, 48, 64, 32), (16, 16), (32, 8)])
 def test_muon_moves_each_weight_as_if_it_were_alone(channels):
     """With momentum, and scaled by the matrix's own shape, whatever it is filled up to."""
-    from n2sr_train.optimisers import _MOMENTUM, _as_matrix, _as_weight, _Muon, _orthogonal
+    from n2sr_train.optimisers import _MOMENTUM, Muon, _as_matrix, _as_weight, _orthogonal
 
     network = build_network(NetworkConfig(channels=channels), (2, 2), seed=0)
     weights = [p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1]
     alone = [_as_matrix(weight.detach()).clone() for weight in weights]
     momenta = [torch.zeros_like(matrix) for matrix in alone]
-    muon = _Muon(weights, 0.02)
+    muon = Muon(weights, 0.02)
     muon.set_rate(0.5)
     random = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -1093,7 +1126,7 @@ def step_of(config, frame, graph=None, kind=TrainingStep):
     network = build_network(config.network, config.pattern.stride, 0)
     patches = DevicePatches(sampler, config, torch.Generator().manual_seed(0))
     step = kind(network, config, patches, low_precision=False, graph=graph)
-    step._optimisers = [each for each in step._optimisers if not isinstance(each, Optimiser)]
+    step._optimisers = [each for each in step._optimisers if not isinstance(each, Adam)]
     return step
 
 
