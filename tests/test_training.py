@@ -805,6 +805,15 @@ def test_muon_all_at_once_is_torchs_muon_one_by_one(shape):
         assert torch.allclose(-parameter.detach() / scale, ours, atol=0.03)  # torch's in bfloat16
 
 
+def test_flop_of_a_gpus_working_copy_are_what_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    working = WorkingCopy(build_network(PRESETS["fast"].network, (2, 2), 0), torch.float32)
+    with FlopCounterMode(display=False) as counter, counting_flop(working.network) as counted:
+        working(torch.zeros(2, 1, 32, 64)).sum().backward()
+    assert counted.total == counter.get_total_flops()
+
+
 def test_adam_moves_as_pytorchs_class_does():
     random = torch.Generator().manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in (3, 5)] for _ in range(2))
