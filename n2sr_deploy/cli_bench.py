@@ -78,7 +78,7 @@ def bench_command(
     if model is None:
         raise click.UsageError("name a MODEL.onnx to measure, or two files with --compare")
     if kept is not None:
-        files.check_output(kept, overwrite=overwrite, inputs=[model], suffix=".json")
+        files.check_output(kept, overwrite=overwrite, inputs=[model], suffixes=[".json"])
     workload = bench.Workload(
         sizes=sizes or ((512, 512), (1024, 1024)),
         backends=backends or ("auto",),

@@ -219,7 +219,7 @@ def check_keep(
             + or_else
         )
     given = [*inputs, *(Path(path) for path in (model, options.init) if path is not None)]
-    files.check_output(keep, overwrite=overwrite, inputs=given, suffix=".onnx")
+    files.check_output(keep, overwrite=overwrite, inputs=given, suffixes=[".onnx"])
 
 
 def refuse_training(options: LearnOptions, hint: str) -> None:

@@ -20,7 +20,7 @@ import platformdirs
 from n2sr_deploy.errors import InputFileError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 _MARK, _NODE, _PID = 12, 6, 8  # hexadecimal digits in the name of a temporary file
@@ -84,9 +84,9 @@ def check_name(path: Path, refused: type[InputFileError | OutputError]) -> None:
 
 
 def check_output(
-    path: Path, *, overwrite: bool, inputs: Iterable[Path] = (), suffix: str = ""
+    path: Path, *, overwrite: bool, inputs: Iterable[Path] = (), suffixes: Sequence[str] = ("",)
 ) -> None:
-    """Raise OutputError when `path` cannot become a new file ending in `suffix`, or is an input.
+    """Raise OutputError when `path` cannot become a new file with such an end, or is an input.
 
     Called before the work as well as before the writing: a user should not wait for a
     training whose result cannot be kept.
@@ -104,8 +104,10 @@ def check_output(
         raise OutputError(f"the folder {path.parent} does not exist; create it first")
     if not _takes_files(path.parent):
         raise OutputError(f"the folder {path.parent} cannot be written to; choose another")
-    if not path.name.endswith(suffix):
-        raise OutputError(f"{path} must end in {suffix}, or nobody will know what it is")
+    if not path.name.endswith(tuple(suffixes)):
+        raise OutputError(
+            f"{path} must end in {' or '.join(suffixes)}, or nobody will know what it is"
+        )
 
 
 def _takes_files(folder: Path) -> bool:

@@ -5,6 +5,7 @@ PyTorch is imported when a command runs, not before: --help must be quick.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import uuid
 from contextlib import suppress
@@ -25,7 +26,7 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.errors import OutputError
+from n2sr_deploy.errors import ModelError, OutputError
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.progress import shown_phases, shown_training
@@ -35,13 +36,16 @@ from n2sr_train.learner import check_options, learn_checkpoint, require_training
 
 if TYPE_CHECKING:
     from n2sr_deploy.learning import LearnOptions
+    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
     from n2sr_train.checkpoint import Checkpoint
+
+_log = logging.getLogger("n2sr")
 
 
 @click.command("train", short_help="Learn a network from one noisy frame.")
 @click.argument("noisy", type=PATH)
-@output_option("CHECKPOINT, .safetensors")
+@output_option("CHECKPOINT, .safetensors, or the exported MODEL, .onnx")
 @frame_option
 @signal_option
 @training_options
@@ -57,30 +61,40 @@ def train_command(
     overwrite: bool,
     only_check: bool,
 ) -> None:
-    """Learn a network from one NOISY frame and write it as a checkpoint.
+    """Learn a network from one NOISY frame; write it as a checkpoint, or exported.
 
     Ctrl-C ends the training and keeps the best so far.
     """
     if only_check:
         check_options(options)
         return
-    files.check_output(output, overwrite=overwrite, inputs=[noisy], suffix=".safetensors")
+    files.check_output(
+        output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
+    )
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     with ignored(SIGINT, *ending()):  # nothing is left to end but the writing
-        _save(checkpoint, output, overwrite=overwrite)
-        click.echo(f"{output}: {checkpoint.describe()}")
+        saved = _saved(checkpoint, output, overwrite=overwrite)
+        click.echo(f"{output}: {saved.describe()}")
 
 
-def _save(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+def _saved(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> Checkpoint | ExportedModel:
+    """Write it, exported where the name of the file says so; give what was written."""
     try:
-        checkpoint.save(output, overwrite=overwrite)
-    except OutputError as error:  # though it could be written when the training began
+        made: Checkpoint | ExportedModel = checkpoint
+        if output.suffix == ".onnx":
+            _log.info("learned: %s", checkpoint.describe())
+            from n2sr_train.export import export_model
+
+            made = export_model(checkpoint)
+        made.save(output, overwrite=overwrite)
+    except (ModelError, OutputError) as error:  # though it could be written when all began
         kept = _kept_elsewhere(checkpoint, output)
         if kept is None:
             raise
-        raise OutputError(f"{error}. What was learned is kept in {kept}") from error
+        raise type(error)(f"{error}. What was learned is kept in {kept}") from error
+    return made
 
 
 def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
@@ -161,7 +175,7 @@ def export_command(
         which = "--size" if size is not None else "--samples"
         raise click.UsageError(f"{which} is about engines: name one with --engine, or leave it out")
     if output is not None:
-        files.check_output(output, overwrite=overwrite, inputs=[source], suffix=".onnx")
+        files.check_output(output, overwrite=overwrite, inputs=[source], suffixes=[".onnx"])
     device = CudaDevice() if engine is not None else None  # before seconds of work
     if is_model:
         model = ExportedModel.open(source)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from click.testing import CliRunner
 
 from n2sr_deploy import (
@@ -47,7 +48,7 @@ from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.opening import Denoisers
 from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.version import VERSION
-from n2sr_train import Checkpoint, LearnOptions, learn_checkpoint
+from n2sr_train import Checkpoint, LearnOptions, export_model, learn_checkpoint
 from tests.conftest import REPOSITORY
 
 QUICK = ["--steps", "2", "--device", "cpu"]
@@ -87,7 +88,13 @@ def test_the_whole_chain(run, tmp_path):
     assert "exported model" in run("info", "s.onnx").stdout
     assert "checkpoint" in run("info", "s.safetensors").stdout
     assert "96 x 128 float32" in run("info", "out.tif").stdout
+    at_once = run("train", "noisy.tif", "-o", "at_once.onnx", "--steps", 30)
+    assert "learned: checkpoint, preset balanced" in at_once.stderr
+    assert "at_once.onnx: exported model, preset balanced" in at_once.stdout
+    exported_after = export_model(Checkpoint.open("s.safetensors"))
+    assert Path("at_once.onnx").read_bytes() == exported_after.onnx
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "at_once.onnx",
         "clean.tif",
         "noisy.tif",
         "out.tif",
@@ -442,7 +449,7 @@ def refused(result, message):
         (["train", "noisy.tif", "-o", "there.tif"], "exists already"),
         (["train", "noisy.tif", "-o", "no/s.safetensors"], "create it first"),
         (["denoise", "noisy.tif", "-o", "o.tif", "-M", "1", "--std", "s.tif"], "at least 2 draws"),
-        (["train", "noisy.tif", "-o", "out.tif"], "must end in .safetensors"),
+        (["train", "noisy.tif", "-o", "out.tif"], "must end in .safetensors or .onnx"),
         (["export", "s.safetensors", "-o", "out.tif"], "must end in .onnx"),
         (["info", "no.tif"], "does not exist"),
         (["info", "cut.onnx"], "cut off or damaged: copy it again, or export it again"),
@@ -535,6 +542,20 @@ def test_a_training_is_not_lost_for_a_name_that_was_taken_meanwhile(
     assert f"What was learned is kept in {kept}" in told
     assert Checkpoint.open(kept).weights_sha256 == checkpoint.weights_sha256
     assert not is_folder_left or output.read_bytes() == b"another's"
+
+
+def test_a_training_that_cannot_be_exported_keeps_its_checkpoint(
+    run, noisy_file, tmp_path, checkpoint, monkeypatch
+):
+    weights = {**checkpoint.weights, "unheard_of": torch.zeros(1)}
+    odd = replace(checkpoint, weights=weights)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: odd)
+    told = " ".join(run("train", noisy_file, "-o", "s.onnx", code=2).stderr.split())
+    (kept,) = tmp_path.glob("s-*.safetensors")
+    assert "do not fit its network" in told
+    assert f"What was learned is kept in {kept.name}" in told
+    assert Checkpoint.open(kept).weights_sha256 == odd.weights_sha256
+    assert not (tmp_path / "s.onnx").exists()
 
 
 def test_a_training_that_can_be_kept_nowhere_says_why(

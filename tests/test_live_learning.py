@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from n2sr_deploy.cli import main
-from n2sr_deploy.errors import ModelError, SettingError
+from n2sr_deploy.errors import InputFileError, ModelError, SettingError
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
@@ -173,8 +174,8 @@ def test_what_is_learned_so_far_is_kept_where_the_stream_ends(told, tmp_path):
     path = tmp_path / "kept.onnx"
     ended_once(told, "beside the stream: training, step", keep=path)
     model = ExportedModel.open(path)
-    after = told.text.partition("kept from step")[2]
-    assert "beside the stream: exporting what was learned" in after, "it was silent for seconds"
+    assert "beside the stream: learned: checkpoint" in told.text
+    assert "(ended by the user)" in told.text
     assert f"{path}: {model.describe()}" in told.text
     assert "lost" not in told.text
     assert "Ctrl-C again" not in told.text, "nobody has pressed it"
@@ -264,27 +265,46 @@ def test_what_is_being_put_in_use_when_the_stream_ends_is_not_told_to_be_lost(
 
 def test_a_training_that_has_just_begun_is_not_told_to_have_ended(told, tmp_path, monkeypatch):
     """It was, after one before had."""
-    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=tmp_path / "k.onnx")
-    learner._is_trained = True
+    monkeypatch.setattr(learning, "_PROGRAM", "")
+    with pytest.raises(InputFileError):
+        learner._learned(Frame(pixels=live_frame(0).pixels), None, None)  # its process did end
+    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
     learner.observe(LiveDenoiser().denoise(live_frame(0)))
     learner.close()
     assert "a training had not ended" in told.text
 
 
-def test_an_export_that_fails_is_not_told_to_have_come_too_early(told, tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name == "nt", reason="there a training can only be killed")
+def test_a_training_that_fails_at_its_end_is_not_told_to_have_come_too_early(
+    told, tmp_path, monkeypatch
+):
     path = tmp_path / "kept.onnx"
-    program = (
-        "import os, signal, sys, time; from pathlib import Path\n"
-        "if sys.argv[1] == 'train':\n"
-        "    Path(sys.argv[4]).touch()\n"
-        "else:\n"
+    program = "print('!', flush=True); time.sleep(2); os._exit(9)"
+    ignoring = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    monkeypatch.setattr(learning, "_PROGRAM", ignoring + program)
+    ended_once(told, "beside the stream: !", LearnOptions(), keep=path)
+    assert f"nothing was kept in {path}: n2sr train ended with 9" in told.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a training can only be killed")
+def test_a_training_is_not_ended_where_it_only_has_to_be_exported(told, tmp_path, monkeypatch):
+    """The signal that ends a training would take away what it has learned."""
+    slow = (
+        "from n2sr_train import export\n"
+        "export_model = export.export_model\n"
+        "def slowly(checkpoint):\n"
+        "    import os, signal, time\n"
+        "    print('!', flush=True)\n"
         "    time.sleep(2)\n"
-        "    os._exit(9)\n"
+        "    return export_model(checkpoint)\n"
+        "export.export_model = slowly\n"
     )
-    monkeypatch.setattr(learning, "_PROGRAM", f"exec({program!r})")
-    ended_once(told, "exporting what was learned", LearnOptions(), keep=path)
-    assert f"nothing was kept in {path}: n2sr export ended with 9" in told.text
+    monkeypatch.setattr(learning, "_PROGRAM", f"exec({slow!r}); {learning._PROGRAM}")
+    path = tmp_path / "kept.onnx"
+    ended_once(told, "beside the stream: !", QUICK, keep=path)
+    assert "what it has learned, if anything, goes to" in told.text
+    assert f"{path}: {ExportedModel.open(path).describe()}" in told.text
 
 
 def test_a_file_that_was_to_be_and_is_not_is_a_failure(tmp_path):
@@ -346,21 +366,25 @@ def test_what_ended_a_training_and_which_step_was_kept_is_told(monkeypatch, told
 
 
 @pytest.mark.parametrize("is_asked_for", [False, True])
-def test_a_training_that_had_ended_but_for_its_export_is_told_as_such(
-    model, checkpoint_path, tmp_path, monkeypatch, told, is_asked_for
+def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
+    model, tmp_path, monkeypatch, told, is_asked_for
 ):
     path = tmp_path / "kept.onnx" if is_asked_for else None
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
 
-    def run(command, *arguments):
-        if command == "export":
-            closer.start()
-            while not learner._is_closed:
-                time.sleep(0.01)
-            model.save(arguments[2])
+    opened = ExportedModel.open
 
-    monkeypatch.setattr(learner, "_run", run)
+    def read(path):
+        closer.start()
+        while not learner._is_closed:
+            time.sleep(0.01)
+        return opened(path)
+
+    model.save(tmp_path / "learned.onnx")
+    copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
+    monkeypatch.setattr(learning, "_PROGRAM", copied)
+    monkeypatch.setattr(ExportedModel, "open", read)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
     closer.join()
@@ -417,22 +441,20 @@ def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
     assert "from now on the model" not in told.text
 
 
-def test_a_checkpoint_that_was_written_is_kept_however_the_training_ended(
-    tmp_path, model, checkpoint_path, monkeypatch, told
+def test_a_model_that_was_written_is_kept_however_the_training_ended(
+    tmp_path, model, monkeypatch, told
 ):
     """It was killed in its last moments, and nothing was kept."""
     path = tmp_path / "kept.onnx"
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
 
-    def run(command, *arguments):
-        given = {"train": checkpoint_path.read_bytes(), "export": model.onnx}[command]
-        Path(arguments[arguments.index("-o") + 1]).write_bytes(given)
-        if command == "train":
-            closer.start()
-            while not learner._is_closed:
-                time.sleep(0.01)
-            raise learning._FailedError("it was ended at once")
+    def run(*arguments):
+        model.save(arguments[arguments.index("-o") + 1])
+        closer.start()
+        while not learner._is_closed:
+            time.sleep(0.01)
+        raise learning._FailedError("it was ended at once")
 
     monkeypatch.setattr(learner, "_run", run)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
@@ -462,6 +484,7 @@ def test_a_file_that_is_there_is_only_replaced_where_that_was_asked_for(tmp_path
 
 _A_STREAM = """
 import sys, time
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.stream import learning
 from n2sr_deploy.stream.denoising import LiveDenoiser
@@ -586,15 +609,13 @@ def trainings(monkeypatch, model, outcomes, **options):
     """The start and the arguments of each training; those of outcome False fail."""
     ran, left = [], list(outcomes)
 
-    def run(self, command, *arguments):
-        if command == "export":
-            model.save(arguments[2], overwrite=True)
-            return
+    def run(self, *arguments):
         said = [str(argument) for argument in arguments[3:]]
         starts = [Path(text.removeprefix("--init=")) for text in said if text.startswith("--init=")]
         ran.append((starts[0].read_bytes() if starts and starts[0].exists() else None, said))
         if not left.pop(0):
             raise learning._FailedError("enough")
+        model.save(arguments[2], overwrite=True)
 
     monkeypatch.setattr(LiveLearner, "_run", run)
     monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)

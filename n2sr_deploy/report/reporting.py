@@ -51,7 +51,7 @@ def check_report(path: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) ->
     """
     check_drawing()
     inputs = list(inputs)
-    files.check_output(path, overwrite=overwrite, inputs=inputs, suffix=".html")
+    files.check_output(path, overwrite=overwrite, inputs=inputs, suffixes=[".html"])
     files.check_output(picture_of(path), overwrite=overwrite, inputs=inputs)
 
 

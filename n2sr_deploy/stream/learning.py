@@ -1,7 +1,7 @@
 """Learning while live: a network is trained on a frame of the stream, beside it.
 
-The training runs as commands of n2sr in a process of its own, at a lower priority: it shares
-neither Python nor its lock with the stream, and ends with it, even when that is killed.
+The training runs as `n2sr train` in a process of its own, at a lower priority: it shares neither
+Python nor its lock with the stream, and ends with it, even when that is killed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -92,10 +93,8 @@ class LiveLearner:
         self._in_use = Path(self._folder.name, "in_use.onnx")
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[str] | None = None
-        self._command = ""  # of that process
-        self._is_trained = False  # what is being learned: it only has to become a model
-        self._is_taken = False  # it has, and nothing keeps it from being used and kept
+        self._process: subprocess.Popen[str] | None = None  # of this training, not of one before
+        self._is_taken = False  # it has ended, and nothing keeps it from being used and kept
         self._is_closed = self._is_given_up = False
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
@@ -148,7 +147,7 @@ class LiveLearner:
         _log.info("learning from frame %d; frames go on meanwhile", noisy.index)
         name = f"{prefix}learned from frame {noisy.index}"
         self.n_begun += 1
-        self._is_trained = self._is_taken = False
+        self._process, self._is_taken = None, False
         self._thread = threading.Thread(
             target=self._learn, args=(frame, name), name="n2sr learner", daemon=True
         )
@@ -173,7 +172,7 @@ class LiveLearner:
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
                     self._starts_from_what_is_in_use = False  # now: it may be what does not fit
-                    self._is_trained = False
+                    self._process = None
                     continue
                 _log.warning("nothing was learned: %s; it is tried again later", error)
                 self._not_before_s = time.monotonic() + _TRY_AGAIN_S
@@ -214,19 +213,15 @@ class LiveLearner:
 
     def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
         folder = Path(self._folder.name)
-        noisy, checkpoint, model = (
-            folder / f"{self.n_learned}{ending}" for ending in (".tif", ".safetensors", ".onnx")
-        )
+        noisy, model = (folder / f"{self.n_learned}{ending}" for ending in (".tif", ".onnx"))
         formats.write_frame(noisy, frame, overwrite=True)
         try:
             arguments = self._arguments(preset, start)
-            self._run("train", noisy, "-o", checkpoint, "--overwrite", *arguments)
+            self._run(noisy, "-o", model, "--overwrite", *arguments)
         except _FailedError:
-            # Ended after it had written: a checkpoint is whole or not there.
-            if not (self._is_closed and checkpoint.exists()):
+            # Ended after it had written: a model is whole or not there.
+            if not (self._is_closed and model.exists()):
                 raise
-        self._is_trained = True
-        self._run("export", checkpoint, "-o", model, "--overwrite")
         return ExportedModel.open(model)
 
     def _arguments(self, preset: str | None, start: str | Path | None) -> list[str]:
@@ -265,45 +260,30 @@ class LiveLearner:
         model.save(self._in_use, overwrite=True)
         return preset, self._in_use
 
-    def _run(self, command: str, *arguments: str | Path) -> None:
+    def _run(self, *arguments: str | Path) -> None:
         with self._closing:
-            if self._is_closed and not (command == "export" and self._writes_at_the_end):
+            if self._is_closed:
                 raise _FailedError(_TOO_EARLY)
-            self._process, self._command = self._begun(command, *arguments), command
-        if command == "export":  # which says nothing
-            _log.info("beside the stream: exporting what was learned, which may take a while")
+            self._process = _begun(*arguments)
         last = ""
         with self._process as process:
-            for line in process.stdout or process.stderr or ():
+            for line in process.stdout or ():
                 if line.strip():
                     last = _without_names(line.strip(), arguments)
                     if not last.startswith("Error: "):  # which is told below, or by what is done
                         _log.info("beside the stream: %s", last)
             process.wait()  # before its lifeline is closed
         if process.returncode != 0:
-            # By the signal before it could answer any, or on Windows, or as by Ctrl-C.
-            if self._is_closed and (not last.startswith("Error: ") or INTERRUPTED in last):
-                ended = f"n2sr {command} ended with {process.returncode}"
-                of_training = _KILLED if os.name == "nt" else _TOO_EARLY
-                last = of_training if command == "train" else ended
-            raise _FailedError(last or f"it ended with {process.returncode}")
+            raise _FailedError(self._why(process.returncode, last))
 
-    def _begun(self, command: str, *arguments: str | Path) -> subprocess.Popen[str]:
-        tells = command == "train"  # what was learned, and what ended it, as its result
-        process = subprocess.Popen(
-            [*_python(_LIFELINE + _PROGRAM), command, *map(str, arguments)],
-            stdin=subprocess.PIPE,  # its lifeline
-            stdout=subprocess.PIPE if tells else subprocess.DEVNULL,
-            stderr=subprocess.STDOUT if tells else subprocess.PIPE,
-            encoding="utf-8",
-            env=_environment(),
-            # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
-            process_group=0,
-            creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
-        )
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-        return process
+    def _why(self, code: int, last: str) -> str:
+        """Why a training failed, by its exit code and the last that it said."""
+        ended = f"n2sr train ended with {code}"
+        if self._is_closed and (not last.startswith("Error: ") or INTERRUPTED in last):
+            # As by Ctrl-C, or by the signal before it could answer any.
+            is_early = INTERRUPTED in last or code == -signal.SIGTERM
+            return _KILLED if os.name == "nt" else _TOO_EARLY if is_early else ended
+        return last or ended
 
     def __enter__(self) -> Self:
         return self
@@ -340,12 +320,13 @@ class LiveLearner:
             time.sleep(_TICK_S)
 
     def _end_training(self) -> None:
-        process, is_trained = self._process, self._is_trained
-        had = f"a training had {'just' if is_trained else 'not'} ended; what it has learned"
-        if self._writes_at_the_end and (is_trained or os.name != "nt"):
-            learned = had if is_trained else f"{had}, if anything,"
+        process = self._process
+        has_ended = process is not None and process.poll() == 0
+        had = f"a training had {'just' if has_ended else 'not'} ended; what it has learned"
+        if self._writes_at_the_end and (has_ended or os.name != "nt"):
+            learned = had if has_ended else f"{had}, if anything,"
             _log.warning("%s goes to %s (Ctrl-C gives it up)", learned, self._keep)
-            if process is not None and self._command == "train":
+            if process is not None:
                 process.terminate()  # by which it ends as by Ctrl-C
             return
         told = f" ({self._keep} stays)" if self.has_kept else ""
@@ -360,6 +341,23 @@ class LiveLearner:
         stays = ", which stays as it was" if self._keep.exists() else ""
         why = "it was ended at once" if self._is_given_up else self._why_not
         _log.warning("nothing was kept in %s%s: %s", self._keep, stays, why)
+
+
+def _begun(*arguments: str | Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*_python(_LIFELINE + _PROGRAM), "train", *map(str, arguments)],
+        stdin=subprocess.PIPE,  # its lifeline
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env=_environment(),
+        # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
+        process_group=0,
+        creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
+    )
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+    return process
 
 
 def _is_stride_of(pattern: SamplingPattern, stride: Shape) -> bool:
