@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
+READY = "ready"  # what a process says before `wait_until_told`
+_told = threading.Event()
+
 
 def parents_pipe() -> int:
     """Take the standard input, a pipe of the parent's, away from libraries; give its descriptor.
@@ -28,7 +31,12 @@ def end_with_parent() -> None:
 
     def wait() -> None:
         while os.read(parents, 1):
-            pass
+            _told.set()
         os._exit(1)
 
     threading.Thread(target=wait, name="n2sr lifeline", daemon=True).start()
+
+
+def wait_until_told() -> None:
+    """Wait until the parent of `end_with_parent` has written something."""
+    _told.wait()

@@ -29,6 +29,7 @@ from n2sr_deploy.cuda.runtime import CudaDevice
 from n2sr_deploy.errors import ModelError, OutputError
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
+from n2sr_deploy.lifeline import READY, wait_until_told
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.signals import ending, ignored
@@ -51,7 +52,7 @@ _log = logging.getLogger("n2sr")
 @training_options
 @seed_option
 @overwrite_option
-@click.option("--only-check", is_flag=True, hidden=True)  # what `n2sr stream` asks first
+@click.option("--once-told", is_flag=True, hidden=True)  # of `n2sr stream`, to have all ready
 def train_command(
     noisy: Path,
     output: Path,
@@ -59,15 +60,16 @@ def train_command(
     signal: str | None,
     options: LearnOptions,
     overwrite: bool,
-    only_check: bool,
+    once_told: bool,
 ) -> None:
     """Learn a network from one NOISY frame; write it as a checkpoint, or exported.
 
     Ctrl-C ends the training and keeps the best so far.
     """
-    if only_check:
+    if once_told:
         check_options(options)
-        return
+        click.echo(READY)
+        wait_until_told()
     files.check_output(
         output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
     )

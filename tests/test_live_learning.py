@@ -21,12 +21,21 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import InputFileError, ModelError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.lifeline import READY
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
-from n2sr_deploy.stream import LiveResult, StreamRunner, denoising, learning, residual
+from n2sr_deploy.stream import (
+    LiveResult,
+    StreamRunner,
+    denoising,
+    learning,
+    residual,
+    training_process,
+)
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser, LoadedModel
 from n2sr_deploy.stream.learning import LiveLearner
 from n2sr_deploy.stream.residual import ResidualWatch
+from n2sr_deploy.stream.training_process import TrainingFailedError, TrainingProcess
 from n2sr_train.config import TrainingConfig
 from n2sr_train.learner import check_options
 from n2sr_train.network import build_network
@@ -39,7 +48,7 @@ QUICK = LearnOptions(preset="fast", steps=2, device="cpu", pattern="cell", init=
 
 @pytest.fixture(autouse=True)
 def _as_important_as_the_tests(monkeypatch):
-    monkeypatch.setattr(learning, "_NICENESS", 0)
+    monkeypatch.setattr(training_process, "_NICENESS", 0)
 
 
 def until(condition, frames, seconds=400.0):
@@ -101,7 +110,7 @@ def test_a_training_that_fails_is_told_and_tried_again(caplog, monkeypatch):
     result = LiveDenoiser().denoise(live_frame(0, (24, 24)))
     learner.observe(result)
     learner._thread.join()
-    assert "nothing was learned: Error: frame is 24 x 24" in caplog.text
+    assert "nothing was learned: frame is 24 x 24" in caplog.text
     assert denoiser.model_name is None
     learner.observe(result)
     assert learner.is_training
@@ -144,7 +153,7 @@ def test_closing_ends_a_training_that_runs(caplog):
     began = time.monotonic()
     learner.close()
     assert time.monotonic() - began < 10
-    assert learner._process.poll() is not None
+    assert learner._training._process.poll() is not None
     assert "nothing was learned" not in caplog.text
 
 
@@ -163,7 +172,7 @@ def ended_once(told, words, options=LONG, **keeping):
     with closing(learner):
         learner.observe(LiveDenoiser().denoise(live_frame(0)))
         end = time.monotonic() + 300
-        while learner._process is None or words not in told.text:
+        while learner._training is None or words not in told.text:
             assert time.monotonic() < end
             assert learner.is_training
             time.sleep(0.01)
@@ -189,11 +198,11 @@ def test_without_a_file_to_keep_it_in_nothing_is_said_to_be_kept(told):
 
 
 def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
     path = tmp_path / "kept.onnx"
     ended_once(told, "", LearnOptions(), keep=path)
     assert "what it has learned, if anything, goes to" in told.text, "it promises no file"
-    assert f"nothing was kept in {path}: {learning._TOO_EARLY}" in told.text
+    assert f"nothing was kept in {path}: {training_process.TOO_EARLY}" in told.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,7 +216,9 @@ def test_a_second_ctrl_c_tells_what_becomes_of_the_file(
 ):
     """It said nothing of it."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    monkeypatch.setattr(learning, "_PROGRAM", stubborn + "print('!', flush=True); time.sleep(600)")
+    monkeypatch.setattr(
+        training_process, "_PROGRAM", stubborn + "print('!', flush=True); time.sleep(600)"
+    )
     path = tmp_path / "kept.onnx"
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     if has_kept_one:
@@ -226,7 +237,7 @@ def test_a_second_ctrl_c_tells_what_becomes_of_the_file(
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert learner._process.poll() is not None
+    assert learner._training._process.poll() is not None
     if has_kept_one:
         assert told.text.count(f"is lost ({path} stays)") == 1
         assert "nothing was kept" not in told.text
@@ -265,11 +276,11 @@ def test_what_is_being_put_in_use_when_the_stream_ends_is_not_told_to_be_lost(
 
 def test_a_training_that_has_just_begun_is_not_told_to_have_ended(told, tmp_path, monkeypatch):
     """It was, after one before had."""
+    monkeypatch.setattr(training_process, "_PROGRAM", "")
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=tmp_path / "k.onnx")
-    monkeypatch.setattr(learning, "_PROGRAM", "")
     with pytest.raises(InputFileError):
         learner._learned(Frame(pixels=live_frame(0).pixels), None, None)  # its process did end
-    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
     learner.observe(LiveDenoiser().denoise(live_frame(0)))
     learner.close()
     assert "a training had not ended" in told.text
@@ -282,7 +293,7 @@ def test_a_training_that_fails_at_its_end_is_not_told_to_have_come_too_early(
     path = tmp_path / "kept.onnx"
     program = "print('!', flush=True); time.sleep(2); os._exit(9)"
     ignoring = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    monkeypatch.setattr(learning, "_PROGRAM", ignoring + program)
+    monkeypatch.setattr(training_process, "_PROGRAM", ignoring + program)
     ended_once(told, "beside the stream: !", LearnOptions(), keep=path)
     assert f"nothing was kept in {path}: n2sr train ended with 9" in told.text
 
@@ -300,7 +311,9 @@ def test_a_training_is_not_ended_where_it_only_has_to_be_exported(told, tmp_path
         "    return export_model(checkpoint)\n"
         "export.export_model = slowly\n"
     )
-    monkeypatch.setattr(learning, "_PROGRAM", f"exec({slow!r}); {learning._PROGRAM}")
+    monkeypatch.setattr(
+        training_process, "_PROGRAM", f"exec({slow!r}); {training_process._PROGRAM}"
+    )
     path = tmp_path / "kept.onnx"
     ended_once(told, "beside the stream: !", QUICK, keep=path)
     assert "what it has learned, if anything, goes to" in told.text
@@ -314,7 +327,7 @@ def test_a_file_that_was_to_be_and_is_not_is_a_failure(tmp_path):
     done = CliRunner().invoke(main, asked)
     assert done.exit_code == 1
     assert "received 3" in done.output, "the summary comes all the same"
-    assert f"Warning: nothing was kept in {path}: {learning._TOO_EARLY}\n" in done.output
+    assert f"Warning: nothing was kept in {path}: {training_process.TOO_EARLY}\n" in done.output
     assert f"Error: nothing was kept in {path}, see above" in done.output
     path.write_bytes(b"of yesterday")
     done = CliRunner().invoke(main, [*asked, "--overwrite"])
@@ -340,7 +353,7 @@ def test_a_given_model_that_is_good_to_the_end_is_no_failure(model, tmp_path):
 
 def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told):
     def fails(*_):
-        raise learning._FailedError("Error: there is no room")
+        raise TrainingFailedError("there is no room")
 
     monkeypatch.setattr(LiveLearner, "_learned", fails)
     path = tmp_path / "kept.onnx"
@@ -353,7 +366,7 @@ def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, to
 def test_what_ended_a_training_and_which_step_was_kept_is_told(monkeypatch, told):
     """They are what `n2sr train` prints as its result, which went nowhere."""
     monkeypatch.setattr(
-        learning,
+        training_process,
         "_PROGRAM",
         "import sys; print(f'{sys.argv[4]}: 9 steps (ended by overfitting)', flush=True); "
         "sys.exit('Error: it is enough')",
@@ -383,7 +396,7 @@ def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
 
     model.save(tmp_path / "learned.onnx")
     copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
-    monkeypatch.setattr(learning, "_PROGRAM", copied)
+    monkeypatch.setattr(training_process, "_PROGRAM", copied)
     monkeypatch.setattr(ExportedModel, "open", read)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
@@ -401,9 +414,9 @@ def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, mo
         learner.observe(LiveDenoiser().denoise(live_frame(0)))
         learner._thread.join()
     assert path.read_bytes() == model.onnx, "kept as soon as it is learned"
-    monkeypatch.setattr(learning, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
     learner._begin(LiveDenoiser().denoise(live_frame(1)), "re")
-    while learner._process is None:
+    while learner._training is None:
         time.sleep(0.01)
     learner.close()
     learner._denoiser.close()
@@ -449,14 +462,15 @@ def test_a_model_that_was_written_is_kept_however_the_training_ended(
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
 
-    def run(*arguments):
-        model.save(arguments[arguments.index("-o") + 1])
+    def run(self):
+        self.close()
+        model.save(learner._learned_model)
         closer.start()
         while not learner._is_closed:
             time.sleep(0.01)
-        raise learning._FailedError("it was ended at once")
+        raise TrainingFailedError("it was ended at once")
 
-    monkeypatch.setattr(learner, "_run", run)
+    monkeypatch.setattr(TrainingProcess, "run", run)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
     closer.join()
@@ -486,15 +500,16 @@ _A_STREAM = """
 import sys, time
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.stream import learning
+from n2sr_deploy.stream import learning, training_process
 from n2sr_deploy.stream.denoising import LiveDenoiser
 from tests.fake_stream import live_frame
-learning._PROGRAM = "import time; time.sleep(600)"  # silent: writing to nobody would end it, too
+# Silent: writing to nobody would end it, too.
+training_process._PROGRAM = "import time; time.sleep(600)"
 learner = learning.LiveLearner(LiveDenoiser(), LearnOptions())
 learner.observe(LiveDenoiser().denoise(live_frame(0)))
-while learner._process is None:
+while learner._training is None:
     time.sleep(0.01)
-print(learner._process.pid, flush=True)
+print(learner._training._process.pid, flush=True)
 time.sleep(600)
 """
 
@@ -536,6 +551,32 @@ end_with_parent()
 print(repr(sys.stdin.read()), flush=True)
 time.sleep(600)
 """
+
+
+@pytest.mark.parametrize("options", [LearnOptions(), QUICK], ids=["automatic", "named"])
+def test_the_training_of_the_first_frame_waits_for_it_and_ends_without_it(monkeypatch, options):
+    """PyTorch is imported before the frame is there; nothing is left where none comes."""
+    program = f"import sys; print({READY!r}, flush=True); "
+    waits = "from n2sr_deploy.lifeline import wait_until_told; wait_until_told(); "
+    monkeypatch.setattr(training_process, "_PROGRAM", program + waits + "sys.exit('it was told')")
+    with LiveLearner(LiveDenoiser(options=OPTIONS), options) as learner:
+        unused = learner._waiting
+        assert unused._process.poll() is None
+    assert unused._process.poll() not in (0, None)
+    with LiveLearner(LiveDenoiser(options=OPTIONS), options) as learner:
+        waiting = learner._waiting
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        learner._thread.join()
+        assert learner._training is waiting
+        assert learner._waiting is None
+        assert learner._why_not == "it was told"
+
+
+def test_options_that_a_later_training_may_need_leave_no_process(model, monkeypatch):
+    monkeypatch.setattr(training_process, "_PROGRAM", f"print({READY!r})")
+    denoiser = LiveDenoiser(model, "a model", OPTIONS)
+    with LiveLearner(denoiser, QUICK, relearns=True) as learner:
+        assert learner._waiting is None
 
 
 def test_a_lifeline_is_no_standard_input():
@@ -609,15 +650,28 @@ def trainings(monkeypatch, model, outcomes, **options):
     """The start and the arguments of each training; those of outcome False fail."""
     ran, left = [], list(outcomes)
 
-    def run(self, *arguments):
-        said = [str(argument) for argument in arguments[3:]]
-        starts = [Path(text.removeprefix("--init=")) for text in said if text.startswith("--init=")]
-        ran.append((starts[0].read_bytes() if starts and starts[0].exists() else None, said))
-        if not left.pop(0):
-            raise learning._FailedError("enough")
-        model.save(arguments[2], overwrite=True)
+    class Noting(TrainingProcess):
+        def __init__(self, frame, model, options, preset, start):
+            self.model, self.start = model, start
+            self.said = training_process._said(options, preset, start)
 
-    monkeypatch.setattr(LiveLearner, "_run", run)
+        def wait_until_checked(self):
+            pass
+
+        def run(self):
+            is_model = isinstance(self.start, Path) and self.start.exists()
+            ran.append((self.start.read_bytes() if is_model else None, self.said))
+            if not left.pop(0):
+                raise TrainingFailedError("enough")
+            model.save(self.model)
+
+        def kill(self):
+            pass
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(learning, "TrainingProcess", Noting)
     monkeypatch.setattr(learning, "_TRY_AGAIN_S", 0.0)
     denoiser = LiveDenoiser(model, "a model", OPTIONS)
     learner = LiveLearner(denoiser, LearnOptions(**options), relearns=True)

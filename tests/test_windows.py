@@ -28,11 +28,12 @@ from n2sr_deploy.batch.work import Task
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import OutputError, SettingError
 from n2sr_deploy.learning import LearnOptions
-from n2sr_deploy.stream import StreamRunner, learning
+from n2sr_deploy.stream import StreamRunner, training_process
 from n2sr_deploy.stream.addresses import Address
 from n2sr_deploy.stream.denoising import LiveDenoiser
 from n2sr_deploy.stream.learning import LiveLearner
 from n2sr_deploy.stream.pace import Pace
+from n2sr_deploy.stream.training_process import TrainingFailedError, TrainingProcess
 from n2sr_deploy.stream.viewer import server
 from tests.conftest import REPOSITORY
 from tests.fake_stream import FakeSink, FakeSource, live_frame
@@ -80,23 +81,25 @@ def test_what_a_training_says_beside_a_stream_can_be_encoded(tmp_path, monkeypat
     """One in a temporary folder of ``C:\\Users\\Łukasz`` ended amid what it had learned."""
     for name, value in FEW_LETTERS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(learning, "_NICENESS", 0)
-    monkeypatch.setattr(learning, "_PROGRAM", "import sys; print(sys.argv[2]); sys.exit(3)")
-    with LiveLearner(LiveDenoiser(None, ""), LearnOptions()) as learner:
-        with pytest.raises(learning._FailedError, match="Ł→"):
-            learner._run("train", "Ł→")
-        monkeypatch.setattr(learning, "_PROGRAM", "import sys; sys.exit('Ł→')")
-        with pytest.raises(SettingError, match="Ł→"):
-            learner._check_options()
+    monkeypatch.setattr(training_process, "_NICENESS", 0)
+    program = "import sys; print(sys.argv[2]); sys.exit(3)"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
+    training = TrainingProcess(Path("Ł→"), Path("learned.onnx"), LearnOptions(), None, None)
+    with pytest.raises(TrainingFailedError, match="Ł→"):
+        training.run()
+    monkeypatch.setattr(training_process, "_PROGRAM", "import sys; sys.exit('Ł→')")
+    with pytest.raises(SettingError, match="Ł→"):
+        LiveLearner(LiveDenoiser(None, ""), LearnOptions(preset="fast"))
 
 
 def test_a_training_beside_a_stream_has_the_lower_priority_of_windows(monkeypatch):
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0x200, raising=False)
     monkeypatch.setattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0x4000, raising=False)
     monkeypatch.delattr(os, "setpriority")
-    with LiveLearner(LiveDenoiser(None, ""), LearnOptions()) as learner:
-        monkeypatch.setattr(subprocess, "Popen", lambda *_, creationflags, **__: creationflags)
-        assert learner._begun("train") == 0x4200
+    begun = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **given: begun.update(given))
+    TrainingProcess(Path("noisy.tif"), Path("learned.onnx"), LearnOptions(), None, None)
+    assert begun["creationflags"] == 0x4200
 
 
 _READS_STDIN = """

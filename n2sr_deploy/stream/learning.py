@@ -1,20 +1,16 @@
 """Learning while live: a network is trained on a frame of the stream, beside it.
 
-The training runs as `n2sr train` in a process of its own, at a lower priority: it shares neither
-Python nor its lock with the stream, and ends with it, even when that is killed.
+The training runs in a process of its own (`training_process`), and files are all that is exchanged.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,27 +19,19 @@ from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
-from n2sr_deploy.signals import INTERRUPTED
 from n2sr_deploy.stream.denoising import LoadedModel
 from n2sr_deploy.stream.residual import ResidualWatch
+from n2sr_deploy.stream.training_process import TOO_EARLY, TrainingFailedError, TrainingProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.stream.base import LiveResult
     from n2sr_deploy.stream.denoising import LiveDenoiser
 
 _log = logging.getLogger("n2sr")
-_LIFELINE = "from n2sr_deploy.lifeline import end_with_parent; end_with_parent(); "
-_PROGRAM = "from n2sr_deploy.cli import main; main()"
-_NICENESS = 10
-_ON_WINDOWS = "CREATE_NEW_PROCESS_GROUP", "BELOW_NORMAL_PRIORITY_CLASS"
 _TRY_AGAIN_S = 30.0  # after a training that failed
 _TICK_S = 0.02  # how often it is looked whether a training has ended
-_TOO_EARLY = "the training ended before there was anything to keep"
-_KILLED = "on Windows a training can only be killed"
 
 
 class LiveLearner:
@@ -87,13 +75,23 @@ class LiveLearner:
         self.has_kept = False
         """Whether something that was learned here is in the file for it."""
         self._why_not = "no training was begun"
-        if options.named and (relearns or denoiser.model is None):
-            self._check_options()  # else every training would fail, twice a minute
         self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
-        self._in_use = Path(self._folder.name, "in_use.onnx")
+        self._noisy, self._learned_model, self._in_use = (
+            Path(self._folder.name, name) for name in ("noisy.tif", "learned.onnx", "in_use.onnx")
+        )
+        self._waiting: TrainingProcess | None = None
+        is_first = denoiser.model is None
+        if is_first or (relearns and options.named):  # else each would fail, twice a minute
+            try:
+                self._waiting = self._ready_for_the_first(learns_at_once=is_first)
+            except BaseException as error:
+                self._folder.cleanup()
+                if isinstance(error, TrainingFailedError):
+                    raise SettingError(str(error)) from error
+                raise
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
-        self._process: subprocess.Popen[str] | None = None  # of this training, not of one before
+        self._training: TrainingProcess | None = None  # that runs, not one before
         self._is_taken = False  # it has ended, and nothing keeps it from being used and kept
         self._is_closed = self._is_given_up = False
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
@@ -104,23 +102,17 @@ class LiveLearner:
         self.n_learned = 0
         """Models that were swapped in."""
 
-    def _check_options(self) -> None:
-        """Raise SettingError when no frame could be learned from with the options."""
-        asked = self._options
-        # No frame is read and no checkpoint written: their names only fill the places.
-        arguments = ["train", "-", "--output=-", "--only-check"]
-        done = subprocess.run(
-            [*_python(_PROGRAM), *arguments, *self._arguments(asked.preset, asked.init)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            env=_environment(),
-            check=False,
-        )
-        if done.returncode != 0:
-            last = done.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
-            raise SettingError(last or f"n2sr train ended with {done.returncode}")
+    def _ready_for_the_first(self, *, learns_at_once: bool) -> TrainingProcess | None:
+        """Have a training wait for the first frame, if one comes; check whether any could begin."""
+        training = self._begun(self._options.preset, self._options.init)
+        with ExitStack() as unless_it_waits:
+            unless_it_waits.callback(training.close)
+            if self._options.named:
+                training.wait_until_checked()
+            if learns_at_once:
+                unless_it_waits.pop_all()
+                return training
+        return None
 
     @property
     def is_training(self) -> bool:
@@ -147,7 +139,7 @@ class LiveLearner:
         _log.info("learning from frame %d; frames go on meanwhile", noisy.index)
         name = f"{prefix}learned from frame {noisy.index}"
         self.n_begun += 1
-        self._process, self._is_taken = None, False
+        self._training, self._is_taken = None, False
         self._thread = threading.Thread(
             target=self._learn, args=(frame, name), name="n2sr learner", daemon=True
         )
@@ -165,14 +157,14 @@ class LiveLearner:
                     loaded.close()
                     return
                 break
-            except (N2SRError, OSError, _FailedError) as error:
-                self._why_not = str(error).removeprefix("Error: ")
+            except (N2SRError, OSError, TrainingFailedError) as error:
+                self._why_not = str(error)
                 if self._is_closed:
                     return
                 if start == self._in_use:
                     _log.warning("nothing was learned from the model in use: %s", error)
                     self._starts_from_what_is_in_use = False  # now: it may be what does not fit
-                    self._process = None
+                    self._training = None
                     continue
                 _log.warning("nothing was learned: %s; it is tried again later", error)
                 self._not_before_s = time.monotonic() + _TRY_AGAIN_S
@@ -212,32 +204,30 @@ class LiveLearner:
         _log.info("%s: %s", self._keep, model.describe())
 
     def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
-        folder = Path(self._folder.name)
-        noisy, model = (folder / f"{self.n_learned}{ending}" for ending in (".tif", ".onnx"))
-        formats.write_frame(noisy, frame, overwrite=True)
+        formats.write_frame(self._noisy, frame, overwrite=True)
+        self._learned_model.unlink(missing_ok=True)
         try:
-            arguments = self._arguments(preset, start)
-            self._run(noisy, "-o", model, "--overwrite", *arguments)
-        except _FailedError:
+            self._next_training(preset, start).run()
+        except TrainingFailedError:
             # Ended after it had written: a model is whole or not there.
-            if not (self._is_closed and model.exists()):
+            if not (self._is_closed and self._learned_model.exists()):
                 raise
-        return ExportedModel.open(model)
+        return ExportedModel.open(self._learned_model)
 
-    def _arguments(self, preset: str | None, start: str | Path | None) -> list[str]:
-        """The training's options as the command line has them."""
-        given = {
-            "--preset": preset,
-            "--pattern": self._options.pattern,
-            "--stride": self._options.stride and ",".join(map(str, self._options.stride)),
-            "--seconds": self._options.seconds,
-            "--steps": self._options.steps,
-            "--seed": self._options.seed,
-            "--init": start,
-            "--device": self._options.device,
-        }
-        arguments = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return [*arguments, *([] if self._options.repair else ["--no-repair"])]
+    def _next_training(self, preset: str | None, start: str | Path | None) -> TrainingProcess:
+        """The one that has waited for a frame, or another."""
+        with self._closing:
+            if self._is_closed:
+                raise TrainingFailedError(TOO_EARLY)
+            is_as_asked = (preset, start) == (self._options.preset, self._options.init)
+            if self._waiting is not None and is_as_asked:
+                self._training, self._waiting = self._waiting, None
+            else:
+                self._training = self._begun(preset, start)
+            return self._training
+
+    def _begun(self, preset: str | None, start: str | Path | None) -> TrainingProcess:
+        return TrainingProcess(self._noisy, self._learned_model, self._options, preset, start)
 
     def _start(self) -> tuple[str | None, str | Path | None]:
         """The preset of a training and what it starts from.
@@ -259,31 +249,6 @@ class LiveLearner:
             return asked.preset, asked.init
         model.save(self._in_use, overwrite=True)
         return preset, self._in_use
-
-    def _run(self, *arguments: str | Path) -> None:
-        with self._closing:
-            if self._is_closed:
-                raise _FailedError(_TOO_EARLY)
-            self._process = _begun(*arguments)
-        last = ""
-        with self._process as process:
-            for line in process.stdout or ():
-                if line.strip():
-                    last = _without_names(line.strip(), arguments)
-                    if not last.startswith("Error: "):  # which is told below, or by what is done
-                        _log.info("beside the stream: %s", last)
-            process.wait()  # before its lifeline is closed
-        if process.returncode != 0:
-            raise _FailedError(self._why(process.returncode, last))
-
-    def _why(self, code: int, last: str) -> str:
-        """Why a training failed, by its exit code and the last that it said."""
-        ended = f"n2sr train ended with {code}"
-        if self._is_closed and (not last.startswith("Error: ") or INTERRUPTED in last):
-            # As by Ctrl-C, or by the signal before it could answer any.
-            is_early = INTERRUPTED in last or code == -signal.SIGTERM
-            return _KILLED if os.name == "nt" else _TOO_EARLY if is_early else ended
-        return last or ended
 
     def __enter__(self) -> Self:
         return self
@@ -309,8 +274,10 @@ class LiveLearner:
             raise
         finally:
             with self._closing:  # so that no other process begins
-                if self._process is not None:
-                    self._process.kill()
+                if self._training is not None:
+                    self._training.kill()
+                if self._waiting is not None:
+                    self._waiting.close()
             self._wait()
             self._tell_what_is_not_kept()
             self._folder.cleanup()
@@ -320,20 +287,20 @@ class LiveLearner:
             time.sleep(_TICK_S)
 
     def _end_training(self) -> None:
-        process = self._process
-        has_ended = process is not None and process.poll() == 0
+        training = self._training
+        has_ended = training is not None and training.has_succeeded
         had = f"a training had {'just' if has_ended else 'not'} ended; what it has learned"
         if self._writes_at_the_end and (has_ended or os.name != "nt"):
             learned = had if has_ended else f"{had}, if anything,"
             _log.warning("%s goes to %s (Ctrl-C gives it up)", learned, self._keep)
-            if process is not None:
-                process.terminate()  # by which it ends as by Ctrl-C
+            if training is not None:
+                training.end()
             return
         told = f" ({self._keep} stays)" if self.has_kept else ""
         told = " (name a file for it with --keep)" if self._keep is None else told
         _log.warning("%s is lost%s", had, told)
-        if process is not None:
-            process.kill()  # without a word: it would say that it keeps what is lost here
+        if training is not None:
+            training.kill()  # without a word: it would say that it keeps what is lost here
 
     def _tell_what_is_not_kept(self) -> None:
         if self._keep is None or self.has_kept:
@@ -343,48 +310,9 @@ class LiveLearner:
         _log.warning("nothing was kept in %s%s: %s", self._keep, stays, why)
 
 
-def _begun(*arguments: str | Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [*_python(_LIFELINE + _PROGRAM), "train", *map(str, arguments)],
-        stdin=subprocess.PIPE,  # its lifeline
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        env=_environment(),
-        # Ctrl-C is the stream's, which ends it. No session: its niceness would not count there.
-        process_group=0,
-        creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
-    )
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-    return process
-
-
 def _is_stride_of(pattern: SamplingPattern, stride: Shape) -> bool:
     """Whether a user who names it means this pattern's."""
     try:
         return SamplingPattern.named(pattern.name, stride) == pattern
     except SettingError:  # of both axes, for whole lines
         return False
-
-
-def _without_names(line: str, arguments: Sequence[str | Path]) -> str:
-    """Without those of the files in between, which nobody gave."""
-    for name in arguments:
-        if isinstance(name, Path):
-            line = line.replace(f"{name}: ", "")
-    return line
-
-
-def _python(program: str) -> list[str]:
-    """The command that runs it, without what happens to lie in the current folder."""
-    return [sys.executable, "-P", "-c", program]
-
-
-def _environment() -> dict[str, str]:
-    """In which a command can say any name: else on Windows those with letters of its language."""
-    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
-
-
-class _FailedError(Exception):
-    """A command of a training has failed."""
