@@ -119,7 +119,7 @@ class _Made:
     "--model",
     type=PATH,
     metavar="MODEL.onnx",
-    help="The network that denoised it: adds the spread and what unseen pixels confirm.",
+    help="The network that denoised it: adds the standard error and what unseen pixels confirm.",
 )
 @click.option(
     "--std",
@@ -179,7 +179,7 @@ def report_command(
     from n2sr_deploy.report.reporting import check_pixel_size, check_second
 
     if std is not None and model is not None:
-        raise click.UsageError("--std and --model both tell the spread; leave one out")
+        raise click.UsageError("--std and --model both tell the standard error; leave one out")
     if second is None and second_frame is not None:
         second = noisy
     inputs = [path for path in (noisy, denoised, model, std, second) if path is not None]

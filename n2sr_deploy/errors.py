@@ -153,6 +153,6 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
     known = list(known)
     if value in known:
         return
-    near = difflib.get_close_matches(value, known, n=1)
+    near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise SettingError(f"{name} is {value!r}, but must be one of {', '.join(known)}{hint}")

@@ -14,6 +14,7 @@ from n2sr_deploy.openmp import SLEEPING, loaded_with
 from n2sr_deploy.words import counted
 
 _loading = threading.Lock()
+_lost_threads = threading.Event()
 
 
 class Loaded(NamedTuple):
@@ -24,8 +25,6 @@ class Loaded(NamedTuple):
     pytorch_sleeps: bool
     """Whether threads of PyTorch, if it comes, will sleep too: on Linux a process has one OpenMP,
     and it looks how to wait when it is loaded."""
-    process: int
-    """Whose threads they are: a fork has none of them."""
 
 
 def kernels() -> Any:
@@ -34,12 +33,21 @@ def kernels() -> Any:
 
 
 def usable_threads(n_threads: int) -> int:
-    """So many as asked for (0: one for each core), but 1 where another process loaded the kernels.
+    """So many as asked for (0: one for each core), but 1 where `has_lost_threads`."""
+    return 1 if has_lost_threads() else n_threads
 
-    OpenMP would wait for ever for that process's threads, as in workers of a `multiprocessing.Pool`
-    that are forked.
+
+def has_lost_threads() -> bool:
+    """Whether OpenMP, which the kernels share with PyTorch, would wait for ever for threads.
+
+    A fork, as a worker of a `multiprocessing.Pool`, has none of those that its parent began.
     """
-    return n_threads if loaded().process == os.getpid() else 1
+    return _lost_threads.is_set()
+
+
+def _note_fork() -> None:
+    if "torch" in sys.modules or _loaded_once.cache_info().currsize > 0:
+        _lost_threads.set()
 
 
 def loaded() -> Loaded:
@@ -79,5 +87,9 @@ def _loaded_once() -> Loaded:
     except ImportError as error:
         if os.environ.get("N2SR_REQUIRE_KERNELS") == "1":
             raise
-        return Loaded(reference, str(error), pytorch_sleeps=False, process=os.getpid())
-    return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1, os.getpid())
+        return Loaded(reference, str(error), pytorch_sleeps=False)
+    return Loaded(found, "", is_first and sleep and found.openmp_threads() > 1)
+
+
+if hasattr(os, "register_at_fork"):  # where there are forks
+    os.register_at_fork(after_in_child=_note_fork)

@@ -33,9 +33,16 @@ from n2sr_deploy.lifeline import READY, wait_until_told
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.signals import ending, ignored
-from n2sr_train.learner import check_options, learn_checkpoint, require_training_extra
+from n2sr_train.learner import (
+    check_options,
+    exporter,
+    learn_checkpoint,
+    require_training_extra,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
@@ -66,29 +73,34 @@ def train_command(
 
     Ctrl-C ends the training and keeps the best so far.
     """
+    files.check_output(
+        output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
+    )
+    export_model = exporter() if output.suffix == ".onnx" else None
     if once_told:
         check_options(options)
         click.echo(READY)
         wait_until_told()
-    files.check_output(
-        output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
-    )
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     with ignored(SIGINT, *ending()):  # nothing is left to end but the writing
-        saved = _saved(checkpoint, output, overwrite=overwrite)
+        saved = _saved(checkpoint, output, export_model, overwrite=overwrite)
         click.echo(f"{output}: {saved.describe()}")
 
 
-def _saved(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> Checkpoint | ExportedModel:
-    """Write it, exported where the name of the file says so; give what was written."""
+def _saved(
+    checkpoint: Checkpoint,
+    output: Path,
+    export_model: Callable[[Checkpoint], ExportedModel] | None,
+    *,
+    overwrite: bool,
+) -> Checkpoint | ExportedModel:
+    """Write it, exported where there is what exports; give what was written."""
     try:
         made: Checkpoint | ExportedModel = checkpoint
-        if output.suffix == ".onnx":
+        if export_model is not None:
             _log.info("learned: %s", checkpoint.describe())
-            from n2sr_train.export import export_model
-
             made = export_model(checkpoint)
         made.save(output, overwrite=overwrite)
     except (ModelError, OutputError) as error:  # though it could be written when all began
@@ -193,7 +205,7 @@ def export_command(
 
         checkpoint = Checkpoint.open(source)
         _check_size(source, engine, size or checkpoint.summary.get("frame_shape"))
-        from n2sr_train.export import export_model  # which takes seconds to import
+        from n2sr_train.export import export_model
 
         model = export_model(checkpoint, precision or "fp32")
     shape = size or model.metadata.frame_shape

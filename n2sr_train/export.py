@@ -211,7 +211,7 @@ def _verify(model: ExportedModel, network: torch.nn.Module, precision: Precision
 @functools.lru_cache(maxsize=16)
 def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> bytes:
     """The graph of a network with some weights, from the cache folder or exported now."""
-    versions = [version(package) for package in ("torch", "onnx", "onnxscript")]
+    versions = [torch.__version__, onnx.__version__, version("onnxscript")]
     depends_on = repr((config, stride, precision, versions))
     key = hashlib.sha256(_SOURCES + depends_on.encode()).hexdigest()[:24]
     path = files.cache_folder() / "templates" / f"{key}.onnx"

@@ -13,14 +13,17 @@ from n2sr_deploy.describing import Described
 from n2sr_deploy.errors import MissingExtraError, SettingError
 from n2sr_deploy.files import check_input
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.kernels import has_lost_threads
 from n2sr_deploy.learning import Learned, LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from n2sr_deploy.learning import Progress
+    from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.noise import Noise
     from n2sr_deploy.sampling import AnyArray
     from n2sr_train.checkpoint import Checkpoint
@@ -42,14 +45,28 @@ def require_training_extra() -> None:
         if find_spec(package) is None:
             raise MissingExtraError("training or exporting", package, "train")
     with loaded_with(SPINNING_BRIEFLY):
-        import_module("torch")
+        torch = import_module("torch")
+    if has_lost_threads():
+        torch.set_num_threads(1)
+
+
+def exporter() -> Callable[[Checkpoint], ExportedModel]:
+    """Give `export_model`, before a training of which nothing would be left without it.
+
+    Raises MissingExtraError where it cannot be imported.
+    """
+    require_training_extra()
+    try:
+        from n2sr_train.export import export_model
+    except ImportError as error:
+        raise MissingExtraError("exporting", error.name or "onnx", "train") from error
+    return export_model
 
 
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
     """Train on one noisy frame and export; what `train` and `export_model` raise, it raises."""
+    export_model = exporter()
     checkpoint = learn_checkpoint(frame, options, progress)
-    from n2sr_train.export import export_model
-
     return Learned(export_model(checkpoint), checkpoint.describe())
 
 

@@ -32,18 +32,15 @@ class Adam:
         self._highest, self._beta2 = learning_rate, beta2
         device = parameters[0].device
         self._is_on_gpu = device.type == "cuda"
-        # A tensor on a GPU, or a CUDA graph would replay the first one.
-        rate = torch.zeros((), device=device) if self._is_on_gpu else 0.0
-        self._rate: torch.Tensor | float = rate
+        # A tensor, or a CUDA graph would replay the first one; on a CPU it loses no digit by that.
+        exactly = torch.float32 if self._is_on_gpu else torch.float64
+        self._rate = torch.zeros((), dtype=exactly, device=device)
         self._means, self._squares = (list(map(torch.zeros_like, parameters)) for _ in range(2))
         self._steps = [torch.zeros((), device=device) for _ in parameters]
 
     def set_rate(self, share: float) -> None:
         """Set the learning rate, 0 to 1 of the highest."""
-        if isinstance(self._rate, torch.Tensor):
-            self._rate.fill_(self._highest * share)
-        else:
-            self._rate = self._highest * share
+        self._rate.fill_(self._highest * share)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

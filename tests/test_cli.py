@@ -583,6 +583,18 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
         refused(run(*arguments, code=2), 'pip install "n2sr[train]"')
 
 
+def test_without_what_exports_nothing_is_learned_first(run, noisy_file, monkeypatch):
+    """The error came after the training, and what was learned was lost."""
+    monkeypatch.setitem(sys.modules, "n2sr_train.export", None)  # as if it could not be imported
+    monkeypatch.setattr("n2sr_train.learner.learn_checkpoint", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: pytest.fail("it trains"))
+    for arguments in (
+        ["denoise", noisy_file, "-o", "o.tif"],
+        ["train", noisy_file, "-o", "o.onnx"],
+    ):
+        refused(run(*arguments, code=2), 'pip install "n2sr[train]"')
+
+
 def test_commands_do_not_wait_for_pytorchs_compiler(noisy_file, tmp_path):
     """Importing it and onnxscript takes longer than importing PyTorch itself."""
     from n2sr_train.config import PRESETS

@@ -483,16 +483,16 @@ def test_what_cannot_be_judged_is_refused_with_the_reason(noisy, denoised, words
 
 
 @pytest.mark.parametrize(
-    ("spread", "words"),
+    ("error", "words"),
     [
         (np.ones((96, 224)), "the standard error is 96 x 224 pixels, but the noisy frame 192 x"),
         (np.full(SHAPE, np.nan), "the standard error has NaN"),
         (lattice() - 3, "the standard error has pixels down to -0.5, but none can be below 0"),
     ],
 )
-def test_a_spread_of_another_frame_is_refused(spread, words):
+def test_a_standard_error_of_another_frame_is_refused(error, words):
     with pytest.raises(FrameError, match=words):
-        measure(noisy_frame(), lattice(), standard_error=spread)
+        measure(noisy_frame(), lattice(), standard_error=error)
 
 
 @pytest.fixture
@@ -763,7 +763,9 @@ def test_denoise_of_a_frame_too_small_to_judge_writes_nothing(tmp_path, noisy, m
     assert CliRunner().invoke(main, arguments).exit_code == 0
 
 
-def test_with_a_model_the_page_has_spread_and_half_results(files, noisy, model_path, quick_drawing):
+def test_with_a_model_the_page_has_standard_error_and_half_results(
+    files, noisy, model_path, quick_drawing
+):
     write_frame(files / "small.tif", noisy)
     result = CliRunner().invoke(
         main,

@@ -475,9 +475,33 @@ else:
 """
 
 
+TRAINING_AFTER_A_FORK = """
+import os, signal
+import numpy as np
+from n2sr_deploy import measure_noise
+from n2sr_train import LearnOptions, learn_checkpoint
+
+frame = np.random.default_rng(0).poisson(30, (64, 64)).astype(np.uint16)
+before = {before}
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0, "it failed or hung"
+else:
+    signal.alarm(60)
+    options = LearnOptions(preset="fast", steps=2, device="cpu")
+    assert learn_checkpoint(frame, options).summary["steps"] == 2
+    os._exit(0)
+"""
+BY_PYTORCH = "__import__('torch').ones(600, 600).exp().sum()"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
-def test_a_forked_process_denoises(model_path):
+@pytest.mark.parametrize("what", ["denoises", "learns after a measurement", "learns after PyTorch"])
+def test_a_forked_process_works(model_path, what):
     """It waited for ever for OpenMP's threads, which a fork has not."""
+    code = {
+        "denoises": AFTER_A_FORK.format(path=str(model_path)),
+        "learns after a measurement": TRAINING_AFTER_A_FORK.format(before="measure_noise(frame)"),
+        "learns after PyTorch": TRAINING_AFTER_A_FORK.format(before=BY_PYTORCH),
+    }[what]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    code = AFTER_A_FORK.format(path=str(model_path))
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

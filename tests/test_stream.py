@@ -734,7 +734,7 @@ def test_a_result_that_comes_before_it_is_asked_for_is_not_lost():
 def test_a_generator_refuses_what_is_no_source_and_no_policy():
     with pytest.raises(SettingError, match="open_source"):
         denoise_stream("sim:", None)
-    with pytest.raises(SettingError, match="latest or all"):
+    with pytest.raises(SettingError, match="must be one of latest, all"):
         denoise_stream(FakeSource([]), None, policy="some")
     with pytest.raises(SettingError, match=r"have name, open, read and close"):
         denoise_stream((live_frame(n) for n in range(3)), None)
@@ -745,7 +745,9 @@ def test_a_generator_refuses_what_is_no_source_and_no_policy():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy="drop"), "latest or all"),
+        (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy="al"), "mean 'all'"),
+        (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy=["all"]), "latest, all"),
+        (lambda: StreamRunner(FakeSource([]), [], print), "must be a LiveDenoiser"),
         (lambda: StreamRunner(FakeSource([]), [print], LiveDenoiser()), "open, write and close"),
         (lambda: LiveDenoiser("x.onnx"), "must be an exported model"),
         (lambda: LiveDenoiser(options={"seed": 1}), "must be a DenoisingOptions"),
@@ -778,11 +780,14 @@ def test_a_source_that_gives_bare_arrays_is_told_what_to_give():
     ("pixels", "told"),
     [
         (np.ma.masked_greater(np.arange(4096.0).reshape(64, 64), 9), "masked"),
-        (np.arange(4096).reshape(64, 64).astype(object), "Python objects"),
+        (np.arange(4096).reshape(64, 64).astype(object), "pixels of type object"),
+        (np.full((64, 64), "1"), "pixels of type <U1"),
+        (np.ones((64, 64), np.complex64), "pixels of type complex64"),
+        ([[1, 2], [3]], "pixels that NumPy makes no array of"),
     ],
 )
-def test_live_pixels_that_are_masked_or_objects_are_left_out(pixels, told, caplog):
-    """What lay under the mask was denoised; objects ended the stream with a TypeError."""
+def test_live_pixels_that_are_no_numbers_are_left_out(pixels, told, caplog):
+    """What lay under a mask was denoised; objects and ragged lists ended the stream."""
     items = [live_frame(0), lambda: LiveFrame(pixels=pixels, index=1), live_frame(2)]
     sink = FakeSink()
     counts, _ = stream(items, sink)
@@ -796,6 +801,9 @@ def test_a_live_frames_number_of_numpys_is_pythons():
     frame = LiveFrame(pixels=[[1, 2], [3, 4]], index=np.uint16(65535))
     assert type(frame.index) is int
     assert frame.shape == (2, 2)
+    for index in ("3", np.float64(3), None):
+        with pytest.raises(BadFrameError, match="a whole number was expected"):
+            LiveFrame(pixels=[[1, 2], [3, 4]], index=index)
 
 
 def test_a_generator_raises_what_failed():

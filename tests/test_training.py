@@ -1129,14 +1129,12 @@ class RecordedGraph:
 
 
 def step_of(config, frame, graph=None, kind=TrainingStep):
-    """A step without Adam: on a CPU that counts its steps in Python."""
+    """A step that the test takes, on small patches."""
     sy, sx = config.pattern.stride
     sampler = PatchSampler(frame, config, (4 * sy, 4 * sx))
     network = build_network(config.network, config.pattern.stride, 0)
     patches = DevicePatches(sampler, config, torch.Generator().manual_seed(0))
-    step = kind(network, config, patches, low_precision=False, graph=graph)
-    step._optimisers = [each for each in step._optimisers if not isinstance(each, Adam)]
-    return step
+    return kind(network, config, patches, low_precision=False, graph=graph)
 
 
 def weights_after(step, n_steps=7):

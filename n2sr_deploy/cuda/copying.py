@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextvars
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from n2sr_deploy.cores import cores_allowed
 
 if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray
@@ -25,7 +26,7 @@ class Copier:
     """
 
     def __init__(self) -> None:
-        self._n_helpers = min(_MOST_THREADS, os.cpu_count() or 1) - 1
+        self._n_helpers = min(_MOST_THREADS, cores_allowed()) - 1
         self._helpers: ThreadPoolExecutor | None = None
 
     def copy(self, to: AnyArray, source: AnyArray) -> None:

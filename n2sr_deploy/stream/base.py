@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,10 +64,15 @@ class LiveFrame:
             object.__setattr__(self, "unit", None)
         if np.ma.is_masked(self.pixels):
             raise BadFrameError("pixels of which some are masked; replace them first")
-        object.__setattr__(self, "pixels", np.asarray(self.pixels))
+        try:
+            object.__setattr__(self, "pixels", np.asarray(self.pixels))
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
+            raise BadFrameError(f"pixels that NumPy makes no array of ({error})") from error
         object.__setattr__(self, "index", _plain(self.index))
-        if self.pixels.dtype.hasobject:
-            raise BadFrameError("pixels that are Python objects; an array of numbers was expected")
+        if self.pixels.dtype.kind not in "biuf":
+            raise BadFrameError(
+                f"pixels of type {self.pixels.dtype}; an array of real numbers was expected"
+            )
         if self.pixels.ndim != 2 or not self.pixels.size:
             raise BadFrameError(
                 f"pixels of shape {self.pixels.shape}; one grey image (H, W) was expected"
@@ -84,9 +90,12 @@ class LiveFrame:
         return replace(self, arrival_s=arrival_s, arrival_time_s=self.arrival_time_s - since_s)
 
 
-def _plain(index: Any) -> Any:
+def _plain(index: Any) -> int:
     """Python's integer for NumPy's, which overflow and which JSON has not."""
-    return int(index) if isinstance(index, np.integer) else index
+    try:
+        return operator.index(index)
+    except TypeError as error:
+        raise BadFrameError(f"index {index!r:.100}; a whole number was expected") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from n2sr_deploy.errors import (
     EndOfStreamError,
     FrameError,
     SettingError,
+    check_choice,
 )
 from n2sr_deploy.stream.base import LiveFrame
 from n2sr_deploy.stream.denoising import DenoisingOptions, LiveDenoiser
@@ -58,7 +59,7 @@ class StreamRunner:
     Raises
     ------
     SettingError
-        When the policy, the source or a sink is none.
+        When the policy, the source, a sink or the denoiser is none.
     """
 
     def __init__(
@@ -71,8 +72,12 @@ class StreamRunner:
         observe: Callable[[LiveResult], None] | None = None,
         patience_s: float | None = 10.0,
     ) -> None:
-        if policy not in FOR_A_SINK:
-            raise SettingError(f"policy is {policy!r}, but must be latest or all")
+        check_choice("policy", policy, FOR_A_SINK)
+        if not isinstance(denoiser, LiveDenoiser):
+            raise SettingError(
+                f"denoiser is {denoiser!r:.200}, but must be a LiveDenoiser, as "
+                "LiveDenoiser(model) makes one"
+            )
         _check_has("source", source, "open", "read", "close")
         for sink in sinks:
             _check_has("sink", sink, "open", "write", "close")

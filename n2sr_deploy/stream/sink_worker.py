@@ -176,8 +176,8 @@ class SinkWorker:
         self._is_stuck = False
         self._accepted_s = time.monotonic()
         self._statistics.count(f"written to {self.sink.name}")
-        waited = self._accepted_s - result.noisy.arrival_s
-        self._statistics.took(f"arrival to {self.sink.name}", waited)
+        waited_s = time.perf_counter() - result.noisy.arrival_s
+        self._statistics.took(f"arrival to {self.sink.name}", waited_s)
 
     def _next(self) -> _Offer | None:
         with self._changed:

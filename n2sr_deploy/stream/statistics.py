@@ -28,7 +28,7 @@ class StreamStatistics:
         self._stages: dict[str, deque[float]] = {}
         self._recent: deque[float] = deque(maxlen=_KEPT)
         self._told: dict[str, set[str]] = {}
-        self._started = time.monotonic()
+        self._started = time.perf_counter()
 
     def count(self, what: str, n: int = 1) -> None:
         """Add to a count."""
@@ -61,7 +61,7 @@ class StreamStatistics:
         """Another frame has been denoised, or passed as it is."""
         with self._lock:
             self._counts["denoised" if is_denoised else PASSED] += 1
-            self._recent.append(time.monotonic())
+            self._recent.append(time.perf_counter())
 
     def __getitem__(self, what: str) -> int:
         with self._lock:
@@ -76,7 +76,7 @@ class StreamStatistics:
     @property
     def fps(self) -> float:
         """Frames denoised or passed a second, over the last two seconds."""
-        now = time.monotonic()
+        now = time.perf_counter()
         with self._lock:
             n = sum(1 for then in self._recent if now - then < _RATE_OVER_S)
         return n / min(_RATE_OVER_S, max(now - self._started, 1e-9))
@@ -89,7 +89,7 @@ class StreamStatistics:
         with self._lock:
             counts = dict(sorted(self._counts.items()))
             stages = {stage: np.array(values) for stage, values in self._stages.items()}
-            seconds = time.monotonic() - self._started
+            seconds = time.perf_counter() - self._started
         return {
             "seconds": seconds,
             "fps": (counts["denoised"] + counts.get(PASSED, 0)) / max(seconds, 1e-9),
