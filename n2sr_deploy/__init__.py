@@ -1,9 +1,9 @@
 """n2sr_deploy denoises electron-microscope frames with an exported model, without PyTorch.
 
-    from n2sr_deploy import Denoiser, read_frame
+    from n2sr_deploy import Denoiser, denoise_frame, read_frame
 
     with Denoiser.open("sample.onnx") as denoiser:
-        denoised = denoiser.denoise(read_frame("noisy.tif"))
+        denoised = denoise_frame(read_frame("noisy.tif"), denoiser)
     denoised.mean, denoised.std  # (H, W) float32, in counts
 
 Importing this package is quick: each name is imported from its file at its first use.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.opening import open_denoiser
     from n2sr_deploy.pattern import SamplingPattern
     from n2sr_deploy.pipeline import FramePipeline
+    from n2sr_deploy.whole_frame import denoise_frame
 
 __all__ = [
     "Denoised",
@@ -40,6 +41,7 @@ __all__ = [
     "N2SRError",
     "Noise",
     "SamplingPattern",
+    "denoise_frame",
     "measure_noise",
     "open_denoiser",
     "open_frames",
@@ -58,6 +60,7 @@ _HOME = {
     "N2SRError": "errors",
     "Noise": "noise",
     "SamplingPattern": "pattern",
+    "denoise_frame": "whole_frame",
     "measure_noise": "noise",
     "open_denoiser": "opening",
     "open_frames": "formats",

@@ -22,7 +22,7 @@ from n2sr_deploy.frame import Frame
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.opening import open_denoiser
-from n2sr_deploy.scan_hum import put_straight
+from n2sr_deploy.whole_frame import put_together
 
 try:
     import dask.array as da
@@ -138,8 +138,7 @@ class _Work:
                 frame = mended.repaired.frame
                 with opened.one_at_a_time:
                     done = opened.denoiser.denoise(frame, self.n_samples, seed=self.seed)
-            mean = put_straight(done.mean)[0] if self.repaired else done.mean
-            result[place] = mended.put_back(mean)
+            result[place] = put_together(mended, done.mean).mean
         return result
 
 

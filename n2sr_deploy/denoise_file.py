@@ -16,14 +16,13 @@ import numpy as np
 
 from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
-from n2sr_deploy.displaced_rows import straightened
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import learn
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.provenance import Provenance, constant_frames, of_standard_error
-from n2sr_deploy.scan_hum import put_straight
 from n2sr_deploy.uncertainty import standard_error
+from n2sr_deploy.whole_frame import put_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -338,9 +337,9 @@ class _Work:
             self.on_result(
                 FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
             )
-        mean, hum = put_straight(denoised.mean) if options.learn.repair else (denoised.mean, None)
-        self.provenance.add_hum(hum)
-        result = replace(noisy, pixels=mended.put_back(mean))
+        whole = put_together(mended, denoised.mean)
+        self.provenance.add_hum(whole.hum)
+        result = replace(noisy, pixels=whole.mean)
         dtype = _kept_type(self.opened, options)
         if dtype is not None:
             rounded = result.rounded_to(dtype)
@@ -350,10 +349,7 @@ class _Work:
         if found is None:
             return result, None
         self.provenance.add_uncertainty(found)
-        std = found.standard_error
-        if hum is not None:
-            std = np.maximum(straightened(std, hum), 0)
-        return result, mended.put_back(std, 0.0)
+        return result, whole.std(found.standard_error)
 
     def standard_errors(self, file: BinaryIO) -> Iterator[Frame]:
         """What `results` put aside, as frames that tell what they are."""

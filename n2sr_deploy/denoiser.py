@@ -198,8 +198,8 @@ class Denoiser:
         ----------
         frame
             (H, W) in counts; never written to. It is standardised by its own mean and standard
-            deviation, and taken as it is: `repair` replaces hot pixels and takes offsets of lines
-            away before.
+            deviation, and taken as it is: `n2sr_deploy.denoise_frame` mends it first, as the
+            commands do.
         n_samples
             M, the number of draws, 1 to 1024; by default the model's.
         seed, frame_index

@@ -27,6 +27,8 @@ class Mended:
     """Its rows and columns in the frame."""
     whole: AnyArray
     """(H, W), the frame's pixels."""
+    repairs: bool
+    """Whether it was to be mended."""
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -86,4 +88,4 @@ def mend(frame: Frame, *, repairs: bool = True) -> Mended:
     part = measured_part(frame.pixels)
     noisy = frame.cropped(*part)
     repaired = repair(noisy) if repairs else untouched(noisy)
-    return Mended(noisy=noisy, repaired=repaired, part=part, whole=frame.pixels)
+    return Mended(noisy=noisy, repaired=repaired, part=part, whole=frame.pixels, repairs=repairs)

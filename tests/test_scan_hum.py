@@ -8,7 +8,15 @@ from click.testing import CliRunner
 from scipy import ndimage
 
 from benchmarks.simulation import simulated_frame
-from n2sr_deploy import Frame, displaced_rows, read_frame, scan_hum, write_frame
+from n2sr_deploy import (
+    Denoiser,
+    Frame,
+    denoise_frame,
+    displaced_rows,
+    read_frame,
+    scan_hum,
+    write_frame,
+)
 from n2sr_deploy.cli import main
 from n2sr_deploy.displaced_rows import Hum, displaced, straightened
 from n2sr_deploy.errors import FileFormatError
@@ -188,6 +196,29 @@ def test_a_files_rows_are_put_straight_and_that_is_told(given, hummed):
     assert before.metadata["n2sr"]["hum"] is None
     std = straightened(read_frame("plain-std.tif").pixels, HUM)
     assert np.array_equal(read_frame("straight-std.tif").pixels, np.maximum(std, 0))
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_a_frame_in_python_becomes_what_the_command_makes_of_a_file(
+    given, noisy, model_path, hummed, repaired
+):
+    """With a blank border, a hot pixel, and rows to put straight."""
+    pixels = np.pad(noisy.pixels, ((0, 9), (5, 0)))
+    pixels[40, 50] = 60 * pixels.max()
+    write_frame("bordered.tif", Frame(pixels=pixels))
+    options = [] if repaired else ["--no-repair"]
+    denoise("bordered.tif", "-m", model_path, "-o", "bordered_out.tif", "-M", 3, *options)
+    written = read_frame("bordered_out.tif").pixels
+    with Denoiser.open(model_path, backend="ort") as denoiser:
+        done = denoise_frame(pixels, denoiser, 3, repaired=repaired)
+        plain = denoiser.denoise(pixels, 3)
+        assert done.mean.tobytes() == written.tobytes()
+        assert not np.array_equal(done.mean, plain.mean)
+        blank = pixels == 0
+        assert not done.std[blank].any()
+        assert (done.std[~blank] > 0).mean() > 0.99
+        other = denoise_frame(pixels, denoiser, 3, frame_index=1, repaired=repaired)
+        assert not np.array_equal(other.mean, done.mean)
 
 
 def test_a_report_judges_the_rows_where_they_were_scanned(given, hummed, monkeypatch):
