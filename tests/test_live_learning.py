@@ -51,6 +51,13 @@ def _as_important_as_the_tests(monkeypatch):
     monkeypatch.setattr(training_process, "_NICENESS", 0)
 
 
+@pytest.fixture
+def idle(monkeypatch):
+    """Trainings say that they are ready, and do nothing."""
+    program = f"import time; print({READY!r}, flush=True); time.sleep(600)"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
+
+
 def until(condition, frames, seconds=400.0):
     """A source that gives frames until something has come about."""
     end = time.monotonic() + seconds
@@ -197,8 +204,7 @@ def test_without_a_file_to_keep_it_in_nothing_is_said_to_be_kept(told):
     assert "kept" not in told.text
 
 
-def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
+def test_where_nothing_was_learned_nothing_is_kept_and_that_is_told(told, tmp_path, idle):
     path = tmp_path / "kept.onnx"
     ended_once(told, "", LearnOptions(), keep=path)
     assert "what it has learned, if anything, goes to" in told.text, "it promises no file"
@@ -248,7 +254,7 @@ def test_a_second_ctrl_c_tells_what_becomes_of_the_file(
 
 
 def test_what_is_being_put_in_use_when_the_stream_ends_is_not_told_to_be_lost(
-    told, tmp_path, monkeypatch, model
+    told, tmp_path, monkeypatch, model, idle
 ):
     """It was, and then kept over what "stays"."""
     path = tmp_path / "kept.onnx"
@@ -351,7 +357,7 @@ def test_a_given_model_that_is_good_to_the_end_is_no_failure(model, tmp_path):
     assert f"nothing was kept in {path}: no training was begun" in done.output
 
 
-def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told):
+def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told, idle):
     def fails(*_):
         raise TrainingFailedError("there is no room")
 
@@ -383,9 +389,11 @@ def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
     model, tmp_path, monkeypatch, told, is_asked_for
 ):
     path = tmp_path / "kept.onnx" if is_asked_for else None
+    model.save(tmp_path / "learned.onnx")
+    copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
+    monkeypatch.setattr(training_process, "_PROGRAM", copied)
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
-
     opened = ExportedModel.open
 
     def read(path):
@@ -394,9 +402,6 @@ def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
             time.sleep(0.01)
         return opened(path)
 
-    model.save(tmp_path / "learned.onnx")
-    copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
-    monkeypatch.setattr(training_process, "_PROGRAM", copied)
     monkeypatch.setattr(ExportedModel, "open", read)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
@@ -406,7 +411,9 @@ def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
     assert "nothing was kept" not in told.text
 
 
-def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, monkeypatch, told):
+def test_what_has_not_ended_takes_no_finished_networks_place(
+    model, tmp_path, monkeypatch, told, idle
+):
     path = tmp_path / "kept.onnx"
     with monkeypatch.context() as finished:
         finished.setattr(LiveLearner, "_learned", lambda *_: model)
@@ -414,7 +421,6 @@ def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, mo
         learner.observe(LiveDenoiser().denoise(live_frame(0)))
         learner._thread.join()
     assert path.read_bytes() == model.onnx, "kept as soon as it is learned"
-    monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
     learner._begin(LiveDenoiser().denoise(live_frame(1)), "re")
     while learner._training is None:
         time.sleep(0.01)
@@ -426,7 +432,7 @@ def test_what_has_not_ended_takes_no_finished_networks_place(model, tmp_path, mo
 
 @pytest.mark.parametrize("has_kept_one", [False, True])
 def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
-    model, tmp_path, monkeypatch, told, has_kept_one
+    model, tmp_path, monkeypatch, told, has_kept_one, idle
 ):
     """It wrote over the file that it had just said stays."""
     path = tmp_path / "kept.onnx"
@@ -455,7 +461,7 @@ def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
 
 
 def test_a_model_that_was_written_is_kept_however_the_training_ended(
-    tmp_path, model, monkeypatch, told
+    tmp_path, model, monkeypatch, told, idle
 ):
     """It was killed in its last moments, and nothing was kept."""
     path = tmp_path / "kept.onnx"
@@ -593,7 +599,7 @@ def test_a_lifeline_is_no_standard_input():
         assert child.wait(60) == 1
 
 
-def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch):
+def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch, idle):
     is_loading, may_go_on, released = threading.Event(), threading.Event(), []
 
     class SlowToLoad(LoadedModel):
@@ -785,7 +791,7 @@ def test_a_single_odd_frame_is_no_change():
     assert first_change(results) is None
 
 
-def test_the_learner_trains_again_when_a_change_is_seen(model, monkeypatch):
+def test_the_learner_trains_again_when_a_change_is_seen(model, monkeypatch, idle):
     monkeypatch.setattr(residual, "_LOOKS_EVERY_S", 0.0)
     denoiser = LiveDenoiser(model, "a model", OPTIONS)
     begun = []
