@@ -18,7 +18,7 @@ from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats.base import choose, naming
-from n2sr_deploy.learning import learn
+from n2sr_deploy.learning import LEARNED, learn
 from n2sr_deploy.mending import is_blank, mend
 from n2sr_deploy.provenance import Provenance, constant_frames, of_standard_error
 from n2sr_deploy.uncertainty import standard_error
@@ -276,7 +276,7 @@ class _Work:
             _log.info("learning from frame %d of %d", frame.index, len(self.indexes))
         with self._naming(frame.index), self.training() as progress:
             model, told = learn(frame, options.learn, progress)
-        _log.info("learned: %s", told)
+        _log.info("%s%s", LEARNED, told)
         self.on_learned(model)
         denoiser = self.denoisers.of_model(model, options.backend, frame.shape, options.n_samples)
         closing.callback(denoiser.close)

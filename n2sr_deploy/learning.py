@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.pattern import Shape
 
 GROUP = "n2sr.learners"
+LEARNED = "learned: "
+"""What a command says before what was learned in words, once it only has to be exported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from n2sr_deploy.displaced_rows import straightened
+from n2sr_deploy.errors import SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.mending import mend
 from n2sr_deploy.scan_hum import put_straight
@@ -72,6 +73,10 @@ def denoise_frame(
     FrameError, SettingError, ModelError, DeviceError
         As the denoiser's `denoise` does.
     """
+    if not hasattr(denoiser, "denoise"):
+        raise SettingError(
+            f"denoiser is {denoiser!r:.200}, but must be one, as Denoiser.open(path) gives"
+        )
     mended = mend(Frame.of(frame), repairs=repaired)
     noisy = mended.repaired.frame
     denoised = denoiser.denoise(noisy, n_samples, seed=seed, frame_index=frame_index)

@@ -26,23 +26,21 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.errors import ModelError, OutputError
+from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
+from n2sr_deploy.learning import LEARNED
 from n2sr_deploy.lifeline import READY, wait_until_told
 from n2sr_deploy.progress import shown_phases, shown_training
 from n2sr_deploy.sampling import MAX_SAMPLES
 from n2sr_deploy.signals import ending, ignored
 from n2sr_train.learner import (
-    check_options,
     exporter,
     learn_checkpoint,
     require_training_extra,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
@@ -76,43 +74,29 @@ def train_command(
     files.check_output(
         output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
     )
-    export_model = exporter() if output.suffix == ".onnx" else None
+    export_model = exporter(options) if output.name.endswith(".onnx") else None
     if once_told:
-        check_options(options)
         click.echo(READY)
         wait_until_told()
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     with ignored(SIGINT, *ending()):  # nothing is left to end but the writing
-        saved = _saved(checkpoint, output, export_model, overwrite=overwrite)
-        click.echo(f"{output}: {saved.describe()}")
-
-
-def _saved(
-    checkpoint: Checkpoint,
-    output: Path,
-    export_model: Callable[[Checkpoint], ExportedModel] | None,
-    *,
-    overwrite: bool,
-) -> Checkpoint | ExportedModel:
-    """Write it, exported where there is what exports; give what was written."""
-    try:
         made: Checkpoint | ExportedModel = checkpoint
-        if export_model is not None:
-            _log.info("learned: %s", checkpoint.describe())
-            made = export_model(checkpoint)
-        made.save(output, overwrite=overwrite)
-    except (ModelError, OutputError) as error:  # though it could be written when all began
-        kept = _kept_elsewhere(checkpoint, output)
-        if kept is None:
+        try:
+            if export_model is not None:
+                _log.info("%s%s", LEARNED, checkpoint.describe())
+                made = export_model(checkpoint)
+            made.save(output, overwrite=overwrite)
+        except BaseException:  # though it could be written when the training began
+            if not once_told:  # of a stream nothing is kept but what it says
+                _keep_elsewhere(checkpoint, output)
             raise
-        raise type(error)(f"{error}. What was learned is kept in {kept}") from error
-    return made
+        click.echo(f"{output}: {made.describe()}")
 
 
-def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
-    """Write it beside `output` under another name, or where temporary files go; None: nowhere."""
+def _keep_elsewhere(checkpoint: Checkpoint, output: Path) -> None:
+    """Write it beside `output` under another name, or where temporary files go, and say where."""
     folders = [output.parent]
     with suppress(FileNotFoundError):  # where nothing can be written, there is none
         folders.append(Path(tempfile.gettempdir()))
@@ -122,8 +106,8 @@ def _kept_elsewhere(checkpoint: Checkpoint, output: Path) -> Path | None:
             checkpoint.save(path)
         except OutputError:
             continue
-        return path
-    return None
+        _log.warning("what was learned is kept in %s", path)
+        return
 
 
 @click.command("export", short_help="Make a checkpoint a portable model, or engines of it.")

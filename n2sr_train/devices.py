@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from n2sr_deploy.errors import SettingError
+from n2sr_deploy.kernels import has_lost_threads
 from n2sr_deploy.words import counted
 
 
@@ -27,6 +28,12 @@ def chosen_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs")
     return device
+
+
+def without_lost_threads() -> None:
+    """In a fork, have PyTorch compute on the one thread there is."""
+    if has_lost_threads():
+        torch.set_num_threads(1)
 
 
 def device_name(device: torch.device) -> str:

@@ -31,6 +31,7 @@ from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
 from n2sr_deploy.version import VERSION
 from n2sr_train.arithmetic import counting_flop
+from n2sr_train.devices import without_lost_threads
 from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
         When the weights do not fit the network, or the outputs differ by more than `TOLERANCE`.
     """
     check_choice("precision", precision, TOLERANCE)
+    without_lost_threads()
     wanted: Precision = "fp16" if precision == "fp16" else "fp32"
     config = checkpoint.config
     network = build_network(config.network, config.pattern.stride, seed=0)

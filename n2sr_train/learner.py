@@ -13,7 +13,6 @@ from n2sr_deploy.describing import Described
 from n2sr_deploy.errors import MissingExtraError, SettingError
 from n2sr_deploy.files import check_input
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.kernels import has_lost_threads
 from n2sr_deploy.learning import Learned, LearnOptions
 from n2sr_deploy.noise import SMALLEST, choose_pattern, measure_noise
 from n2sr_deploy.openmp import SPINNING_BRIEFLY, loaded_with
@@ -45,27 +44,25 @@ def require_training_extra() -> None:
         if find_spec(package) is None:
             raise MissingExtraError("training or exporting", package, "train")
     with loaded_with(SPINNING_BRIEFLY):
-        torch = import_module("torch")
-    if has_lost_threads():
-        torch.set_num_threads(1)
+        import_module("torch")
 
 
-def exporter() -> Callable[[Checkpoint], ExportedModel]:
+def exporter(options: LearnOptions) -> Callable[[Checkpoint], ExportedModel]:
     """Give `export_model`, before a training of which nothing would be left without it.
 
-    Raises MissingExtraError where it cannot be imported.
+    Raises MissingExtraError where it cannot be imported, and what `check_options` raises, first.
     """
-    require_training_extra()
+    check_options(options)
     try:
         from n2sr_train.export import export_model
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("exporting", error.name or "onnx", "train") from error
     return export_model
 
 
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:
     """Train on one noisy frame and export; what `train` and `export_model` raise, it raises."""
-    export_model = exporter()
+    export_model = exporter(options)
     checkpoint = learn_checkpoint(frame, options, progress)
     return Learned(export_model(checkpoint), checkpoint.describe())
 
@@ -185,9 +182,10 @@ def check_options(options: LearnOptions) -> TrainingConfig:
     if config.start_path is not None:
         check_input(config.start_path)
     require_training_extra()
-    from n2sr_train.devices import chosen_device
+    from n2sr_train.devices import chosen_device, without_lost_threads
     from n2sr_train.starting import check_start, starting_network
 
+    without_lost_threads()
     chosen_device(config.device)
     if options.pattern is None and options.stride is None:
         check_start(config)  # the noise may yet ask for the pattern of the start

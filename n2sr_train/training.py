@@ -27,7 +27,12 @@ from n2sr_train.arithmetic import counting_flop
 from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.config import LEAST_SECONDS
 from n2sr_train.device_patches import DevicePatches
-from n2sr_train.devices import chosen_device, device_name, has_bfloat16
+from n2sr_train.devices import (
+    chosen_device,
+    device_name,
+    has_bfloat16,
+    without_lost_threads,
+)
 from n2sr_train.members import joined, part_of
 from n2sr_train.missed import MissedPlaces
 from n2sr_train.patches import PatchSampler
@@ -87,6 +92,7 @@ def train(
     TrainingError
         When the training diverged before anything worth keeping, or the GPU's memory is full.
     """
+    without_lost_threads()
     frame, n_members = Frame.of(frame), config.network.members
     trained: list[Checkpoint] = []
     for member in range(n_members):

@@ -164,7 +164,7 @@ def kernels(request, monkeypatch):
     from n2sr_deploy import reference
 
     if request.param == "reference":
-        wanted = loading.Loaded(reference, "compiled not wanted", False, os.getpid())
+        wanted = loading.Loaded(reference, "compiled not wanted", False)
         monkeypatch.setattr(loading, "loaded", lambda: wanted)
     elif loading.kernels() is reference:
         pytest.skip("the kernels are not built")

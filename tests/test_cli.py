@@ -536,26 +536,47 @@ def test_a_training_is_not_lost_for_a_name_that_was_taken_meanwhile(
 
     monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", learned)
     told = " ".join(run("train", noisy_file, "-o", output, code=2).stderr.split())
-    assert ("exists already" if is_folder_left else "does not exist") in told
+    advice = "choose another name or pass --overwrite" if is_folder_left else "create it first"
+    assert told.endswith(advice)
     (kept,) = (path for path in tmp_path.rglob("s-*.safetensors"))
     assert kept.parent.name == ("out" if is_folder_left else "temporary")
-    assert f"What was learned is kept in {kept}" in told
+    assert f"what was learned is kept in {kept}" in told
     assert Checkpoint.open(kept).weights_sha256 == checkpoint.weights_sha256
     assert not is_folder_left or output.read_bytes() == b"another's"
 
 
+@pytest.mark.parametrize("why", ["weights", "memory"])
 def test_a_training_that_cannot_be_exported_keeps_its_checkpoint(
+    run, noisy_file, tmp_path, checkpoint, monkeypatch, why
+):
+    def full(*_):
+        raise MemoryError("there is none")
+
+    if why == "weights":
+        weights = {**checkpoint.weights, "unheard_of": torch.zeros(1)}
+        checkpoint = replace(checkpoint, weights=weights)
+    else:
+        monkeypatch.setattr("n2sr_train.export._template", full)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: checkpoint)
+    code = 2 if why == "weights" else 1
+    told = " ".join(run("train", noisy_file, "-o", "s.onnx", code=code).stderr.split())
+    (kept,) = tmp_path.glob("s-*.safetensors")
+    assert ("do not fit its network" if why == "weights" else "not enough memory") in told
+    assert f"what was learned is kept in {kept.name}" in told
+    assert Checkpoint.open(kept).weights_sha256 == checkpoint.weights_sha256
+    assert not (tmp_path / "s.onnx").exists()
+
+
+def test_a_training_beside_a_stream_keeps_nothing_in_its_folder(
     run, noisy_file, tmp_path, checkpoint, monkeypatch
 ):
-    weights = {**checkpoint.weights, "unheard_of": torch.zeros(1)}
-    odd = replace(checkpoint, weights=weights)
+    """Which goes with the stream, though it said that there it is kept."""
+    odd = replace(checkpoint, weights={})
     monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: odd)
-    told = " ".join(run("train", noisy_file, "-o", "s.onnx", code=2).stderr.split())
-    (kept,) = tmp_path.glob("s-*.safetensors")
-    assert "do not fit its network" in told
-    assert f"What was learned is kept in {kept.name}" in told
-    assert Checkpoint.open(kept).weights_sha256 == odd.weights_sha256
-    assert not (tmp_path / "s.onnx").exists()
+    monkeypatch.setattr("n2sr_train.cli.wait_until_told", lambda: None)
+    told = run("train", noisy_file, "-o", "s.onnx", "--once-told", code=2)
+    assert "kept" not in told.output.partition("learned: ")[2].partition("\n")[2]
+    assert list(tmp_path.iterdir()) == [noisy_file]
 
 
 def test_a_training_that_can_be_kept_nowhere_says_why(

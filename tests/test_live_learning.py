@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import InputFileError, ModelError, SettingError
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.learning import LearnOptions
+from n2sr_deploy.learning import LEARNED, LearnOptions
 from n2sr_deploy.lifeline import READY
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
@@ -49,6 +49,9 @@ QUICK = LearnOptions(preset="fast", steps=2, device="cpu", pattern="cell", init=
 @pytest.fixture(autouse=True)
 def _as_important_as_the_tests(monkeypatch):
     monkeypatch.setattr(training_process, "_NICENESS", 0)
+
+
+ONCE_TOLD = "from n2sr_deploy.lifeline import wait_until_told; wait_until_told(); "
 
 
 @pytest.fixture
@@ -282,7 +285,7 @@ def test_what_is_being_put_in_use_when_the_stream_ends_is_not_told_to_be_lost(
 
 def test_a_training_that_has_just_begun_is_not_told_to_have_ended(told, tmp_path, monkeypatch):
     """It was, after one before had."""
-    monkeypatch.setattr(training_process, "_PROGRAM", "")
+    monkeypatch.setattr(training_process, "_PROGRAM", ONCE_TOLD)
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=tmp_path / "k.onnx")
     with pytest.raises(InputFileError):
         learner._learned(Frame(pixels=live_frame(0).pixels), None, None)  # its process did end
@@ -322,7 +325,7 @@ def test_a_training_is_not_ended_where_it_only_has_to_be_exported(told, tmp_path
     )
     path = tmp_path / "kept.onnx"
     ended_once(told, "beside the stream: !", QUICK, keep=path)
-    assert "what it has learned, if anything, goes to" in told.text
+    assert "a training had just ended; what it has learned goes to" in told.text
     assert f"{path}: {ExportedModel.open(path).describe()}" in told.text
 
 
@@ -374,7 +377,8 @@ def test_what_ended_a_training_and_which_step_was_kept_is_told(monkeypatch, told
     monkeypatch.setattr(
         training_process,
         "_PROGRAM",
-        "import sys; print(f'{sys.argv[4]}: 9 steps (ended by overfitting)', flush=True); "
+        ONCE_TOLD
+        + "import sys; print(f'{sys.argv[4]}: 9 steps (ended by overfitting)', flush=True); "
         "sys.exit('Error: it is enough')",
     )
     with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions()) as learner:
@@ -391,7 +395,8 @@ def test_a_training_whose_model_only_has_to_be_read_is_told_to_have_ended(
     path = tmp_path / "kept.onnx" if is_asked_for else None
     model.save(tmp_path / "learned.onnx")
     copied = f"import shutil, sys; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
-    monkeypatch.setattr(training_process, "_PROGRAM", copied)
+    program = f"{ONCE_TOLD} print({LEARNED + 'much'!r}, flush=True); {copied}"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
     opened = ExportedModel.open
@@ -563,8 +568,8 @@ time.sleep(600)
 def test_the_training_of_the_first_frame_waits_for_it_and_ends_without_it(monkeypatch, options):
     """PyTorch is imported before the frame is there; nothing is left where none comes."""
     program = f"import sys; print({READY!r}, flush=True); "
-    waits = "from n2sr_deploy.lifeline import wait_until_told; wait_until_told(); "
-    monkeypatch.setattr(training_process, "_PROGRAM", program + waits + "sys.exit('it was told')")
+    program += ONCE_TOLD + "sys.exit('Error: it was told')"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
     with LiveLearner(LiveDenoiser(options=OPTIONS), options) as learner:
         unused = learner._waiting
         assert unused._process.poll() is None
@@ -576,6 +581,56 @@ def test_the_training_of_the_first_frame_waits_for_it_and_ends_without_it(monkey
         assert learner._training is waiting
         assert learner._waiting is None
         assert learner._why_not == "it was told"
+
+
+def test_a_training_that_died_before_its_frame_came_is_begun_anew(monkeypatch):
+    """All that was told of it was a broken pipe."""
+    monkeypatch.setattr(training_process, "_PROGRAM", "import sys; sys.exit('Error: it is lost')")
+    with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions()) as learner:
+        died = learner._waiting
+        died._process.wait()
+        learner.observe(LiveDenoiser().denoise(live_frame(0)))
+        learner._thread.join()
+        assert learner._training is not died
+        assert learner._why_not == "it is lost"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+@pytest.mark.parametrize("says", ["training, step 100 of 6000", READY])
+def test_a_training_that_is_killed_is_told_by_its_signal(monkeypatch, tmp_path, says):
+    """It was told that nothing was learned: training, step 100 of 6000."""
+    killed = f"import os; print({says!r}, flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(training_process, "_PROGRAM", ONCE_TOLD + killed)
+    training = TrainingProcess(tmp_path / "f", tmp_path / "m", LearnOptions(), None, None)
+    with pytest.raises(TrainingFailedError, match=r"^n2sr train ended with -9$"):
+        training.run()
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        ("Error: {frame}: it is constant", "it is constant"),
+        ("Error: cannot write {model}: the disk is full", "cannot write {model}: the disk is full"),
+    ],
+)
+def test_only_a_files_name_that_begins_a_line_is_left_out(monkeypatch, tmp_path, says, told):
+    frame, model = tmp_path / "f.tif", tmp_path / "m.onnx"
+    says, told = (text.format(frame=frame, model=model) for text in (says, told))
+    program = f"{ONCE_TOLD} import sys; sys.exit({says!r})"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
+    training = TrainingProcess(frame, model, LearnOptions(), None, None)
+    with pytest.raises(TrainingFailedError) as failed:
+        training.run()
+    assert str(failed.value) == told
+
+
+def test_where_no_process_can_be_begun_that_is_told(monkeypatch):
+    def none(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with pytest.raises(SettingError, match=r"no training can be begun: .*unavailable"):
+        LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions())
 
 
 def test_options_that_a_later_training_may_need_leave_no_process(model, monkeypatch):

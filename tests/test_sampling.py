@@ -479,7 +479,7 @@ TRAINING_AFTER_A_FORK = """
 import os, signal
 import numpy as np
 from n2sr_deploy import measure_noise
-from n2sr_train import LearnOptions, learn_checkpoint
+from n2sr_train import LearnOptions, export_model, learn_checkpoint
 
 frame = np.random.default_rng(0).poisson(30, (64, 64)).astype(np.uint16)
 before = {before}
@@ -488,20 +488,45 @@ if child := os.fork():
 else:
     signal.alarm(60)
     options = LearnOptions(preset="fast", steps=2, device="cpu")
-    assert learn_checkpoint(frame, options).summary["steps"] == 2
+    checkpoint = learn_checkpoint(frame, options)
+    assert checkpoint.summary["steps"] == 2
+    export_model(checkpoint)
     os._exit(0)
 """
+# Names that were imported before the fork do not import PyTorch in it.
+AFTER_IMPORTS = """
+import os, signal
+from n2sr_deploy import measure_noise
+from n2sr_train import Checkpoint, export_model, train
+import numpy as np
+
+frame = np.random.default_rng(0).poisson(30, (64, 64)).astype(np.uint16)
+checkpoint = Checkpoint.open({path!r})
+measure_noise(frame)
+for work in (lambda: export_model(checkpoint), lambda: train(frame, {config})):
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, "it failed or hung"
+    else:
+        signal.alarm(60)
+        work()
+        os._exit(0)
+"""
+TWO_STEPS = "__import__('dataclasses').replace(checkpoint.config, steps=2, seconds=None)"
 BY_PYTORCH = "__import__('torch').ones(600, 600).exp().sum()"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
-@pytest.mark.parametrize("what", ["denoises", "learns after a measurement", "learns after PyTorch"])
-def test_a_forked_process_works(model_path, what):
+@pytest.mark.parametrize(
+    "what",
+    ["denoises", "learns after a measurement", "learns after PyTorch", "learns by old names"],
+)
+def test_a_forked_process_works(model_path, checkpoint_path, what):
     """It waited for ever for OpenMP's threads, which a fork has not."""
     code = {
         "denoises": AFTER_A_FORK.format(path=str(model_path)),
         "learns after a measurement": TRAINING_AFTER_A_FORK.format(before="measure_noise(frame)"),
         "learns after PyTorch": TRAINING_AFTER_A_FORK.format(before=BY_PYTORCH),
+        "learns by old names": AFTER_IMPORTS.format(path=str(checkpoint_path), config=TWO_STEPS),
     }[what]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

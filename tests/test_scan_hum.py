@@ -19,7 +19,7 @@ from n2sr_deploy import (
 )
 from n2sr_deploy.cli import main
 from n2sr_deploy.displaced_rows import Hum, displaced, straightened
-from n2sr_deploy.errors import FileFormatError
+from n2sr_deploy.errors import FileFormatError, SettingError
 from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.phantom import clean_phantom
@@ -219,6 +219,8 @@ def test_a_frame_in_python_becomes_what_the_command_makes_of_a_file(
         assert (done.std[~blank] > 0).mean() > 0.99
         other = denoise_frame(pixels, denoiser, 3, frame_index=1, repaired=repaired)
         assert not np.array_equal(other.mean, done.mean)
+    with pytest.raises(SettingError, match=r"must be one, as Denoiser\.open"):
+        denoise_frame(pixels, str(model_path))
 
 
 def test_a_report_judges_the_rows_where_they_were_scanned(given, hummed, monkeypatch):

@@ -88,6 +88,8 @@ class LiveLearner:
                 self._folder.cleanup()
                 if isinstance(error, TrainingFailedError):
                     raise SettingError(str(error)) from error
+                if isinstance(error, OSError):
+                    raise SettingError(f"no training can be begun: {error}") from error
                 raise
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
@@ -219,11 +221,12 @@ class LiveLearner:
         with self._closing:
             if self._is_closed:
                 raise TrainingFailedError(TOO_EARLY)
+            waiting, self._waiting = self._waiting, None
             is_as_asked = (preset, start) == (self._options.preset, self._options.init)
-            if self._waiting is not None and is_as_asked:
-                self._training, self._waiting = self._waiting, None
-            else:
-                self._training = self._begun(preset, start)
+            if waiting is not None and (waiting.has_ended or not is_as_asked):
+                waiting.close()
+                waiting = None
+            self._training = waiting or self._begun(preset, start)
             return self._training
 
     def _begun(self, preset: str | None, start: str | Path | None) -> TrainingProcess:
@@ -288,12 +291,12 @@ class LiveLearner:
 
     def _end_training(self) -> None:
         training = self._training
-        has_ended = training is not None and training.has_succeeded
-        had = f"a training had {'just' if has_ended else 'not'} ended; what it has learned"
-        if self._writes_at_the_end and (has_ended or os.name != "nt"):
-            learned = had if has_ended else f"{had}, if anything,"
+        has_learned = training is not None and training.has_learned
+        had = f"a training had {'just' if has_learned else 'not'} ended; what it has learned"
+        if self._writes_at_the_end and (has_learned or os.name != "nt"):
+            learned = had if has_learned else f"{had}, if anything,"
             _log.warning("%s goes to %s (Ctrl-C gives it up)", learned, self._keep)
-            if training is not None:
+            if training is not None and not has_learned:
                 training.end()
             return
         told = f" ({self._keep} stays)" if self.has_kept else ""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from n2sr_deploy.learning import LEARNED
 from n2sr_deploy.lifeline import READY
 from n2sr_deploy.signals import INTERRUPTED
 
@@ -56,7 +58,8 @@ class TrainingProcess:
         preset: str | None,
         start: str | Path | None,
     ) -> None:
-        self._files = frame, model
+        names = "|".join(re.escape(f"{name}: ") for name in (frame, model))
+        self._names = re.compile(rf"^((?:Error: |Warning: )?)(?:{names})")
         options_said = ["--overwrite", "--once-told", *_said(options, preset, start)]
         command = ["train", str(frame), "-o", str(model), *options_said]
         self._process = subprocess.Popen(
@@ -73,14 +76,16 @@ class TrainingProcess:
             creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
         )
         self._last = ""  # that it said
+        self.has_learned = False
+        """Whether what it has learned only has to be exported."""
         self._was_ended = False
         with contextlib.suppress(AttributeError, OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
 
     @property
-    def has_succeeded(self) -> bool:
-        """Whether the model is written."""
-        return self._process.poll() == 0
+    def has_ended(self) -> bool:
+        """Whether the process has, in whatever way."""
+        return self._process.poll() is not None
 
     def wait_until_checked(self) -> None:
         """Wait until its options are; this takes seconds.
@@ -103,11 +108,11 @@ class TrainingProcess:
             When it ends with an error. The model may have been written all the same.
         """
         with self._process as process:
-            with contextlib.suppress(OSError):  # it has ended already, and says why
-                if process.stdin is not None:
-                    process.stdin.write("\n")
-                    process.stdin.flush()
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):  # it has ended already, and says why
+                    os.write(process.stdin.fileno(), b"\n")
             for line in self._lines():
+                self.has_learned |= line.startswith(LEARNED)
                 if line != READY and not line.startswith("Error: "):  # which its failure tells
                     _log.info("beside the stream: %s", line)
             process.wait()  # before its lifeline is closed
@@ -132,23 +137,24 @@ class TrainingProcess:
     def _lines(self) -> Iterator[str]:
         for line in self._process.stdout or ():
             if line.strip():
-                self._last = self._without_files(line.strip())
+                # Without the names of the files, which nobody gave.
+                self._last = self._names.sub(r"\1", line.strip())
                 yield self._last
-
-    def _without_files(self, line: str) -> str:
-        """Without their names, which nobody gave."""
-        for name in self._files:
-            line = line.replace(f"{name}: ", "")
-        return line
 
     def _why(self) -> str:
         """Why it failed."""
         code, last = self._process.returncode, self._last
-        if self._was_ended and (not last.startswith("Error: ") or INTERRUPTED in last):
+        is_error = last.startswith("Error: ") and INTERRUPTED not in last
+        if self._was_ended and not is_error:
             # As by Ctrl-C, or by the signal before it could answer any.
-            is_early = INTERRUPTED in last or code in (-signal.SIGTERM, 128 + signal.SIGTERM)
-            last = _KILLED if os.name == "nt" else TOO_EARLY if is_early else ""
-        return last.removeprefix("Error: ") or f"n2sr train ended with {code}"
+            if os.name == "nt":
+                return _KILLED
+            if INTERRUPTED in last or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+                return TOO_EARLY
+        is_traceback = code > 0 and last != READY and not self._was_ended
+        if is_error or is_traceback:
+            return last.removeprefix("Error: ")
+        return f"n2sr train ended with {code}"
 
 
 def _said(options: LearnOptions, preset: str | None, start: str | Path | None) -> list[str]:
