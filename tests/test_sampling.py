@@ -186,7 +186,7 @@ def test_compiled_places_equal_the_definition_wherever_a_window_begins(compiled,
 
 def test_the_kernels_in_use_are_told(compiled, monkeypatch):
     assert "compiled" in loading.describe_kernels()
-    found = loading.Loaded(reference, "no libgomp", False, os.getpid())
+    found = loading.Loaded(reference, "no libgomp", False)
     monkeypatch.setattr(loading, "loaded", lambda: found)
     assert loading.describe_kernels().endswith("cannot be loaded: no libgomp")
 
