@@ -73,7 +73,7 @@ class StreamRunner:
         patience_s: float | None = 10.0,
     ) -> None:
         check_choice("policy", policy, FOR_A_SINK)
-        if not isinstance(denoiser, LiveDenoiser):
+        if not all(hasattr(denoiser, name) for name in ("prepare", "denoise", "close")):
             raise SettingError(
                 f"denoiser is {denoiser!r:.200}, but must be a LiveDenoiser, as "
                 "LiveDenoiser(model) makes one"
