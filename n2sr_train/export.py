@@ -221,7 +221,7 @@ def _template(config: NetworkConfig, stride: Shape, precision: Precision) -> byt
         template = path.read_bytes()
         onnx.checker.check_model(onnx.load_from_string(template))
     except (OSError, DecodeError, onnx.checker.ValidationError):
-        _log.info("exporting; of such a network for the first time, which takes some seconds")
+        _log.info("exporting: for the first network of its kind this takes some seconds")
         template = _export_template(config, stride, precision)
         _cache(template, path)
     return template
