@@ -99,7 +99,7 @@ def batch_command(
     threads: int | None,
     scheduler: str | None,
     retries: int,
-    samples: int | None,
+    n_samples: int | None,
     backend: str,
     per_frame: bool,
     signal: str | None,
@@ -117,7 +117,7 @@ def batch_command(
     from n2sr_deploy.denoise_options import DenoiseOptions
     from n2sr_deploy.progress import shown_batch
 
-    check_denoising(model, samples, backend, options, std=std, per_frame=per_frame)
+    check_denoising(model, n_samples, backend, options, std=std, per_frame=per_frame)
     if scheduler is not None and (jobs != 1 or threads is not None):
         raise click.UsageError(
             "--jobs and --threads are about processes of this machine, but --scheduler has "
@@ -126,7 +126,7 @@ def batch_command(
     how = BatchOptions(
         denoising=DenoiseOptions(
             model=None if model is None else str(model.absolute()),
-            n_samples=samples,
+            n_samples=n_samples,
             backend=backend,
             signal=signal,
             stack=True,

@@ -55,7 +55,7 @@ def bench_command(
     model: Path | None,
     sizes: tuple[Shape, ...],
     backends: tuple[str, ...],
-    samples: int | None,
+    n_samples: int | None,
     dtype: str,
     frames: int,
     kept: Path | None,
@@ -83,7 +83,7 @@ def bench_command(
         sizes=sizes or ((512, 512), (1024, 1024)),
         backends=backends or ("auto",),
         dtype=dtype,
-        n_samples=samples,
+        n_samples=n_samples,
         n_frames=frames,
     )
     with Progress(console=Console(stderr=True), transient=True) as shown:

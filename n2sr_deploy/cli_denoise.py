@@ -86,7 +86,7 @@ def denoise_command(
     keep: Path | None,
     std: Path | None,
     report: Path | None,
-    samples: int | None,
+    n_samples: int | None,
     backend: str,
     frame: int | None,
     stack: bool,
@@ -102,7 +102,7 @@ def denoise_command(
     from n2sr_deploy.opening import Denoisers
     from n2sr_deploy.progress import shown_frames, shown_training
 
-    check_denoising(model, samples, backend, options, std=std is not None, per_frame=per_frame)
+    check_denoising(model, n_samples, backend, options, std=std is not None, per_frame=per_frame)
     _check_stack(model, keep, frame, stack=stack, per_frame=per_frame)
     check_outputs([output] if std is None else [output, std], noisy, overwrite=overwrite)
     check_keep(keep, model, [noisy], options, learns=model is None, overwrite=overwrite)
@@ -112,7 +112,7 @@ def denoise_command(
     )
     how = DenoiseOptions(
         model=None if model is None else str(model),
-        n_samples=samples,
+        n_samples=n_samples,
         backend=backend,
         signal=signal,
         stack=stack or per_frame,

@@ -86,6 +86,7 @@ model_option = click.option(
 samples_option = click.option(
     "-M",
     "--samples",
+    "n_samples",
     type=int,
     metavar="M",
     help="Draws to average; by default the model's own number.",
@@ -93,6 +94,7 @@ samples_option = click.option(
 live_samples_option = click.option(
     "-M",
     "--samples",
+    "n_samples",
     type=int,
     metavar="M",
     help=f"Draws to average; by default {LIVE_SAMPLES}, or the model's own number if that is less.",
@@ -145,7 +147,9 @@ def training_options(command: Command) -> Command:
         f"2 to {MAX_STRIDE}; by default what the noise asks for; 2 where --pattern is named.",
     )
     @click.option(
-        "--seconds", type=float, help="End the training after this time, with the step it is in."
+        "--seconds",
+        type=float,
+        help="End the training, the judgement at its end included, after this time.",
     )
     @click.option("--steps", type=int, help="Train at most this many steps.")
     @click.option(
@@ -232,7 +236,7 @@ def refuse_training(options: LearnOptions, hint: str) -> None:
 
 def check_denoising(
     model: Path | None,
-    samples: int | None,
+    n_samples: int | None,
     backend: str,
     options: LearnOptions,
     *,
@@ -246,9 +250,9 @@ def check_denoising(
         raise click.UsageError(
             "--per-frame learns a network for each frame, but --model gives one; leave one out"
         )
-    if samples is not None and not 1 <= samples <= MAX_SAMPLES:
-        raise click.UsageError(f"--samples is {samples}, but must be 1 to {MAX_SAMPLES} draws")
-    if std and samples == 1:
+    if n_samples is not None and not 1 <= n_samples <= MAX_SAMPLES:
+        raise click.UsageError(f"--samples is {n_samples}, but must be 1 to {MAX_SAMPLES} draws")
+    if std and n_samples == 1:
         raise click.UsageError("--std needs at least 2 draws: one draw has no spread")
     check_backend(backend)
     if model is None and backend.startswith("tensorrt"):

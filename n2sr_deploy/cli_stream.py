@@ -100,7 +100,7 @@ def stream_command(
     model: Path | None,
     sinks: tuple[str, ...],
     policy: Policy,
-    samples: int | None,
+    n_samples: int | None,
     backend: str,
     relearn: str,
     keep: Path | None,
@@ -140,7 +140,7 @@ def stream_command(
     )
     _check_viewing(view, view_port, listen, token)
     settings = DenoisingOptions(
-        backend=backend, n_samples=samples, seed=options.seed or 0, repair=options.repair
+        backend=backend, n_samples=n_samples, seed=options.seed or 0, repair=options.repair
     )
     opened = None if model is None else ExportedModel.open(model)
     _refuse_circles(source, sinks)

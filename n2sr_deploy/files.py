@@ -52,6 +52,14 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
     return sum(sizes), max(stat.st_mtime_ns for stat in stats)
 
 
+def path_of(given: str | Path, refused: type[InputFileError | OutputError]) -> Path:
+    """A path that a program gives; raise `refused` where it is none."""
+    try:
+        return Path(given)
+    except TypeError as error:
+        raise refused(f"path is {given!r:.100}, but must be a file's name or Path") from error
+
+
 def check_input(path: Path, *, stores: bool = False) -> None:
     """Raise InputFileError when there is no readable file at `path`, nor, if allowed, a store."""
     check_name(path, InputFileError)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import ModelError, N2SRError
+from n2sr_deploy.errors import InputFileError, ModelError, N2SRError, OutputError
 from n2sr_deploy.pattern import MAX_STRIDE, SamplingPattern, Shape
 from n2sr_deploy.sampling import LIVE_SAMPLES, MAX_CELLS
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 FORMAT_VERSION = 1
 _PREFIX = "n2sr."
@@ -209,7 +209,7 @@ class ExportedModel:
             When it is no exported model, damaged, or of another format version, or ONNX Runtime is
             broken.
         """
-        path = Path(path)
+        path = files.path_of(path, InputFileError)
         files.check_input(path)
         if is_checkpoint(path):
             raise ModelError(
@@ -245,8 +245,9 @@ class ExportedModel:
         OutputError
             When it exists and may not be replaced, or the system refuses the writing.
         """
-        files.remove_leftovers(Path(path))
-        with files.replacing(Path(path), overwrite=overwrite) as temporary:
+        path = files.path_of(path, OutputError)
+        files.remove_leftovers(path)
+        with files.replacing(path, overwrite=overwrite) as temporary:
             temporary.write_bytes(self.onnx)
 
     def describe(self) -> str:

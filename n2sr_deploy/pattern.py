@@ -132,7 +132,8 @@ class SamplingPattern:
 def _check_stride(stride: Shape) -> None:
     if not all(1 <= pixels <= MAX_STRIDE for pixels in stride):
         raise SettingError(
-            f"stride is {_told(stride)}, but must be 1 to {MAX_STRIDE} along each axis"
+            f"stride is {_told(stride)}, but must be 1 to {MAX_STRIDE} along each axis, not 1 "
+            "along both"
         )
 
 

@@ -6,19 +6,20 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 from safetensors import torch as safetensors_torch
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import ModelError, N2SRError
+from n2sr_deploy.errors import InputFileError, ModelError, N2SRError, OutputError
 from n2sr_deploy.noise import Noise
 from n2sr_deploy.words import counted, seconds
 from n2sr_train.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 FORMAT_VERSION = 2
@@ -81,8 +82,9 @@ class Checkpoint:
             {name: tensor.contiguous() for name, tensor in self.weights.items()},
             metadata={_KEY: json.dumps(self._header())},
         )
-        files.remove_leftovers(Path(path))
-        with files.replacing(Path(path), overwrite=overwrite) as temporary:
+        path = files.path_of(path, OutputError)
+        files.remove_leftovers(path)
+        with files.replacing(path, overwrite=overwrite) as temporary:
             temporary.write_bytes(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class Checkpoint:
         ModelError
             When it is no checkpoint of n2sr, or of another format version.
         """
-        path = Path(path)
+        path = files.path_of(path, InputFileError)
         files.check_input(path)
         try:
             with safetensors.safe_open(path, framework="pt", device="cpu") as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING
@@ -81,16 +81,23 @@ def train_command(
     noisy_frame = read_frame(noisy, frame, signal)
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
-    with ignored(SIGINT, *ending()):  # nothing is left to end but the writing
+    with ExitStack() as undisturbed:
+        # A stream waits for what was learned; who is at the terminal may give the export up.
+        signals = ignored(SIGINT, *ending())
         made: Checkpoint | ExportedModel = checkpoint
         try:
+            if once_told:
+                undisturbed.enter_context(signals)
             if export_model is not None:
                 _log.info("%s%s", LEARNED, checkpoint.describe())
                 made = export_model(checkpoint)
+            if not once_told:
+                undisturbed.enter_context(signals)
             made.save(output, overwrite=overwrite)
         except BaseException:  # though it could be written when the training began
             if not once_told:  # of a stream nothing is kept but what it says
-                _keep_elsewhere(checkpoint, output)
+                with ignored(SIGINT, *ending()):
+                    _keep_elsewhere(checkpoint, output)
             raise
         click.echo(f"{output}: {made.describe()}")
 

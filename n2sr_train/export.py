@@ -26,17 +26,17 @@ from n2sr_deploy import files
 from n2sr_deploy.backends import open_backend
 from n2sr_deploy.backends.base import INPUT_NAME, OUTPUT_NAME
 from n2sr_deploy.backends.onnx_weights import graph_sha256
-from n2sr_deploy.errors import ModelError, OutputError, check_choice
+from n2sr_deploy.errors import ModelError, OutputError, SettingError, check_choice
 from n2sr_deploy.model import ExportedModel, ModelMetadata
 from n2sr_deploy.phantom import phantom_input
 from n2sr_deploy.version import VERSION
 from n2sr_train.arithmetic import counting_flop
+from n2sr_train.checkpoint import Checkpoint
 from n2sr_train.devices import without_lost_threads
 from n2sr_train.network import FIRST_MEMBER, build_network
 
 if TYPE_CHECKING:
     from n2sr_deploy.pattern import Shape
-    from n2sr_train.checkpoint import Checkpoint
     from n2sr_train.config import NetworkConfig
     from n2sr_train.network import AnyNetwork
 
@@ -80,10 +80,14 @@ def export_model(checkpoint: Checkpoint, precision: str = "fp32") -> ExportedMod
     Raises
     ------
     SettingError
-        When the precision is neither.
+        When the precision is neither, or `checkpoint` is none.
     ModelError
         When the weights do not fit the network, or the outputs differ by more than `TOLERANCE`.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise SettingError(
+            f"checkpoint is {checkpoint!r:.200}, but must be one, as Checkpoint.open(path) gives"
+        )
     check_choice("precision", precision, TOLERANCE)
     without_lost_threads()
     wanted: Precision = "fp16" if precision == "fp16" else "fp32"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from n2sr_deploy.errors import TrainingError
+from n2sr_deploy.errors import SettingError, TrainingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.kernels import pytorch_sleeps
 from n2sr_deploy.learning import TrainingStatus
@@ -88,10 +88,12 @@ def train(
     FrameError
         When the frame is constant or too small.
     SettingError
-        When the device is not there.
+        When the device is not there, or `progress` is no function.
     TrainingError
         When the training diverged before anything worth keeping, or the GPU's memory is full.
     """
+    if not (progress is None or callable(progress)):
+        raise SettingError(f"progress is {progress!r:.200}, but must be a function of the status")
     without_lost_threads()
     frame, n_members = Frame.of(frame), config.network.members
     trained: list[Checkpoint] = []

@@ -567,6 +567,33 @@ def test_a_training_that_cannot_be_exported_keeps_its_checkpoint(
     assert not (tmp_path / "s.onnx").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals differ on Windows")
+@pytest.mark.parametrize("once_told", [False, True])
+def test_an_export_can_be_given_up_but_not_what_was_learned(
+    run, noisy_file, tmp_path, checkpoint, monkeypatch, once_told
+):
+    """Three Ctrl-C went unanswered for the seconds that a first export takes."""
+
+    def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        return exported
+
+    exported = export_model(checkpoint)
+    monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr("n2sr_train.cli.exporter", lambda _: interrupted)
+    monkeypatch.setattr("n2sr_train.cli.wait_until_told", lambda: None)
+    arguments = ["train", noisy_file, "-o", "s.onnx"]
+    if once_told:  # by a stream, whose signal came late
+        run(*arguments, "--once-told")
+        assert Path("s.onnx").read_bytes() == exported.onnx
+        return
+    told = run(*arguments, code=130).stderr
+    (kept,) = tmp_path.glob("s-*.safetensors")
+    assert f"what was learned is kept in {kept.name}" in told
+    assert Checkpoint.open(kept).weights_sha256 == checkpoint.weights_sha256
+    assert not Path("s.onnx").exists()
+
+
 def test_a_training_beside_a_stream_keeps_nothing_in_its_folder(
     run, noisy_file, tmp_path, checkpoint, monkeypatch
 ):

@@ -12,11 +12,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from n2sr_deploy import Denoiser, ExportedModel, Frame, SamplingPattern, open_denoiser
+from n2sr_deploy import (
+    Denoiser,
+    ExportedModel,
+    Frame,
+    SamplingPattern,
+    open_denoiser,
+    read_frame,
+    write_frame,
+)
 from n2sr_deploy.cycle_spinning import n_shifted
-from n2sr_deploy.errors import FrameError, InputFileError, ModelError, SettingError
+from n2sr_deploy.errors import FrameError, InputFileError, ModelError, N2SRError, SettingError
 from n2sr_deploy.sampling import draw
 from n2sr_deploy.tiling import overlap, seen_within, tiles
+from n2sr_train import Checkpoint, TrainingConfig, export_model, train
 from tests.conftest import random_pixels, tiny_config
 
 
@@ -343,6 +352,22 @@ def test_a_path_is_no_model():
     for opened in (Denoiser, open_denoiser, functools.partial(open_denoiser, shape=(64, 64))):
         with pytest.raises(SettingError, match=r"model is 'x.onnx', but must be .* ExportedModel"):
             opened("x.onnx")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: read_frame(None),
+        lambda: Denoiser.open(3),
+        lambda: write_frame(None, np.eye(64)),
+        lambda: Checkpoint.open(None),
+        lambda: export_model("sample.safetensors"),
+        lambda: train(np.eye(64), TrainingConfig.named("fast"), progress=3),
+    ],
+)
+def test_what_a_program_gives_wrongly_is_an_error_of_n2sr(given):
+    with pytest.raises(N2SRError, match=r"is .*, but must be"):
+        given()
 
 
 def test_threads_that_share_a_denoiser_get_each_their_own_frame(model):

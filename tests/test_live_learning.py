@@ -127,6 +127,19 @@ def test_a_training_that_fails_is_told_and_tried_again(caplog, monkeypatch):
     learner.close()
 
 
+def test_the_first_frame_that_is_not_blank_is_learned_from(monkeypatch, idle, told):
+    """A blank one failed, and no other was learned from for half a minute."""
+    with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions()) as learner:
+        for index in range(3):
+            blank = replace(live_frame(index), pixels=np.zeros((64, 64), np.uint16))
+            learner.observe(LiveDenoiser().denoise(blank))
+            assert not learner.is_training
+        learner.observe(LiveDenoiser().denoise(live_frame(3)))
+        assert learner.is_training
+    assert told.text.count("is blank") == 1
+    assert "learning from frame 3" in told.text
+
+
 def test_a_start_that_fits_no_frame_is_refused_before_frames_flow(checkpoint_path, monkeypatch):
     """Frames passed as they were, and a training failed twice a minute, for ever."""
     monkeypatch.setattr(StreamRunner, "run", lambda _: pytest.fail("frames flow"))

@@ -810,6 +810,22 @@ def test_a_stack_is_replayed_at_its_rate(tmp_path):
         open_source(f"replay:{tmp_path / 'none.npy'}").open()
 
 
+def test_a_frame_that_cannot_be_replayed_is_left_out_each_time(tmp_path):
+    """The first ended the stream; after another, frames came in each other's place."""
+    stack = np.stack([live_frame(n, (32, 40)).pixels.astype(np.float32) for n in range(4)])
+    stack[[0, 2], 5, 5] = np.nan
+    np.save(tmp_path / "stack.npy", stack)
+    source = open_source(f"replay:{tmp_path / 'stack.npy'}?fps=1000&loop=2")
+    source.open()
+    found = {}
+    for _ in range(8):
+        with contextlib.suppress(BadFrameError):
+            frame = read_until(source)
+            found[frame.index] = frame.pixels
+    assert list(found) == [1, 3, 5, 7]
+    assert all(np.array_equal(pixels, stack[index % 4]) for index, pixels in found.items())
+
+
 @pytest.mark.parametrize("ending", ["tif", "mrc", "npy"])
 def test_results_as_files(tmp_path, ending):
     sink = open_sink(f"folder:{tmp_path / 'a' / 'b'}?format={ending}")

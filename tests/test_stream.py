@@ -748,6 +748,7 @@ def test_a_generator_refuses_what_is_no_source_and_no_policy():
         (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy="al"), "mean 'all'"),
         (lambda: StreamRunner(FakeSource([]), [], LiveDenoiser(), policy=["all"]), "latest, all"),
         (lambda: StreamRunner(FakeSource([]), [], print), "must be a LiveDenoiser"),
+        (lambda: StreamRunner(FakeSource([]), None, LiveDenoiser()), "a list of sinks"),
         (lambda: StreamRunner(FakeSource([]), [print], LiveDenoiser()), "open, write and close"),
         (lambda: LiveDenoiser("x.onnx"), "must be an exported model"),
         (lambda: LiveDenoiser(options={"seed": 1}), "must be a DenoisingOptions"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -32,9 +33,14 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
 _making = threading.Lock()
+_has_lost_threads = threading.Event()
 # Of input, each with its own memory: of one size of frames the draws given at once and those that
 # are left over, and both transposed.
 _SHAPES_KEPT = 4
+_FORKED = (
+    "it was in use before this process was forked, and compiles no network after that; take "
+    "backend ort here, or begin processes by spawn instead of fork"
+)
 
 
 class OpenVINOBackend:
@@ -96,6 +102,8 @@ class OpenVINOBackend:
     def _request(self, onnx: openvino.Model, shape: tuple[int, ...]) -> openvino.InferRequest:
         """Compiled for this shape of input, now or before."""
         if shape not in self._requests:
+            if _has_lost_threads.is_set():  # for which it would wait for ever
+                raise ModelError(_FORKED)
             fixed = onnx.clone()
             fixed.reshape(list(shape))
             compiled = _core().compile_model(fixed, "CPU", self._settings)
@@ -125,6 +133,15 @@ def _core() -> openvino.Core:
 @cache
 def _made() -> openvino.Core:
     return openvino.Core()
+
+
+def _note_fork() -> None:
+    if _made.cache_info().currsize > 0:
+        _has_lost_threads.set()
+
+
+if hasattr(os, "register_at_fork"):  # where there are forks
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _own_precision() -> str:

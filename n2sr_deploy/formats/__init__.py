@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import logging
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from n2sr_deploy import files
-from n2sr_deploy.errors import FileFormatError, FrameError, N2SRError, OutputError
+from n2sr_deploy.errors import FileFormatError, FrameError, InputFileError, N2SRError, OutputError
 from n2sr_deploy.formats import dm, em, emd, hdf5, hspy, mib, mrc, npy, record, ser, tiff
 from n2sr_deploy.formats.base import (
     Axis,
@@ -30,6 +29,7 @@ from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from n2sr_deploy.formats.base import (
         ByFrame,
@@ -74,7 +74,7 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
     MissingExtraError
         When the library that reads it is not installed.
     """
-    path = Path(path)
+    path = files.path_of(path, InputFileError)
     files.check_input(path, stores=True)
     if path.is_file() and not path.stat().st_size:
         raise FileFormatError(
@@ -203,7 +203,7 @@ def write_frames(
     MissingExtraError
         When the library that writes it is not installed.
     """
-    path = Path(path)
+    path = files.path_of(path, OutputError)
     written_by = _of_output(path)
     if written_by.write is None:
         raise AssertionError(written_by)

@@ -24,10 +24,13 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.files import check_name
+from n2sr_deploy.formats.base import choose
 from n2sr_deploy.stream.base import LiveFrame
 from n2sr_deploy.stream.pace import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.stream.addresses import Address
 
@@ -53,8 +56,14 @@ def live(frame: Frame, index: int, source_time_s: float | None) -> LiveFrame:
 
 def _read_frame(path: Path, index: int | None = None) -> Frame:
     """One frame of a file; an address chooses none, nor a signal."""
-    try:
+    with _one_signal():
         return formats.read_frame(path, index)
+
+
+@contextlib.contextmanager
+def _one_signal() -> Iterator[None]:
+    try:
+        yield
     except NotChosenError as error:
         raise FileFormatError(f"{error.held}. Save each as a file of its own") from error
 
@@ -231,15 +240,15 @@ class ReplaySource:
         self._n_loops = int(address.number("loop", 1, 1, 1e6))
         self._n_read = 0
         self._n_frames = 1
-        self._known: list[Frame] = []
+        self._known: dict[int, Frame] = {}
 
     def open(self) -> None:
-        """Read the first frame."""
+        """Look how many there are."""
         if not self._path.exists():
             raise InputFileError(f"{self._path} does not exist; check the path")
-        if not self._known:
-            self._known = [_read_frame(self._path, 0)]
-            self._n_frames = self._known[0].n_frames
+        with _one_signal(), formats.open_frames(self._path) as opened:
+            choose(self._path, len(opened), 0)  # there is one
+            self._n_frames = len(opened)
         self._pace.begin()
 
     def read(self, timeout_s: float) -> LiveFrame | None:
@@ -258,11 +267,11 @@ class ReplaySource:
 
     def _frame(self, number: int) -> Frame:
         """Kept when it comes again."""
-        if number < len(self._known):
+        if number in self._known:
             return self._known[number]
         frame = _read_frame(self._path, number)
         if self._n_loops > 1:
-            self._known.append(frame)
+            self._known[number] = frame
         return frame
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
+from n2sr_deploy.mending import is_blank as is_blank_frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.stream.denoising import LoadedModel
@@ -98,6 +99,7 @@ class LiveLearner:
         self._is_closed = self._is_given_up = False
         self._closing = threading.Lock()  # a second signal would end what the first one asks for
         self._not_before_s = 0.0
+        self._has_told_of_blank = False
         self._watch = ResidualWatch()
         self.n_begun = 0
         """Trainings."""
@@ -126,10 +128,20 @@ class LiveLearner:
         if self.is_training or self._is_closed or time.monotonic() < self._not_before_s:
             return
         if self._denoiser.model_name is None:
-            self._begin(result, "")
+            if not self._is_blank(result):
+                self._begin(result, "")
         elif self._relearns and result.std is not None and self._watch.sees_change(result):
             _log.info("the scene or the dose has changed at frame %d", result.noisy.index)
             self._begin(result, "re")
+
+    def _is_blank(self, result: LiveResult) -> bool:
+        """Whether there is nothing to learn from, as before the beam is on."""
+        is_blank = is_blank_frame(Frame(pixels=result.noisy.pixels))
+        if is_blank and not self._has_told_of_blank:
+            self._has_told_of_blank = True
+            index = result.noisy.index
+            _log.info("frame %d is blank; the next that is not is learned from", index)
+        return is_blank
 
     def _begin(self, result: LiveResult, prefix: str) -> None:
         noisy = result.noisy
@@ -168,7 +180,9 @@ class LiveLearner:
                     self._starts_from_what_is_in_use = False  # now: it may be what does not fit
                     self._training = None
                     continue
-                _log.warning("nothing was learned: %s; it is tried again later", error)
+                _log.warning(
+                    "nothing was learned: %s; it is tried again in %d s", error, _TRY_AGAIN_S
+                )
                 self._not_before_s = time.monotonic() + _TRY_AGAIN_S
                 return
         self._starts_from_what_is_in_use = True

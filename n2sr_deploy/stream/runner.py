@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.errors import (
@@ -79,6 +80,8 @@ class StreamRunner:
                 "LiveDenoiser(model) makes one"
             )
         _check_has("source", source, "open", "read", "close")
+        if not isinstance(sinks, Iterable):
+            raise SettingError(f"sinks is {sinks!r:.200}, but must be a list of sinks")
         for sink in sinks:
             _check_has("sink", sink, "open", "write", "close")
         self.statistics = StreamStatistics()
