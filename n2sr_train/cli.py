@@ -74,11 +74,12 @@ def train_command(
     files.check_output(
         output, overwrite=overwrite, inputs=[noisy], suffixes=[".safetensors", ".onnx"]
     )
-    export_model = exporter(options) if output.name.endswith(".onnx") else None
     if once_told:
+        exporter(options)  # which takes seconds now, none later
         click.echo(READY)
         wait_until_told()
     noisy_frame = read_frame(noisy, frame, signal)
+    export_model = exporter(options) if output.name.endswith(".onnx") else None
     with naming(noisy, noisy_frame.index, noisy_frame.n_frames), shown_training() as progress:
         checkpoint = learn_checkpoint(noisy_frame, options, progress)
     with ExitStack() as undisturbed:
