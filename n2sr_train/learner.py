@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from n2sr_deploy.defects import measured_part, repair, untouched
 from n2sr_deploy.describing import Described
-from n2sr_deploy.errors import MissingExtraError, SettingError
+from n2sr_deploy.errors import MissingExtraError, ModelError, SettingError
 from n2sr_deploy.files import check_input
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import Learned, LearnOptions
@@ -50,13 +50,18 @@ def require_training_extra() -> None:
 def exporter(options: LearnOptions) -> Callable[[Checkpoint], ExportedModel]:
     """Give `export_model`, before a training of which nothing would be left without it.
 
-    Raises MissingExtraError where it cannot be imported, and what `check_options` raises, first.
+    Raises what `check_options` raises, MissingExtraError where something is not installed, and
+    ModelError where it is broken.
     """
     check_options(options)
     try:
         from n2sr_train.export import export_model
     except ModuleNotFoundError as error:
         raise MissingExtraError("exporting", error.name or "onnx", "train") from error
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"onnx is broken ({error}); install it again with: pip install --force-reinstall onnx"
+        ) from error
     return export_model
 
 
@@ -93,12 +98,7 @@ def learn_checkpoint(
         As `train` does, and where the extra is missing.
     """
     frame = Frame.of(frame)
-    if not isinstance(options, LearnOptions | None):
-        raise SettingError(
-            f"options is {options!r:.200}, but must be LearnOptions, as "
-            'LearnOptions(preset="fast") makes them'
-        )
-    mended, config, noise = prepared(frame, options or LearnOptions())
+    mended, config, noise = prepared(frame, LearnOptions() if options is None else options)
     from n2sr_train.training import train
 
     checkpoint = train(mended, config, progress, noise)
@@ -178,6 +178,11 @@ def check_options(options: LearnOptions) -> TrainingConfig:
     """
     from n2sr_train.config import TrainingConfig
 
+    if not isinstance(options, LearnOptions):
+        raise SettingError(
+            f"options is {options!r:.200}, but must be LearnOptions, as "
+            'LearnOptions(preset="fast") makes them'
+        )
     config = TrainingConfig.from_options(options)  # before the seconds that PyTorch takes
     if config.start_path is not None:
         check_input(config.start_path)

@@ -634,8 +634,9 @@ def test_without_the_training_extra_the_error_names_it(run, noisy_file, monkeypa
 def test_without_what_exports_nothing_is_learned_first(run, noisy_file, monkeypatch):
     """The error came after the training, and what was learned was lost."""
     monkeypatch.setitem(sys.modules, "n2sr_train.export", None)  # as if it could not be imported
-    monkeypatch.setattr("n2sr_train.learner.learn_checkpoint", lambda *_: pytest.fail("it trains"))
+    # The command's first: imported now, it would keep what is put into the other.
     monkeypatch.setattr("n2sr_train.cli.learn_checkpoint", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("n2sr_train.learner.learn_checkpoint", lambda *_: pytest.fail("it trains"))
     for arguments in (
         ["denoise", noisy_file, "-o", "o.tif"],
         ["train", noisy_file, "-o", "o.onnx"],

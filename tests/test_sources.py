@@ -27,6 +27,7 @@ from n2sr_deploy.errors import (
     ConnectionLostError,
     EndOfStreamError,
     FileFormatError,
+    FrameError,
     InputFileError,
     NotChosenError,
     OutputError,
@@ -823,7 +824,18 @@ def test_a_frame_that_cannot_be_replayed_is_left_out_each_time(tmp_path):
             frame = read_until(source)
             found[frame.index] = frame.pixels
     assert list(found) == [1, 3, 5, 7]
+    with pytest.raises(EndOfStreamError):
+        source.read(1.0)
     assert all(np.array_equal(pixels, stack[index % 4]) for index, pixels in found.items())
+
+
+def test_a_replay_of_which_no_frame_can_be_used_says_why(tmp_path):
+    from n2sr_deploy.stream import LiveDenoiser, StreamRunner
+
+    np.save(tmp_path / "stack.npy", np.full((2, 32, 40), np.nan, np.float32))
+    source = open_source(f"replay:{tmp_path / 'stack.npy'}?fps=1000&loop=1000")
+    with pytest.raises(FrameError, match=r"frame 1 of 2.*NaN"):
+        StreamRunner(source, [open_sink("null:")], LiveDenoiser(), policy="all").run()
 
 
 @pytest.mark.parametrize("ending", ["tif", "mrc", "npy"])

@@ -241,6 +241,8 @@ class ReplaySource:
         self._n_read = 0
         self._n_frames = 1
         self._known: dict[int, Frame] = {}
+        self._why_none: FrameError | None = None
+        self._has_any = False
 
     def open(self) -> None:
         """Look how many there are."""
@@ -252,7 +254,12 @@ class ReplaySource:
         self._pace.begin()
 
     def read(self, timeout_s: float) -> LiveFrame | None:
-        """The next frame, when it is due."""
+        """The next frame, when it is due.
+
+        Where all were refused, the last one's error is raised.
+        """
+        if self._why_none is not None and not self._has_any and self._n_read == self._n_frames:
+            raise self._why_none
         if self._n_read == self._n_frames * self._n_loops:
             raise EndOfStreamError("all frames were replayed")
         if not self._pace.is_due(timeout_s):
@@ -262,7 +269,9 @@ class ReplaySource:
         try:
             frame = self._frame(index % self._n_frames)
         except FrameError as error:
+            self._why_none = error
             raise BadFrameError(str(error)) from error  # which names file and frame
+        self._has_any = True
         return live(frame, index, None)
 
     def _frame(self, number: int) -> Frame:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Self
 from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
-from n2sr_deploy.mending import is_blank as is_blank_frame
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.pattern import SamplingPattern
 from n2sr_deploy.stream.denoising import LoadedModel
@@ -130,13 +129,19 @@ class LiveLearner:
         if self._denoiser.model_name is None:
             if not self._is_blank(result):
                 self._begin(result, "")
-        elif self._relearns and result.std is not None and self._watch.sees_change(result):
+        elif (
+            self._relearns
+            and result.std is not None
+            and self._watch.sees_change(result)
+            and not self._is_blank(result)
+        ):
             _log.info("the scene or the dose has changed at frame %d", result.noisy.index)
             self._begin(result, "re")
 
     def _is_blank(self, result: LiveResult) -> bool:
         """Whether there is nothing to learn from, as before the beam is on."""
-        is_blank = is_blank_frame(Frame(pixels=result.noisy.pixels))
+        pixels = result.noisy.pixels
+        is_blank = bool((pixels == pixels[0, 0]).all())
         if is_blank and not self._has_told_of_blank:
             self._has_told_of_blank = True
             index = result.noisy.index

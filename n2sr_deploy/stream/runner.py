@@ -82,6 +82,7 @@ class StreamRunner:
         _check_has("source", source, "open", "read", "close")
         if not isinstance(sinks, Iterable):
             raise SettingError(f"sinks is {sinks!r:.200}, but must be a list of sinks")
+        sinks = list(sinks)
         for sink in sinks:
             _check_has("sink", sink, "open", "write", "close")
         self.statistics = StreamStatistics()

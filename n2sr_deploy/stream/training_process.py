@@ -76,6 +76,7 @@ class TrainingProcess:
             creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
         )
         self._last = ""  # that it said
+        self._has_raised = False  # what nobody foresaw: its last line is why
         self.has_learned = False
         """Whether what it has learned only has to be exported."""
         self._was_ended = False
@@ -139,6 +140,7 @@ class TrainingProcess:
             if line.strip():
                 # Without the names of the files, which nobody gave.
                 self._last = self._names.sub(r"\1", line.strip())
+                self._has_raised |= self._last.startswith("Traceback (most recent call last)")
                 yield self._last
 
     def _why(self) -> str:
@@ -151,8 +153,7 @@ class TrainingProcess:
                 return _KILLED
             if INTERRUPTED in last or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
                 return TOO_EARLY
-        is_traceback = code > 0 and last != READY and not self._was_ended
-        if is_error or is_traceback:
+        if is_error or (self._has_raised and not self._was_ended):
             return last.removeprefix("Error: ")
         return f"n2sr train ended with {code}"
 
