@@ -83,7 +83,7 @@ def test_what_a_training_says_beside_a_stream_can_be_encoded(tmp_path, monkeypat
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(training_process, "_NICENESS", 0)
     waits = "from n2sr_deploy.lifeline import wait_until_told; wait_until_told(); "
-    program = waits + "import sys; print(sys.argv[2]); sys.exit(3)"
+    program = waits + "import sys; sys.exit('Error: ' + sys.argv[2])"
     monkeypatch.setattr(training_process, "_PROGRAM", program)
     training = TrainingProcess(Path("Ł→"), Path("learned.onnx"), LearnOptions(), None, None)
     with pytest.raises(TrainingFailedError, match="Ł→"):
