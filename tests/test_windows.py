@@ -88,7 +88,7 @@ def test_what_a_training_says_beside_a_stream_can_be_encoded(tmp_path, monkeypat
     training = TrainingProcess(Path("Ł→"), Path("learned.onnx"), LearnOptions(), None, None)
     with pytest.raises(TrainingFailedError, match="Ł→"):
         training.run()
-    monkeypatch.setattr(training_process, "_PROGRAM", "import sys; sys.exit('Ł→')")
+    monkeypatch.setattr(training_process, "_PROGRAM", "import sys; sys.exit('Error: Ł→')")
     with pytest.raises(SettingError, match="Ł→"):
         LiveLearner(LiveDenoiser(None, ""), LearnOptions(preset="fast"))
 
