@@ -38,6 +38,7 @@ from n2sr_deploy.stream import (
     denoise_stream,
     denoising,
     fit,
+    generator,
     runner,
     sink_worker,
 )
@@ -52,7 +53,7 @@ from tests.fake_stream import FakeSink, FakeSource, Refusal, live_frame
 def _quick(monkeypatch):
     monkeypatch.setattr(sink_worker, "_BACK_OFF_S", (0.01, 0.05))
     monkeypatch.setattr(sink_worker, "_GIVES_UP_S", 0.1)
-    for module in (runner, sink_worker):
+    for module in (generator, runner, sink_worker):
         monkeypatch.setattr(module, "_TICK_S", 0.05)
 
 
@@ -719,7 +720,7 @@ def test_a_generator_that_is_left_early_ends_the_stream():
 
 
 def test_a_result_that_comes_before_it_is_asked_for_is_not_lost():
-    handing = runner._Handing()
+    handing = generator._Handing()
     first, second = (LiveResult(noisy=live_frame(n), mean=0, std=None, record={}) for n in (0, 1))
     thread = threading.Thread(target=lambda: [handing.write(r) for r in (first, second)])
     thread.start()

@@ -140,8 +140,7 @@ class LiveLearner:
 
     def _is_blank(self, result: LiveResult) -> bool:
         """Whether there is nothing to learn from, as before the beam is on."""
-        pixels = result.noisy.pixels
-        is_blank = bool((pixels == pixels[0, 0]).all())
+        is_blank = Frame(pixels=result.noisy.pixels).is_constant
         if is_blank and not self._has_told_of_blank:
             self._has_told_of_blank = True
             index = result.noisy.index
