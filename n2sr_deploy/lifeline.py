@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 
 READY = "ready"  # what a process says before `wait_until_told`
@@ -21,17 +22,24 @@ def parents_pipe() -> int:
     return parents
 
 
-def end_with_parent() -> None:
+def end_with_parent(removes: str | None = None) -> None:
     """End this process as soon as its standard input, a pipe of its parent's, is closed.
 
     The system closes it when the parent is gone, by SIGKILL too, and on every platform; it does so
-    without any work that could be stuck, so nothing is tidied up.
+    without any work that could be stuck, so nothing else is tidied up.
+
+    Parameters
+    ----------
+    removes
+        A folder of the parent's, which can no longer remove it.
     """
     parents = parents_pipe()
 
     def wait() -> None:
         while os.read(parents, 1):
             _told.set()
+        if removes is not None:
+            shutil.rmtree(removes, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, name="n2sr lifeline", daemon=True).start()

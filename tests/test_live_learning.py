@@ -61,6 +61,16 @@ def idle(monkeypatch):
     monkeypatch.setattr(training_process, "_PROGRAM", program)
 
 
+def at_once(model):
+    """What a training does that has learned `model` without a process."""
+
+    def learn(training, frame):
+        training.close()
+        return model
+
+    return learn
+
+
 def until(condition, frames, seconds=400.0):
     """A source that gives frames until something has come about."""
     end = time.monotonic() + seconds
@@ -299,7 +309,7 @@ def test_what_is_being_put_in_use_when_the_stream_ends_is_not_told_to_be_lost(
         loaded.close()
 
     monkeypatch.setattr(denoiser, "swap", swap)
-    monkeypatch.setattr(LiveLearner, "_learned", lambda *_: model)
+    monkeypatch.setattr(TrainingProcess, "learn", at_once(model))
     learner.observe(LiveDenoiser().denoise(live_frame(0)))
     assert is_swapping.wait(60)
     threading.Timer(0.3, goes_on.set).start()
@@ -314,7 +324,7 @@ def test_a_training_that_has_just_begun_is_not_told_to_have_ended(told, tmp_path
     monkeypatch.setattr(training_process, "_PROGRAM", ONCE_TOLD)
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=tmp_path / "k.onnx")
     with pytest.raises(InputFileError):
-        learner._learned(Frame(pixels=live_frame(0).pixels), None, None)  # its process did end
+        learner._next_training(None, None).learn(Frame(pixels=live_frame(0).pixels))
     monkeypatch.setattr(training_process, "_PROGRAM", "import time; time.sleep(600)")
     learner.observe(LiveDenoiser().denoise(live_frame(0)))
     learner.close()
@@ -386,11 +396,9 @@ def test_a_given_model_that_is_good_to_the_end_is_no_failure(model, tmp_path):
     assert f"nothing was kept in {path}: no training was begun" in done.output
 
 
-def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told, idle):
-    def fails(*_):
-        raise TrainingFailedError("there is no room")
-
-    monkeypatch.setattr(LiveLearner, "_learned", fails)
+def test_a_training_that_failed_is_why_nothing_is_kept(tmp_path, monkeypatch, told):
+    program = f"{ONCE_TOLD} sys.exit('Error: there is no room')"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
     path = tmp_path / "kept.onnx"
     with LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path) as learner:
         learner.observe(LiveDenoiser().denoise(live_frame(0)))
@@ -447,7 +455,7 @@ def test_what_has_not_ended_takes_no_finished_networks_place(
 ):
     path = tmp_path / "kept.onnx"
     with monkeypatch.context() as finished:
-        finished.setattr(LiveLearner, "_learned", lambda *_: model)
+        finished.setattr(TrainingProcess, "learn", at_once(model))
         learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
         learner.observe(LiveDenoiser().denoise(live_frame(0)))
         learner._thread.join()
@@ -477,7 +485,7 @@ def test_a_stream_that_ends_while_what_was_learned_is_loaded_swaps_nothing_in(
             while not learner._is_closed:
                 time.sleep(0.01)
 
-    monkeypatch.setattr(LiveLearner, "_learned", lambda *_: model)
+    monkeypatch.setattr(TrainingProcess, "learn", at_once(model))
     monkeypatch.setattr(learning, "LoadedModel", Loading)
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     if has_kept_one:
@@ -499,15 +507,15 @@ def test_a_model_that_was_written_is_kept_however_the_training_ended(
     learner = LiveLearner(LiveDenoiser(options=OPTIONS), LearnOptions(), keep=path)
     closer = threading.Thread(target=learner.close)
 
-    def run(self):
-        self.close()
-        model.save(learner._learned_model)
+    def lines(self):
+        model.save(self._model)
         closer.start()
         while not learner._is_closed:
             time.sleep(0.01)
-        raise TrainingFailedError("it was ended at once")
+        self.kill()
+        return []
 
-    monkeypatch.setattr(TrainingProcess, "run", run)
+    monkeypatch.setattr(TrainingProcess, "_lines", lines)
     learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
     learner._thread.join()
     closer.join()
@@ -567,11 +575,12 @@ def test_a_training_ends_when_the_stream_is_killed(wait_s, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(tmp_path)},  # what it leaves
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     ) as stream:
         training = int(stream.stdout.readline())
         time.sleep(wait_s)
         assert is_running(training)
+        assert list(tmp_path.glob("n2sr-*"))
         stream.kill()
     end = time.monotonic() + 60
     while is_running(training) and time.monotonic() < end:
@@ -579,6 +588,7 @@ def test_a_training_ends_when_the_stream_is_killed(wait_s, tmp_path):
     if is_running(training):
         os.kill(training, signal.SIGKILL)
         pytest.fail("it goes on")
+    assert not list(tmp_path.glob("n2sr-*")), "the frame it learned from stays"
 
 
 _WITH_A_LIFELINE = """
@@ -623,20 +633,20 @@ def test_a_training_that_died_before_its_frame_came_is_begun_anew(monkeypatch):
 
 @pytest.mark.parametrize("ends", ["os.kill(os.getpid(), 9)", "os._exit(143)"])
 @pytest.mark.parametrize("says", ["training, step 100 of 6000", READY, ""])
-def test_a_training_that_is_killed_is_told_by_its_code(monkeypatch, tmp_path, says, ends):
+def test_a_training_that_is_killed_is_told_by_its_code(monkeypatch, says, ends):
     """It was told that nothing was learned: training, step 100 of 6000."""
     program = f"{ONCE_TOLD} import os; print({says!r}, flush=True); {ends}"
     monkeypatch.setattr(training_process, "_PROGRAM", program)
-    training = TrainingProcess(tmp_path / "f", tmp_path / "m", LearnOptions(), None, None)
+    training = TrainingProcess(LearnOptions(), None, None)
     with pytest.raises(TrainingFailedError, match=r"^n2sr train ended with -?\d+$"):
-        training.run()
+        training.learn(Frame(pixels=live_frame(0).pixels))
 
 
-def test_an_error_that_nobody_foresaw_is_told(monkeypatch, tmp_path):
+def test_an_error_that_nobody_foresaw_is_told(monkeypatch):
     monkeypatch.setattr(training_process, "_PROGRAM", f"{ONCE_TOLD} 1 / 0")
-    training = TrainingProcess(tmp_path / "f", tmp_path / "m", LearnOptions(), None, None)
+    training = TrainingProcess(LearnOptions(), None, None)
     with pytest.raises(TrainingFailedError, match=r"^ZeroDivisionError: division by zero$"):
-        training.run()
+        training.learn(Frame(pixels=live_frame(0).pixels))
 
 
 @pytest.mark.parametrize(
@@ -646,14 +656,13 @@ def test_an_error_that_nobody_foresaw_is_told(monkeypatch, tmp_path):
         ("Error: cannot write {model}: the disk is full", "cannot write {model}: the disk is full"),
     ],
 )
-def test_only_a_files_name_that_begins_a_line_is_left_out(monkeypatch, tmp_path, says, told):
-    frame, model = tmp_path / "f.tif", tmp_path / "m.onnx"
-    says, told = (text.format(frame=frame, model=model) for text in (says, told))
-    program = f"{ONCE_TOLD} import sys; sys.exit({says!r})"
+def test_only_a_files_name_that_begins_a_line_is_left_out(monkeypatch, says, told):
+    program = f"{ONCE_TOLD} sys.exit({says!r}.format(frame=sys.argv[2], model=sys.argv[4]))"
     monkeypatch.setattr(training_process, "_PROGRAM", program)
-    training = TrainingProcess(frame, model, LearnOptions(), None, None)
+    training = TrainingProcess(LearnOptions(), None, None)
+    told = told.format(model=training._model)
     with pytest.raises(TrainingFailedError) as failed:
-        training.run()
+        training.learn(Frame(pixels=live_frame(0).pixels))
     assert str(failed.value) == told
 
 
@@ -703,7 +712,7 @@ def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch, idle):
 
     monkeypatch.setattr(denoising, "LoadedModel", SlowToLoad)
     monkeypatch.setattr(learning, "LoadedModel", SlowToLoad)
-    monkeypatch.setattr(LiveLearner, "_learned", lambda *_: model)
+    monkeypatch.setattr(TrainingProcess, "learn", at_once(model))
     changes = iter([True])
     monkeypatch.setattr(ResidualWatch, "sees_change", lambda self, result: next(changes, False))
     denoiser, sink = LiveDenoiser(model, "a model", OPTIONS), FakeSink()
@@ -740,24 +749,23 @@ def test_frames_pass_while_what_was_learned_is_loaded(model, monkeypatch, idle):
     assert released[0] == "a model"
 
 
-def trainings(monkeypatch, model, outcomes, **options):
+def trainings(monkeypatch, model, outcomes, learned=None, **options):
     """The start and the arguments of each training; those of outcome False fail."""
     ran, left = [], list(outcomes)
 
     class Noting(TrainingProcess):
-        def __init__(self, frame, model, options, preset, start):
-            self.model, self.start = model, start
-            self.said = training_process._said(options, preset, start)
+        def __init__(self, options, preset, start):
+            self.start = start if isinstance(start, ExportedModel) else None
+            self.said = training_process._said(options, preset, None if self.start else start)
 
         def wait_until_checked(self):
             pass
 
-        def run(self):
-            is_model = isinstance(self.start, Path) and self.start.exists()
-            ran.append((self.start.read_bytes() if is_model else None, self.said))
+        def learn(self, frame):
+            ran.append((self.start, self.said))
             if not left.pop(0):
                 raise TrainingFailedError("enough")
-            model.save(self.model)
+            return learned or model
 
         def kill(self):
             pass
@@ -779,27 +787,27 @@ def trainings(monkeypatch, model, outcomes, **options):
 def test_training_starts_from_the_model_in_use(monkeypatch, model):
     preset = f"--preset={model.metadata.preset}"
     for start, said in trainings(monkeypatch, model, [True, True], stride=(2, 2)):
-        assert start == model.onnx
+        assert start == model
         assert preset in said
         assert "--stride=2,2" in said
 
 
 def test_rows_and_columns_in_use_are_known_by_any_way_to_tell_their_stride(monkeypatch, model):
     """`--pattern row --stride 2` was taken for another pattern: each training began anew."""
-    rows = replace(model.metadata, pattern=SamplingPattern.named("row"))
-    model = replace(model, metadata=rows)
+    rows = replace(model, metadata=replace(model.metadata, pattern=SamplingPattern.named("row")))
     for stride in ((2, 2), (2, 1)):
-        ((start, said),) = trainings(monkeypatch, model, [True], pattern="row", stride=stride)
-        assert start == model.onnx
+        asked = {"pattern": "row", "stride": stride}
+        ((start, said),) = trainings(monkeypatch, rows, [True], learned=model, **asked)
+        assert start == rows
         assert "--pattern=row" in said
     for other in ({"pattern": "row", "stride": (3, 3)}, {"stride": (2, 4)}):
-        ((start, _),) = trainings(monkeypatch, model, [True], **other)
+        ((start, _),) = trainings(monkeypatch, rows, [True], learned=model, **other)
         assert start is None
 
 
 def test_what_does_not_fit_is_left_out_at_once_and_the_next_model_tried(monkeypatch, model):
     found = trainings(monkeypatch, model, [False, True, True])
-    assert [start for start, _ in found] == [model.onnx, None, model.onnx]
+    assert [start for start, _ in found] == [model, None, model]
     assert not any(text.startswith(("--init", "--preset")) for text in found[1][1])
 
 

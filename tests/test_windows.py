@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click.core
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -27,6 +28,7 @@ from n2sr_deploy.batch.manifest import Manifest
 from n2sr_deploy.batch.work import Task
 from n2sr_deploy.cli import main
 from n2sr_deploy.errors import OutputError, SettingError
+from n2sr_deploy.frame import Frame
 from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.stream import StreamRunner, training_process
 from n2sr_deploy.stream.addresses import Address
@@ -83,11 +85,11 @@ def test_what_a_training_says_beside_a_stream_can_be_encoded(tmp_path, monkeypat
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(training_process, "_NICENESS", 0)
     waits = "from n2sr_deploy.lifeline import wait_until_told; wait_until_told(); "
-    program = waits + "import sys; sys.exit('Error: ' + sys.argv[2])"
+    program = waits + "import sys; sys.exit('Error: ' + sys.argv[-1])"
     monkeypatch.setattr(training_process, "_PROGRAM", program)
-    training = TrainingProcess(Path("Ł→"), Path("learned.onnx"), LearnOptions(), None, None)
+    training = TrainingProcess(LearnOptions(), None, "Ł→")
     with pytest.raises(TrainingFailedError, match="Ł→"):
-        training.run()
+        training.learn(Frame(pixels=np.eye(64, dtype=np.float32)))
     monkeypatch.setattr(training_process, "_PROGRAM", "import sys; sys.exit('Error: Ł→')")
     with pytest.raises(SettingError, match="Ł→"):
         LiveLearner(LiveDenoiser(None, ""), LearnOptions(preset="fast"))
@@ -99,7 +101,8 @@ def test_a_training_beside_a_stream_has_the_lower_priority_of_windows(monkeypatc
     monkeypatch.delattr(os, "setpriority")
     begun = {}
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **given: begun.update(given))
-    TrainingProcess(Path("noisy.tif"), Path("learned.onnx"), LearnOptions(), None, None)
+    monkeypatch.setattr(TrainingProcess, "close", lambda self: self._folder.cleanup())
+    TrainingProcess(LearnOptions(), None, None).close()
     assert begun["creationflags"] == 0x4200
 
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from n2sr_deploy import formats
 from n2sr_deploy.errors import N2SRError, OutputError, SettingError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.model import ExportedModel
@@ -24,6 +21,8 @@ from n2sr_deploy.stream.residual import ResidualWatch
 from n2sr_deploy.stream.training_process import TOO_EARLY, TrainingFailedError, TrainingProcess
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.pattern import Shape
     from n2sr_deploy.stream.base import LiveResult
@@ -75,22 +74,15 @@ class LiveLearner:
         self.has_kept = False
         """Whether something that was learned here is in the file for it."""
         self._why_not = "no training was begun"
-        self._folder = tempfile.TemporaryDirectory(prefix="n2sr-")
-        self._noisy, self._learned_model, self._in_use = (
-            Path(self._folder.name, name) for name in ("noisy.tif", "learned.onnx", "in_use.onnx")
-        )
         self._waiting: TrainingProcess | None = None
         is_first = denoiser.model is None
         if is_first or (relearns and options.named):  # else each would fail, twice a minute
             try:
                 self._waiting = self._ready_for_the_first(learns_at_once=is_first)
-            except BaseException as error:
-                self._folder.cleanup()
-                if isinstance(error, TrainingFailedError):
-                    raise SettingError(str(error)) from error
-                if isinstance(error, OSError):
-                    raise SettingError(f"no training can be begun: {error}") from error
-                raise
+            except TrainingFailedError as error:
+                raise SettingError(str(error)) from error
+            except OSError as error:
+                raise SettingError(f"no training can be begun: {error}") from error
         self._starts_from_what_is_in_use = True
         self._thread: threading.Thread | None = None
         self._training: TrainingProcess | None = None  # that runs, not one before
@@ -107,7 +99,7 @@ class LiveLearner:
 
     def _ready_for_the_first(self, *, learns_at_once: bool) -> TrainingProcess | None:
         """Have a training wait for the first frame, if one comes; check whether any could begin."""
-        training = self._begun(self._options.preset, self._options.init)
+        training = TrainingProcess(self._options, self._options.preset, self._options.init)
         with ExitStack() as unless_it_waits:
             unless_it_waits.callback(training.close)
             if self._options.named:
@@ -167,7 +159,7 @@ class LiveLearner:
         while True:
             preset, start = self._start()
             try:
-                model = self._learned(frame, preset, start)
+                model = self._next_training(preset, start).learn(frame)
                 if self._ends_with(model):
                     return
                 loaded = LoadedModel(model, name, self._denoiser.options, frame.shape)
@@ -179,7 +171,7 @@ class LiveLearner:
                 self._why_not = str(error)
                 if self._is_closed:
                     return
-                if start == self._in_use:
+                if isinstance(start, ExportedModel):
                     _log.warning("nothing was learned from the model in use: %s", error)
                     self._starts_from_what_is_in_use = False  # now: it may be what does not fit
                     self._training = None
@@ -223,18 +215,9 @@ class LiveLearner:
         self.has_kept = True
         _log.info("%s: %s", self._keep, model.describe())
 
-    def _learned(self, frame: Frame, preset: str | None, start: str | Path | None) -> ExportedModel:
-        formats.write_frame(self._noisy, frame, overwrite=True)
-        self._learned_model.unlink(missing_ok=True)
-        try:
-            self._next_training(preset, start).run()
-        except TrainingFailedError:
-            # Ended after it had written: a model is whole or not there.
-            if not (self._is_closed and self._learned_model.exists()):
-                raise
-        return ExportedModel.open(self._learned_model)
-
-    def _next_training(self, preset: str | None, start: str | Path | None) -> TrainingProcess:
+    def _next_training(
+        self, preset: str | None, start: str | Path | ExportedModel | None
+    ) -> TrainingProcess:
         """The one that has waited for a frame, or another."""
         with self._closing:
             if self._is_closed:
@@ -244,13 +227,10 @@ class LiveLearner:
             if waiting is not None and (waiting.has_ended or not is_as_asked):
                 waiting.close()
                 waiting = None
-            self._training = waiting or self._begun(preset, start)
+            self._training = waiting or TrainingProcess(self._options, preset, start)
             return self._training
 
-    def _begun(self, preset: str | None, start: str | Path | None) -> TrainingProcess:
-        return TrainingProcess(self._noisy, self._learned_model, self._options, preset, start)
-
-    def _start(self) -> tuple[str | None, str | Path | None]:
+    def _start(self) -> tuple[str | None, str | Path | ExportedModel | None]:
         """The preset of a training and what it starts from.
 
         The model in use, unless the user named another preset or pattern, or it was of no use just
@@ -268,8 +248,7 @@ class LiveLearner:
         preset = model.metadata.preset
         if asked.preset not in (None, preset):
             return asked.preset, asked.init
-        model.save(self._in_use, overwrite=True)
-        return preset, self._in_use
+        return preset, model
 
     def __enter__(self) -> Self:
         return self
@@ -301,7 +280,6 @@ class LiveLearner:
                     self._waiting.close()
             self._wait()
             self._tell_what_is_not_kept()
-            self._folder.cleanup()
 
     def _wait(self) -> None:
         while self.is_training:  # after an interrupted join, Python 3.11 takes it for ended

@@ -13,20 +13,28 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from n2sr_deploy import formats
 from n2sr_deploy.learning import LEARNED
 from n2sr_deploy.lifeline import READY
+from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import LearnOptions
 
 _log = logging.getLogger("n2sr")
-_LIFELINE = "from n2sr_deploy.lifeline import end_with_parent; end_with_parent(); "
+_LIFELINE = """
+import sys
+from n2sr_deploy.lifeline import end_with_parent
+end_with_parent(removes=sys.argv.pop(1))
+"""
 _PROGRAM = "from n2sr_deploy.__main__ import main; main()"
 _NICENESS = 10
 _ON_WINDOWS = "CREATE_NEW_PROCESS_GROUP", "BELOW_NORMAL_PRIORITY_CLASS"
@@ -41,30 +49,53 @@ class TrainingFailedError(Exception):
 class TrainingProcess:
     """A training, which checks its options and imports PyTorch while it waits for its frame.
 
+    Frame and model are exchanged in a temporary folder, which goes with the process, even where
+    the stream is killed. To be closed, unless `learn` was called.
+
     Parameters
     ----------
-    frame, model
-        The file it will learn from, which need not be there yet, and the exported model it will
-        write.
     options, preset, start
-        Of the training; the latter two take the place of the options' own.
+        Of the training; the latter two take the place of the options' own. `start` may be a model.
+
+    Raises
+    ------
+    OSError, OutputError
+        When no process can be begun or no folder written.
     """
 
     def __init__(
-        self,
-        frame: Path,
-        model: Path,
-        options: LearnOptions,
-        preset: str | None,
-        start: str | Path | None,
+        self, options: LearnOptions, preset: str | None, start: str | Path | ExportedModel | None
     ) -> None:
-        names = "|".join(re.escape(f"{name}: ") for name in (frame, model))
+        self._folder = tempfile.TemporaryDirectory(prefix="n2sr-", ignore_cleanup_errors=True)
+        self._frame, self._model, saved = (
+            Path(self._folder.name, name) for name in ("noisy.tif", "learned.onnx", "start.onnx")
+        )
+        names = "|".join(re.escape(f"{name}: ") for name in (self._frame, self._model))
         self._names = re.compile(rf"^((?:Error: |Warning: )?)(?:{names})")
+        try:
+            if isinstance(start, ExportedModel):
+                start.save(saved)
+                start = saved
+            self._process = self._begun(options, preset, start)
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        self._last = ""  # that it said
+        self._has_raised = False  # what nobody foresaw: its last line is why
+        self.has_learned = False
+        """Whether what it has learned only has to be exported."""
+        self._was_ended = False
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+
+    def _begun(
+        self, options: LearnOptions, preset: str | None, start: str | Path | None
+    ) -> subprocess.Popen[str]:
         options_said = ["--overwrite", "--once-told", *_said(options, preset, start)]
-        command = ["train", str(frame), "-o", str(model), *options_said]
-        self._process = subprocess.Popen(
+        command = ["train", str(self._frame), "-o", str(self._model), *options_said]
+        return subprocess.Popen(
             # -P: without what happens to lie in the current folder.
-            [sys.executable, "-P", "-c", _LIFELINE + _PROGRAM, *command],
+            [sys.executable, "-P", "-c", _LIFELINE + _PROGRAM, self._folder.name, *command],
             stdin=subprocess.PIPE,  # its lifeline
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -75,13 +106,6 @@ class TrainingProcess:
             process_group=0,
             creationflags=sum(getattr(subprocess, name, 0) for name in _ON_WINDOWS),
         )
-        self._last = ""  # that it said
-        self._has_raised = False  # what nobody foresaw: its last line is why
-        self.has_learned = False
-        """Whether what it has learned only has to be exported."""
-        self._was_ended = False
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
 
     @property
     def has_ended(self) -> bool:
@@ -100,25 +124,38 @@ class TrainingProcess:
             self._process.wait()
             raise TrainingFailedError(self._why())
 
-    def run(self) -> None:
-        """Learn from the frame, which is there now; what the command says is logged.
+    def learn(self, frame: Frame) -> ExportedModel:
+        """Learn from a frame; what the command says is logged.
+
+        Returns
+        -------
+        What was learned; where the training was ended, the best until then.
 
         Raises
         ------
         TrainingFailedError
-            When it ends with an error. The model may have been written all the same.
+            When it ends with an error, or without anything learned.
+        N2SRError
+            When the frame cannot be written or the model not be read.
         """
-        with self._process as process:
-            if process.stdin is not None:
-                with contextlib.suppress(OSError):  # it has ended already, and says why
-                    os.write(process.stdin.fileno(), b"\n")
+        try:
+            formats.write_frame(self._frame, frame)
+            self._tell_it_to_begin()
             for line in self._lines():
                 self.has_learned |= line.startswith(LEARNED)
                 if line != READY and not line.startswith("Error: "):  # which its failure tells
                     _log.info("beside the stream: %s", line)
-            process.wait()  # before its lifeline is closed
-        if process.returncode != 0:
-            raise TrainingFailedError(self._why())
+            failed = self._process.wait() != 0  # before its lifeline is closed
+            if failed and not self._model.exists():  # whole, or not there
+                raise TrainingFailedError(self._why())
+            return ExportedModel.open(self._model)
+        finally:
+            self.close()
+
+    def _tell_it_to_begin(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # it has ended already, and says why
+                os.write(self._process.stdin.fileno(), b"\n")
 
     def end(self) -> None:
         """Ask it to keep the best so far, as Ctrl-C does; on Windows this kills it."""
@@ -131,9 +168,10 @@ class TrainingProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End it at once where nobody runs it: no frame came."""
+        """End it at once, and leave nothing."""
         with self._process:
             self.kill()
+        self._folder.cleanup()
 
     def _lines(self) -> Iterator[str]:
         for line in self._process.stdout or ():
