@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from n2sr_deploy.cores import at_once
 from n2sr_deploy.defects import without
 from n2sr_deploy.hot_pixels import around, smallest_step
 from n2sr_deploy.spectrum import box_mean
@@ -32,41 +33,49 @@ def without_hits(pixels: AnyArray) -> AnyArray:
     They hold more power than all the noise, and their own correlation. For the measurement only:
     what is learned from keeps them.
     """
-    hits = np.zeros(pixels.shape, np.bool_)
-    for signed in (pixels, -pixels):
-        hits |= _few_hits(signed)
-        for share in _MANY:
-            hits |= _many_hits(signed, share)
+    bright, dark = at_once(_hits, (pixels, -pixels))
+    hits = bright | dark
     return np.where(hits, without(pixels, hits), pixels) if hits.any() else pixels
 
 
-def _few_hits(pixels: AnyArray) -> BoolArray:
+def _hits(pixels: AnyArray) -> BoolArray:
+    """Those that are brighter than all else."""
+    shares = (_FEW, *_MANY)
+    quantiles = np.quantile(pixels, (*shares, *(1 - share for share in shares)))
+    few, *many = zip(quantiles[: len(shares)], quantiles[len(shares) :], strict=True)
+    hits = _few_hits(pixels, *few)
+    for low, high in many:
+        hits |= _many_hits(pixels, low, high)
+    return hits
+
+
+def _few_hits(pixels: AnyArray, low: float, high: float) -> BoolArray:
     """Where small groups lie far beyond all but the extremes."""
-    limit, _ = _limits(pixels, _FEW)
+    limit, _ = _limits(low, high)
     beyond = pixels > limit
     if not beyond.any():
         return beyond
     return beyond & (25 * box_mean(beyond.astype(np.float64), 5) < _LARGEST + 0.5)
 
 
-def _many_hits(pixels: AnyArray, share: float) -> BoolArray:
+def _many_hits(pixels: AnyArray, low: float, high: float) -> BoolArray:
     """Groups of two pixels or more with clear edges, where they are too many to be extremes.
 
     Single electrons' pulses of all heights run on into the noise, or are single pixels, and what a
     lens images has flanks; where any of it is so, there are no hits.
     """
     none = np.zeros(pixels.shape, np.bool_)
-    limit, half = _limits(pixels, share, _STEPS * smallest_step(pixels.ravel()))
+    limit, half = _limits(low, high, _STEPS * smallest_step(pixels.ravel()))
     beyond = pixels > limit
     n_beyond = int(np.count_nonzero(beyond))
-    if not n_beyond:
+    n_nearly = int(np.count_nonzero(pixels > half)) - n_beyond
+    if not n_beyond or _are_many(n_nearly, n_beyond, pixels.size):
         return none
     particles = (25 * box_mean(beyond.astype(np.float64), 5) > _TOUCHING + 0.5).astype(np.float64)
     small = beyond & (box_mean(particles, 7) < 0.01)
     hits = small & (9 * box_mean(small.astype(np.float64), 3) > 1.5)
     n_hits = int(np.count_nonzero(hits))
-    n_nearly = int(np.count_nonzero(pixels > half)) - n_beyond
-    if 2 * n_hits <= n_beyond or n_nearly > _NEARLY * n_hits + _NOISE * pixels.size:
+    if 2 * n_hits <= n_beyond or _are_many(n_nearly, n_hits, pixels.size):
         return none
     ring = (box_mean(hits.astype(np.float64), 3) > 0.05) & ~beyond
     far = (~ring & ~beyond).astype(np.float64)
@@ -80,9 +89,13 @@ def _many_hits(pixels: AnyArray, share: float) -> BoolArray:
     return hits if is_flank.mean() < _FLANKS else none
 
 
-def _limits(pixels: AnyArray, share: float, margin: float = 0.0) -> tuple[float, float]:
-    """What lies far beyond a quantile, and half as far."""
-    low, high = np.quantile(pixels, (share, 1 - share))
+def _are_many(n_nearly: int, n_hits: int, n_pixels: int) -> bool:
+    """Whether more pixels are nearly as bright than there are around so many hits."""
+    return n_nearly > _NEARLY * n_hits + _NOISE * n_pixels
+
+
+def _limits(low: float, high: float, margin: float = 0.0) -> tuple[float, float]:
+    """What lies far beyond the higher of two quantiles, and half as far."""
     if low == high:  # so few counts that a single one is extreme
         return np.inf, np.inf
     reach = _BEYOND * (high - low) + margin

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.cores import at_once
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def hot_pixels(pixels: AnyArray) -> BoolArray:
     -------
     (H, W) bool.
     """
-    return _spikes(pixels, 1) | _spikes(pixels, -1)
+    hot, dead = at_once(lambda sign: _spikes(pixels, sign), (1, -1))
+    return hot | dead
 
 
 def _spikes(pixels: AnyArray, sign: int) -> BoolArray:

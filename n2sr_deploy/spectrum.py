@@ -8,11 +8,12 @@ that peaks do not move.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from n2sr_deploy.cores import at_once
 from n2sr_deploy.defects import running_median
 
 if TYPE_CHECKING:
@@ -226,8 +227,9 @@ def variance_model(spectrum: Spectrum, intensity: Spectrum | None = None) -> Var
     if np.count_nonzero(regression.weight) < _FEWEST * np.count_nonzero(spectrum.window > 0.1):
         return None
     model, error = np.array([0.0, float(spectrum.floor.mean())]), math.inf
+    simulated = iter(noise.simulated(sum(_SPLITS)))
     for n_splits in _SPLITS:
-        fit = regression.fitted(model, n_splits)
+        fit = regression.fitted(model, list(islice(simulated, n_splits)))
         if fit is None:
             return None
         model, error = fit
@@ -252,17 +254,18 @@ class _FilteredNoise:
             _pixels(passed * colour, spectrum.shape) for colour in (1 / self._colour, self._colour)
         )
         self._kernel = np.fft.rfft2(filter_ * correlated)
-        self._rng = np.random.default_rng(_SPLIT_SEED)
 
     def reaching(self, variance: AnyArray) -> AnyArray:
         """Of a variance (H, W) of the windowed frame, what reaches `squared`."""
         return _pixels(np.fft.rfft2(variance) * self._kernel, self.spectrum.shape)
 
-    def simulated(self, variance: AnyArray) -> AnyArray:
-        """Windowed noise of this variance (H, W), correlated like the frame's."""
-        white = np.fft.rfft2(self._rng.normal(size=self.spectrum.shape))
-        unit = _pixels(white * self._colour, self.spectrum.shape)
-        return np.asarray(unit * np.sqrt(variance) * self.spectrum.window)
+    def simulated(self, n: int) -> list[AnyArray]:
+        """(H, W), n times: noise of variance 1, correlated like the frame's."""
+        rng = np.random.default_rng(_SPLIT_SEED)
+        white = [rng.normal(size=self.spectrum.shape) for _ in range(n)]
+        return at_once(
+            lambda one: _pixels(np.fft.rfft2(one) * self._colour, self.spectrum.shape), white
+        )
 
 
 class _Regression:
@@ -283,26 +286,20 @@ class _Regression:
         self.floor = 2 * share_of_noise * _half(noise.spectrum.floor)  # of a half's noise
         self.whole = self._terms(intensity.windowed)
 
-    def fitted(self, model: AnyArray, n_splits: int) -> tuple[AnyArray, float] | None:
-        """(gain, constant) and the gain's standard error, with noise as `model` has it."""
-        variance = self.share_of_noise * np.maximum(model[0] * self.rough + model[1], 0)
-        squared = self.noise.squared.ravel()
-        residual = squared - np.tensordot(model, self.whole, 1)
-        left, right, scatter = np.zeros((2, 2)), np.zeros(2), np.zeros((2, 2))
-        for _ in range(n_splits):
-            added = self.noise.simulated(variance)
-            transform, of_added = _half(self.intensity.transform), np.fft.rfft2(added)
-            with ThreadPoolExecutor(2) as pool:
-                halves = [transform + of_added, transform - of_added]
-                shown = pool.map(lambda half: self._terms(self._shown(half)), halves)
-                apart = self.noise.reaching(self.intensity.window * added).ravel()
-            for instrument, sign in zip(shown, (-1, 1), strict=True):  # of the other half
-                weighted = self.weight.ravel() * instrument
-                left += weighted @ self.whole.T / (2 * n_splits)
-                left[:, 0] += sign * (weighted @ apart) / (2 * n_splits)
-                right += weighted @ squared / (2 * n_splits)
-                weighted *= residual
-                scatter += weighted @ weighted.T / (2 * n_splits)
+    def fitted(self, model: AnyArray, simulated: list[AnyArray]) -> tuple[AnyArray, float] | None:
+        """(gain, constant) and the gain's standard error, with noise as `model` has it.
+
+        The frame is split by each of the `simulated` noises.
+        """
+        std = np.sqrt(self.share_of_noise * np.maximum(model[0] * self.rough + model[1], 0))
+        window, reaching = self.intensity.window, self.noise.reaching
+        residual = self.noise.squared.ravel() - np.tensordot(model, self.whole, 1)
+        added = [noise * std * window for noise in simulated]
+        transforms = at_once(np.fft.rfft2, added)
+        apart = at_once(lambda one: reaching(window * one).ravel(), added)
+        halves = [(*each, sign) for each in zip(transforms, apart, strict=True) for sign in (1, -1)]
+        moments = at_once(lambda half: self._moments(*half, residual), halves)
+        left, right, scatter = (sum(each) / len(halves) for each in zip(*moments, strict=True))
         if not abs(np.linalg.det(left)) > 0:
             return None
         inverse = np.linalg.inv(left)
@@ -311,6 +308,27 @@ class _Regression:
         if not squared_error > 0:  # a few pixels so far from all others that numbers end
             return None
         return inverse @ right, math.sqrt(squared_error)
+
+    def _moments(
+        self, of_added: AnyArray, apart: AnyArray, sign: int, residual: AnyArray
+    ) -> tuple[AnyArray, AnyArray, AnyArray]:
+        """Weighted sums of what a half shows times the regressors, the power, and the residuals.
+
+        Parameters
+        ----------
+        of_added, sign
+            The transform of what makes the half, if it is added with this sign.
+        apart
+            By how much the frame differs from the other half, as power.
+        residual
+            Of the regression with the model so far.
+        """
+        transform = _half(self.intensity.transform) + sign * of_added
+        weighted = self.weight.ravel() * self._terms(self._shown(transform))
+        left, right = weighted @ self.whole.T, weighted @ self.noise.squared.ravel()
+        left[:, 0] -= sign * (weighted @ apart)  # the other half is the regressor
+        weighted *= residual
+        return left, right, weighted @ weighted.T
 
     def _terms(self, windowed: AnyArray) -> AnyArray:
         """(2, H * W): the power that a windowed frame's intensity and a constant make."""
