@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -20,10 +22,20 @@ def cores_allowed() -> int:
     return os.cpu_count() or 1
 
 
+def threads_each(n_jobs: int) -> int:
+    """How many threads each of so many processes gets; what OMP_NUM_THREADS says is the most."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(cores_allowed() // n_jobs, 1)
+    return min(share, int(said)) if said.isdigit() and int(said) else share
+
+
 def at_once(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """`function` of each item, in their order, on several cores: NumPy leaves Python's lock."""
-    n_threads = min(cores_allowed(), len(items))
-    if n_threads < 2:
+    """`function` of each item, in their order, on several cores: NumPy releases Python's lock."""
+    n_threads = min(threads_each(1), len(items))
+    is_ending = not threading.main_thread().is_alive()  # when Python begins no threads
+    if n_threads < 2 or is_ending:
         return [function(item) for item in items]
     with ThreadPoolExecutor(n_threads) as pool:
-        return list(pool.map(function, items))
+        # What NumPy warns of is said in the caller's context, which each needs a copy of.
+        results = [pool.submit(copy_context().run, function, item) for item in items]
+        return [result.result() for result in results]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import select
 import shutil
 import threading
 
 READY = "ready"  # what a process says before `wait_until_told`
+_REMOVED_IN_S = 10.0
 _told = threading.Event()
 
 
@@ -25,8 +28,8 @@ def parents_pipe() -> int:
 def end_with_parent(removes: str | None = None) -> None:
     """End this process as soon as its standard input, a pipe of its parent's, is closed.
 
-    The system closes it when the parent is gone, by SIGKILL too, and on every platform; it does so
-    without any work that could be stuck, so nothing else is tidied up.
+    The system closes it when the parent is gone, by SIGKILL too, and on every platform. Nothing is
+    tidied up but one folder.
 
     Parameters
     ----------
@@ -38,11 +41,23 @@ def end_with_parent(removes: str | None = None) -> None:
     def wait() -> None:
         while os.read(parents, 1):
             _told.set()
-        if removes is not None:
-            shutil.rmtree(removes, ignore_errors=True)
-        os._exit(1)
+        try:
+            if removes is not None:
+                shutil.rmtree(removes, ignore_errors=True)
+        finally:
+            os._exit(1)
 
-    threading.Thread(target=wait, name="n2sr lifeline", daemon=True).start()
+    lifeline = threading.Thread(target=wait, name="n2sr lifeline", daemon=True)
+    lifeline.start()
+
+    def let_it_end() -> None:
+        """What is written to a parent that is gone may end this process first."""
+        if os.name == "nt":  # where nothing tells whether a pipe was closed
+            lifeline.join(0.1)
+        elif select.select([parents], [], [], 0)[0]:
+            lifeline.join(_REMOVED_IN_S)
+
+    atexit.register(let_it_end)
 
 
 def wait_until_told() -> None:

@@ -312,14 +312,16 @@ class _Regression:
     def _moments(
         self, of_added: AnyArray, apart: AnyArray, sign: int, residual: AnyArray
     ) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """Weighted sums of what a half shows times the regressors, the power, and the residuals.
+        """What a half shows, summed with weights: times the regressors, the power, the residual.
+
+        The last of these squared.
 
         Parameters
         ----------
         of_added, sign
             The transform of what makes the half, if it is added with this sign.
         apart
-            By how much the frame differs from the other half, as power.
+            Times the sign, by how much the frame exceeds the other half, as power.
         residual
             Of the regression with the model so far.
         """

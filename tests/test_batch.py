@@ -25,6 +25,7 @@ from n2sr_deploy.batch.manifest import NAME, Entry, Manifest
 from n2sr_deploy.batch.plan import planned
 from n2sr_deploy.batch.work import Outcome
 from n2sr_deploy.cli import main
+from n2sr_deploy.cores import threads_each
 from n2sr_deploy.denoise_options import DenoiseOptions
 from n2sr_deploy.errors import (
     FileFormatError,
@@ -642,9 +643,9 @@ def test_what_is_no_model_is_told_before_the_first_file(run, raw, tmp_path):
 def test_threads_are_shared_fairly(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [local.threads_each(n) for n in (1, 3, 16, 40)] == [16, 5, 1, 1]
+    assert [threads_each(n) for n in (1, 3, 16, 40)] == [16, 5, 1, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert local.threads_each(1) == 2
+    assert threads_each(1) == 2
 
 
 def test_a_batch_that_is_refused_leaves_nothing_behind(tmp_path, model_path):

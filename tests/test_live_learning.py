@@ -548,8 +548,7 @@ from n2sr_deploy.learning import LearnOptions
 from n2sr_deploy.stream import learning, training_process
 from n2sr_deploy.stream.denoising import LiveDenoiser
 from tests.fake_stream import live_frame
-# Silent: writing to nobody would end it, too.
-training_process._PROGRAM = "import time; time.sleep(600)"
+training_process._PROGRAM = sys.argv[1]
 learner = learning.LiveLearner(LiveDenoiser(), LearnOptions())
 learner.observe(LiveDenoiser().denoise(live_frame(0)))
 while learner._training is None:
@@ -569,9 +568,12 @@ def is_running(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told elsewhere")
 @pytest.mark.parametrize("wait_s", [0.0, 3.0], ids=["as it starts", "later"])
-def test_a_training_ends_when_the_stream_is_killed(wait_s, tmp_path):
+@pytest.mark.parametrize("says", ["", "print(time.time(), flush=True)"], ids=["silent", "talks"])
+def test_a_training_ends_when_the_stream_is_killed(wait_s, says, tmp_path):
+    """What it writes to nobody ends it, too, and left its folder."""
+    program = f"import time\nwhile True: time.sleep(0.001); {says}"
     with subprocess.Popen(
-        [sys.executable, "-c", _A_STREAM],
+        [sys.executable, "-c", _A_STREAM, program],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
@@ -782,6 +784,34 @@ def trainings(monkeypatch, model, outcomes, learned=None, **options):
             learner._begin(LiveDenoiser().denoise(live_frame(0)), "")
             learner._thread.join()
     return ran
+
+
+def test_a_training_is_given_the_model_it_starts_from(monkeypatch, model, tmp_path):
+    in_use = tmp_path / "in_use.onnx"
+    model.save(in_use)
+    program = (
+        f"{ONCE_TOLD} from pathlib import Path; (start,) = [word.removeprefix('--init=') "
+        "for word in sys.argv if word.startswith('--init=')]; same = Path(start).read_bytes() "
+        f"== Path({str(in_use)!r}).read_bytes(); sys.exit(f'Error: the same: {{same}}')"
+    )
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
+    training = TrainingProcess(LearnOptions(), "fast", model)
+    with pytest.raises(TrainingFailedError, match=r"^the same: True$"):
+        training.learn(Frame(pixels=live_frame(0).pixels))
+
+
+def test_a_training_that_fails_once_its_model_is_written_is_told(
+    monkeypatch, model, tmp_path, told
+):
+    model.save(tmp_path / "learned.onnx")
+    copied = f"import shutil; shutil.copy({str(tmp_path / 'learned.onnx')!r}, sys.argv[4])"
+    program = f"{ONCE_TOLD} {copied}; sys.exit('Error: no driver')"
+    monkeypatch.setattr(training_process, "_PROGRAM", program)
+    learned = TrainingProcess(LearnOptions(), "fast", None).learn(
+        Frame(pixels=live_frame(0).pixels)
+    )
+    assert learned == model
+    assert "the training failed after it had learned: no driver" in told.text
 
 
 def test_training_starts_from_the_model_in_use(monkeypatch, model):

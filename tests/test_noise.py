@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -25,7 +27,7 @@ from n2sr_deploy.hot_pixels import hot_pixels
 from n2sr_deploy.limits import at_limits
 from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
 from n2sr_deploy.phantom import clean_phantom, noisy_draw
-from tests.conftest import SHARED_DATA
+from tests.conftest import REPOSITORY, SHARED_DATA
 
 SHAPE = (384, 416)
 
@@ -733,19 +735,52 @@ def test_a_specimen_in_a_part_of_the_frame_is_no_offset_of_rows():
         assert not repaired.column_offsets.any()
 
 
-def test_on_one_core_and_on_several_the_same_is_measured(monkeypatch):
+@pytest.fixture
+def on_cores(monkeypatch):
+    """Give this process so many."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return lambda n: monkeypatch.setattr(cores, "cores_allowed", lambda: n)
+
+
+def test_on_one_core_and_on_several_the_same_is_measured(on_cores):
     frame = draw(vacuum_beside_an_edge(), 0.1, 0.02, along_rows=0.3)
     found = []
     for n_cores in (1, 2, 4):
-        monkeypatch.setattr(cores, "cores_allowed", lambda n=n_cores: n)
+        on_cores(n_cores)
         found.append((measure_noise(frame), repair(frame).hot.tobytes()))
     assert found[0][0].gain is not None, "none of it was left out"
     assert found[0] == found[1] == found[2]
 
 
-def test_what_is_done_on_several_cores_keeps_its_order_and_its_errors(monkeypatch):
-    for n_cores in (1, 3):
-        monkeypatch.setattr(cores, "cores_allowed", lambda n=n_cores: n)
-        assert cores.at_once(lambda n: n**2, range(7)) == [0, 1, 4, 9, 16, 25, 36]
-        with pytest.raises(ZeroDivisionError):
-            cores.at_once(lambda n: 1 / n, (1, 0))
+@pytest.mark.parametrize("n_cores", [1, 3])
+def test_what_is_done_on_several_cores_keeps_its_order_and_its_errors(on_cores, n_cores):
+    on_cores(n_cores)
+    assert cores.at_once(lambda n: n**2, range(7)) == [0, 1, 4, 9, 16, 25, 36]
+    with pytest.raises(ZeroDivisionError):
+        cores.at_once(lambda n: 1 / n, (1, 0))
+    large = [np.float32([3e38])] * 2
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        cores.at_once(lambda values: values + values, large)
+    with np.errstate(over="ignore"):  # pytest makes warnings errors
+        cores.at_once(lambda values: values + values, large)
+
+
+_AS_PYTHON_ENDS = """
+import threading, time
+import numpy as np
+from n2sr_deploy import Frame, cores, measure_noise
+cores.cores_allowed = lambda: 4
+def measure():
+    threading.main_thread().join()
+    time.sleep(0.1)
+    print(measure_noise(Frame(pixels=np.random.default_rng(0).normal(size=(96, 96)))).std)
+threading.Thread(target=measure).start()
+"""
+
+
+def test_noise_is_measured_in_a_thread_that_outlives_the_program():
+    done = subprocess.run(
+        [sys.executable, "-c", _AS_PYTHON_ENDS], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert float(done.stdout) == pytest.approx(1.0, rel=0.1), done.stderr

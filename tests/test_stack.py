@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from benchmarks.simulation import unit_noise
-from n2sr_deploy import Frame, read_frame, spectrum
+from n2sr_deploy import Frame, cores, read_frame
 from n2sr_deploy import denoise_file as module
 from n2sr_deploy.cli import main
 from n2sr_deploy.denoise_file import denoise_file
@@ -262,8 +260,7 @@ def test_a_damaged_file_is_told_as_such_in_the_middle_of_a_stack(run, stack, mod
 @pytest.mark.parametrize("extension", ["tif", "mrc", "npy"])
 def test_memory_does_not_grow_with_the_frames(noisy, tmp_path, model_path, extension, monkeypatch):
     # Two threads take more memory when both are busy, which is chance.
-    no_threads = SimpleNamespace(map=map)
-    monkeypatch.setattr(spectrum, "ThreadPoolExecutor", lambda n: nullcontext(no_threads))
+    monkeypatch.setattr(cores, "cores_allowed", lambda: 1)
     options = DenoiseOptions(
         model=str(model_path), n_samples=4, stack=True, learn=LearnOptions(repair=False)
     )

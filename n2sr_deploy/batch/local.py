@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.batch.work import Outcome, Task
-from n2sr_deploy.cores import cores_allowed
+from n2sr_deploy.cores import threads_each
 from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.words import counted
 
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 _THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 _LOOK_EVERY_S = 0.5  # for Ctrl-C, which Windows does not let through while a thread waits
 _KILL = 9  # SIGKILL, that Windows does not have
-
-
-def threads_each(n_jobs: int) -> int:
-    """How many threads each of so many processes gets; what OMP_NUM_THREADS says is the most."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(cores_allowed() // n_jobs, 1)
-    return min(share, int(said)) if said.isdigit() and int(said) else share
 
 
 class LocalRunner:

@@ -59,7 +59,7 @@ class TrainingProcess:
 
     Raises
     ------
-    OSError, OutputError
+    OSError
         When no process can be begun or no folder written.
     """
 
@@ -134,7 +134,7 @@ class TrainingProcess:
         Raises
         ------
         TrainingFailedError
-            When it ends with an error, or without anything learned.
+            When it ends before it has learned anything.
         N2SRError
             When the frame cannot be written or the model not be read.
         """
@@ -148,6 +148,8 @@ class TrainingProcess:
             failed = self._process.wait() != 0  # before its lifeline is closed
             if failed and not self._model.exists():  # whole, or not there
                 raise TrainingFailedError(self._why())
+            if failed and not self._was_ended:
+                _log.warning("the training failed after it had learned: %s", self._why())
             return ExportedModel.open(self._model)
         finally:
             self.close()
