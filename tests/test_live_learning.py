@@ -571,7 +571,9 @@ def is_running(pid):
 @pytest.mark.parametrize("says", ["", "print(time.time(), flush=True)"], ids=["silent", "talks"])
 def test_a_training_ends_when_the_stream_is_killed(wait_s, says, tmp_path):
     """What it writes to nobody ends it, too, and left its folder."""
-    program = f"import time\nwhile True: time.sleep(0.001); {says}"
+    slowly = "shutil.rmtree = lambda *given, **also: (time.sleep(0.3), remove(*given, **also))"
+    program = f"import shutil, time; remove = shutil.rmtree; {slowly}\n"
+    program += f"while True: time.sleep(0.001); {says}"
     with subprocess.Popen(
         [sys.executable, "-c", _A_STREAM, program],
         stdout=subprocess.PIPE,
