@@ -37,10 +37,12 @@ def end_with_parent(removes: str | None = None) -> None:
         A folder of the parent's, which can no longer remove it.
     """
     parents = parents_pipe()
+    is_closed = threading.Event()
 
     def wait() -> None:
         while os.read(parents, 1):
             _told.set()
+        is_closed.set()
         try:
             if removes is not None:
                 shutil.rmtree(removes, ignore_errors=True)
@@ -52,9 +54,11 @@ def end_with_parent(removes: str | None = None) -> None:
 
     def let_it_end() -> None:
         """What is written to a parent that is gone may end this process first."""
-        if os.name == "nt":  # where nothing tells whether a pipe was closed
-            lifeline.join(0.1)
+        if os.name == "nt":  # which has no other way to ask a pipe
+            is_closed.wait(0.1)
         elif select.select([parents], [], [], 0)[0]:
+            is_closed.set()
+        if is_closed.is_set():
             lifeline.join(_REMOVED_IN_S)
 
     atexit.register(let_it_end)

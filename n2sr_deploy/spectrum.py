@@ -312,9 +312,7 @@ class _Regression:
     def _moments(
         self, of_added: AnyArray, apart: AnyArray, sign: int, residual: AnyArray
     ) -> tuple[AnyArray, AnyArray, AnyArray]:
-        """What a half shows, summed with weights: times the regressors, the power, the residual.
-
-        The last of these squared.
+        """What a half shows, weighted, summed times regressors and power, and its scatter.
 
         Parameters
         ----------
@@ -323,7 +321,7 @@ class _Regression:
         apart
             Times the sign, by how much the frame exceeds the other half, as power.
         residual
-            Of the regression with the model so far.
+            Of the regression with the model so far, for the scatter.
         """
         transform = _half(self.intensity.transform) + sign * of_added
         weighted = self.weight.ravel() * self._terms(self._shown(transform))

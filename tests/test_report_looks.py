@@ -78,7 +78,7 @@ def check_words(drawn):
 def test_no_words_are_cut_off_or_lie_on_others(drawn, shape, counts):
     """`beyond the noise's correlation` was read across two panels; a label of variance was cut."""
     findings = findings_of(shape, counts, pixel_size=(0.02, 0.02), unit="nm")
-    states = "kept", "weakened", "lost", "hum", "unsupported"
+    states = "kept", "weakened", "lost", "unsupported"
     peaks = [
         Peak(frequency=(0.1 * n, 0.1), strength=50, kept=0.5, state=state, denial=9)
         for n, state in enumerate(states)

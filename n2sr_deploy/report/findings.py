@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import AnyArray, FloatArray
 
 LineAxis = Literal["row", "column"]
-PeakState = Literal["kept", "weakened", "lost", "hum", "unsupported"]
+PeakState = Literal["kept", "weakened", "lost", "unsupported"]
 Level = Literal["good", "caution", "bad"]
 
 
@@ -28,8 +28,7 @@ class Peak:
     kept: float
     """Share of its amplitude that the denoised frame has; 1: all."""
     state: PeakState
-    """Kept from 0.7 of the amplitude, lost below 0.3; hum: of lines that are displaced in the noisy
-    frame and straight in the denoised one; unsupported: not in the noisy frame."""
+    """Kept from 0.7 of the amplitude, lost below 0.3; unsupported: not in the noisy frame."""
     denial: float
     """By how many standard errors the residual contradicts it; 0: it does not."""
 

@@ -103,7 +103,7 @@ def measure(
         rings=spectra.rings(),
         noise_left=spectra.noise_left(),
         variance=_variance_curve(residual, result, expected, ~repaired.hot),
-        peaks=spectra.peaks,
+        peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
         confirmation=None if halves is None else confirmation(repaired.frame.pixels, halves),
         excess=None if second is None else _excess(noisy, result, second, standard_error, spectra),

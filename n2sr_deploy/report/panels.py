@@ -25,7 +25,7 @@ INK, GREY, BLUE, ORANGE, GREEN, PURPLE = (
 )  # fmt: skip
 PEAK_MARKS = {
     "kept": ("o", BLUE), "weakened": ("D", "#E69F00"), "lost": ("s", ORANGE),
-    "hum": ("v", "#999999"), "unsupported": ("^", PURPLE),
+    "unsupported": ("^", PURPLE),
 }  # fmt: skip
 _LARGEST = 1024  # pixels along an axis that a picture shows
 _BAR, _BAR_PAD = 0.12, 0.08  # inches
@@ -111,11 +111,9 @@ def _peaks_told(findings: ReportFindings) -> str:
     if not findings.peaks:
         return "No Bragg peaks are seen: nothing sharp stands out of noise and diffuse spectrum."
     damaged = findings.counted("lost") + findings.counted("weakened")
-    hum = findings.counted("hum")
-    of_hum = f"; {counted(hum, 'peak')} of hum that displaced the frame's lines" if hum else ""
     return (
         f"{counted(findings.counted('kept'), 'Bragg peak')} kept, {damaged} weakened or lost, "
-        f"{findings.counted('unsupported')} without support in the data{of_hum}."
+        f"{findings.counted('unsupported')} without support in the data."
     )
 
 

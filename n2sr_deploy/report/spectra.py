@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from n2sr_deploy.report.findings import Peak, Rings
-from n2sr_deploy.report.hum import frequencies_of_hum, told_from_hum
 from n2sr_deploy.report.registration import coherence, register
 from n2sr_deploy.spectrum import SHARED, Spectrum, box_mean
 
@@ -64,9 +63,6 @@ class Spectra:
         fy, fx = (np.fft.fftfreq(n) for n in noisy.shape)
         self.frequency = np.hypot(fy[:, None], fx[None, :])
         self._axes = fy, fx
-        self.peaks = self._peaks()
-        """Sharp peaks of the noisy and of the denoised frame, the strongest first."""
-        self._of_hum = frequencies_of_hum(self.peaks, self.floor.shape)
 
     def registered(self) -> Registration | None:
         """How the denoised frame lies to the noisy one."""
@@ -74,16 +70,16 @@ class Spectra:
         return register(self._noisy, self._denoised, shown * coherence(self.noisy))
 
     def rings(self) -> Rings:
-        """Means over rings, without what hum makes."""
+        """Means over rings."""
         ring = ring_of(self.frequency)
         centre = self.frequency < 2.5 / min(self.floor.shape)  # the mean, smeared by the window
-        every = ~centre & ~self._of_hum
-        empty = ~self.spectrum.signal & every
+        empty = ~self.spectrum.signal & ~centre
 
         def summed(values: AnyArray, where: BoolArray) -> AnyArray:
             sums = np.bincount(ring[where], values[where], minlength=N_RINGS + 1)
             return np.asarray(sums[:N_RINGS])
 
+        every = ~centre
         n, n_empty = (summed(np.ones(ring.shape), where) for where in (every, empty))
         with np.errstate(divide="ignore", invalid="ignore"):
             # All of a ring: bins chosen for their signal would be chosen for their noise too.
@@ -117,14 +113,18 @@ class Spectra:
             return 0.0
         return float(np.sqrt((rings.noise_left * weight)[known].sum() / weight[known].sum()))
 
-    def _peaks(self) -> tuple[Peak, ...]:
+    def peaks(self) -> tuple[Peak, ...]:
+        """Sharp peaks of the noisy and of the denoised frame, the strongest first."""
         noisy, denoised = box_mean(self.noisy, 3), box_mean(self.denoised, 3)
-        found = (self._sharp(noisy) | self._sharp(denoised)) & self._half()
+        shown = self._sharp(denoised)
+        found = (self._sharp(noisy) | shown) & self._half()
         along = box_mean((self._denoised * self._noisy.conj()).real, 3)
         against = box_mean((self._denoised * self._residual.conj()).real, 3)
         peaks = []
         for y, x in np.argwhere(found):
-            denial = against[y, x] / np.sqrt(denoised[y, x] / 2 * SHARED / 9)
+            denial = 0.0  # a trace of what is lost may have any phase
+            if shown[y, x]:
+                denial = against[y, x] / np.sqrt(denoised[y, x] / 2 * SHARED / 9)
             is_denied = denial < -_CONTRADICTED and against[y, x] < -0.5 * denoised[y, x]
             if not (noisy[y, x] > _PEAK or is_denied):
                 continue  # too weak for this frame to tell
@@ -142,7 +142,7 @@ class Spectra:
                     denial=max(-float(denial), 0.0),
                 )
             )
-        peaks = told_from_hum(self._of_a_lattice(peaks), noisy)
+        peaks = self._of_a_lattice(peaks)
         peaks.sort(key=lambda peak: (peak.state != "unsupported", -peak.strength))
         return tuple(peaks[:_MOST_PEAKS])
 

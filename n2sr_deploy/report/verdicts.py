@@ -101,9 +101,8 @@ def _worst(*levels: Level) -> Level:
 
 def _signal_left(findings: ReportFindings) -> Verdict:
     ring = worst_ring(findings)
-    real = [peak for peak in findings.peaks if peak.state not in ("hum", "unsupported")]
+    real = [peak for peak in findings.peaks if peak.state != "unsupported"]
     damaged = sum(peak.state != "kept" for peak in real)
-    hum = _hum_told(findings.counted("hum"))
     lacking = [place for place in findings.places if not place.is_invented]
     share = _residual_share(findings)
     level = _worst(
@@ -134,19 +133,14 @@ def _signal_left(findings: ReportFindings) -> Verdict:
             question=SIGNAL, level=level, answer=f"That cannot be told: {'; '.join(told)}."
         )
     if not told:
-        none = "None is seen: the residual rises above the noise at no frequency"
-        return Verdict(question=SIGNAL, level=level, answer=f"{none}; {_all_kept(len(real))}.{hum}")
+        peaks = _all_kept(len(real))
+        return Verdict(
+            question=SIGNAL,
+            level=level,
+            answer=f"None is seen: the residual rises above the noise at no frequency; {peaks}.",
+        )
     beginning = {"good": "Hardly", "caution": "Some", "bad": "Yes"}[level]
-    return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.{hum}")
-
-
-def _hum_told(n_peaks: int) -> str:
-    if not n_peaks:
-        return ""
-    return (
-        f" Hum displaced lines of the frame ({counted(n_peaks, 'peak')} of its spectrum); in the "
-        "result they are straight."
-    )
+    return Verdict(question=SIGNAL, level=level, answer=f"{beginning}: {'; '.join(told)}.")
 
 
 def _all_kept(n_peaks: int) -> str:
