@@ -45,12 +45,10 @@ def worst(found: list[Row], measure: str, digits: int, *, low: bool) -> float:
     return (math.floor if low else math.ceil)(value * 10**digits) / 10**digits
 
 
-def told(found: list[Row], method: str) -> str:
-    """A method's name; of a training that was ended before its end, how far it came."""
-    if method != PAPER:
-        return method
-    steps, whole = min(r["steps"] for r in found if r["method"] == PAPER), PAPERS_STEPS
-    return method if steps == whole else f"{method}, {steps} of {whole} steps"
+def how_far(found: list[Row]) -> str:
+    """How far the paper's trainings came, where one was ended before its end."""
+    steps = min((r["steps"] for r in found if r["method"] == PAPER), default=PAPERS_STEPS)
+    return "" if steps == PAPERS_STEPS else f", {steps} of {PAPERS_STEPS} steps"
 
 
 def table(found: list[Row], frames: list[str], measure: str, digits: int, *, low: bool) -> str:
@@ -76,7 +74,8 @@ def table(found: list[Row], frames: list[str], measure: str, digits: int, *, low
     lines = ["| | " + " | ".join(frames) + " |", "|---" * (len(frames) + 1) + "|"]
     for method in values:
         row = " | ".join(cell(method, f) for f in frames)
-        lines.append(f"| {told(found, method)} | {row} |")
+        of_method = [r for r in found if r["method"] == method and r["frame"] in frames]
+        lines.append(f"| {method}{how_far(of_method)} | {row} |")
     return "\n".join(lines)
 
 
@@ -101,7 +100,7 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
                 quality.append("not measured")
                 continue
             value = worst(here, "psnr_db", 2, low=True)
-            quality.append(f"{value:.2f} dB")
+            quality.append(f"{value:.2f} dB{how_far(here)}")
             if goals and target is not None:
                 quality[-1] += f" (goal: {target}{'' if value >= target else ', missed'})"
         tflop = max(r["tflop"] for r in mine)
@@ -110,7 +109,7 @@ def presets_table(found: list[Row], *, goals: bool) -> str:
         seeds = ", ".join(map(str, sorted({r["seed"] for r in mine})))
         draws = ", ".join(map(str, sorted({r["n_samples"] for r in mine})))
         lines.append(
-            f"| {told(mine, method)} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | "
+            f"| {method} | {' | '.join(quality)} | {seeds} | {tflop:.1f} TFLOP | "
             f"{seconds} | {draws} |"
         )
     return "\n".join(lines)
