@@ -766,7 +766,8 @@ def test_what_is_done_on_several_cores_keeps_its_order_and_its_errors(on_cores, 
 
 
 _AS_PYTHON_ENDS = """
-import threading, time
+import os, threading, time
+os.environ.pop("OMP_NUM_THREADS", None)
 import numpy as np
 from n2sr_deploy import Frame, cores, measure_noise
 cores.cores_allowed = lambda: 4
