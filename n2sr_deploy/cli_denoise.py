@@ -198,7 +198,7 @@ class _Judge:
         self._result = result
         self._known = known(
             result.denoiser,
-            result.mended,
+            result.mended.repaired.frame,
             result.denoised,
             result.n_samples,
             result.seed,
@@ -219,7 +219,8 @@ class _Judge:
 
         if self._result is None:
             raise AssertionError("no frame was denoised")
-        noisy = self._result.noisy
+        mended = self._result.mended
+        noisy = mended.noisy
         which = f", frame {noisy.index}" if noisy.n_frames > 1 else ""
         findings = report_on(
             self._path,
@@ -228,6 +229,7 @@ class _Judge:
             title=f"{output.name}, denoised from {self._noisy.name}{which}",
             lines=(noisy.describe(), *read_frame(output).history),
             known=self._known,
+            repairs=mended.repairs,
             overwrite=self._overwrite,
         )
         click.echo(findings.describe())

@@ -227,6 +227,7 @@ def report_command(
         lines=tuple(lines),
         known=_known(model, std, noisy_frame, mended, judged, backend, made),
         second=other,
+        repairs=mended.repairs,
         overwrite=overwrite,
     )
     if as_json:

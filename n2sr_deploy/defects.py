@@ -24,10 +24,11 @@ _STRIP = 256  # rows
 _SLOW = 25  # lines; what changes over more belongs to the specimen
 NOISELESS = 0.003  # of the frame's standard deviation; below, a spectrum shows its rounding
 _SHARED = 0.5  # of the offsets' variance that any two quarters of the lines must share
-_LEAST = 64  # rows and columns that are worth a frame of their own
+_LEAST = 64  # rows and columns that are worth a frame of their own, or tell of offsets
 _CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 _LEAST_FAST = 0.06  # power, of that at medium frequencies: layers 0.01, random walks 0.2
+_LEAST_USUAL = 0.6  # of the steps' variance, from their median: sharp layers 0 to 0.4, offsets 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,11 +160,11 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
 
     Returns
     -------
-    (H,) or (W,) float32 of zero mean.
+    (H,) or (W,) float32 of zero mean; zeros of fewer than 64 lines or pixels along them, too.
     """
     lines = pixels if axis == 0 else pixels.T
     n_lines, n_along = lines.shape
-    if min(n_lines, n_along) < 32:
+    if min(n_lines, n_along) < _LEAST:
         return np.zeros(n_lines, np.float32)
     quarters, others, total_variance = _of_lines(lines)
     means = quarters @ [len(part) / n_along for part in np.array_split(range(n_along), 4)]
@@ -171,10 +172,10 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
     noiseless = not floor * n_along > NOISELESS**2 * total_variance
     if noiseless or not _fast_power(means) > _LINE_RATIO * floor:
         return np.zeros(n_lines, np.float32)
-    offsets = _aperiodic(means)
-    variance, expected = _variance(offsets), np.median(_variance(_aperiodic(others)))
+    offsets, noise = _aperiodic(means), _aperiodic(others)
+    variance, expected = _variance(offsets), np.median(_variance(noise))
     is_strong = variance > _LINE_RATIO * expected and _is_shared(quarters, variance - expected)
-    if not is_strong or not _are_independent(offsets, floor):
+    if not is_strong or not _are_independent(offsets, floor) or _are_layers(offsets, noise):
         return np.zeros(n_lines, np.float32)
     offsets[np.abs(offsets) > 5 * math.sqrt(variance)] = 0  # a line of the specimen's own
     offsets *= 1 - expected / variance  # the rest is noise that remains in a line's mean
@@ -216,6 +217,16 @@ def _are_independent(offsets: AnyArray, floor: float) -> bool:
     fast = np.median(power[frequency > 0.4]) - floor
     medium = power[(frequency > 0.08) & (frequency < 0.3)].mean() - floor
     return bool(fast > max((_LINE_RATIO - 1) * floor, _LEAST_FAST * medium))
+
+
+def _are_layers(offsets: AnyArray, noise: AnyArray) -> bool:
+    """Whether lines (n,) lie in groups of one level; noise (n, m) as it remains in their means.
+
+    Then most steps from line to line are none, and a few are large.
+    """
+    steps = np.diff(offsets)
+    of_noise = np.median(_variance(np.diff(noise, axis=0)))
+    return bool(_variance(steps) - of_noise < _LEAST_USUAL * (steps.var() - of_noise))
 
 
 def _fast_power(values: AnyArray) -> AnyArray:

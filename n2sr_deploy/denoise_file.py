@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from n2sr_deploy.formats.base import FrameFile
     from n2sr_deploy.frame import Frame
     from n2sr_deploy.learning import Progress
+    from n2sr_deploy.mending import Mended
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.opening import Denoisers, Opened
     from n2sr_deploy.sampling import FloatArray
@@ -63,10 +64,9 @@ class DenoisedFile:
 class FrameResult(NamedTuple):
     """A frame and what became of it, while the denoiser is open."""
 
-    noisy: Frame
-    """The measured part of it."""
-    mended: Frame
+    mended: Mended
     denoised: Denoised
+    """Of its measured part."""
     denoiser: Opened
     n_samples: int
     seed: int
@@ -319,10 +319,10 @@ class _Work:
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
         options = self.options
         mended = mend(noisy, repairs=options.learn.repair)
-        measured, repaired = mended.noisy, mended.repaired.frame
+        repaired = mended.repaired.frame
         seed = options.learn.seed or 0
         with ExitStack() as closing:
-            denoiser = self._of_all or self._learned(measured, closing)
+            denoiser = self._of_all or self._learned(mended.noisy, closing)
             model = denoiser.model.metadata
             self.n_samples = options.n_samples or model.n_samples
             self.backend = denoiser.name
@@ -334,9 +334,7 @@ class _Work:
                 if self._first is None:
                     _log.info("measuring the standard error, by denoising once more")
                 found = standard_error(repaired, denoised, denoise)
-            self.on_result(
-                FrameResult(measured, repaired, denoised, denoiser, self.n_samples, seed, found)
-            )
+            self.on_result(FrameResult(mended, denoised, denoiser, self.n_samples, seed, found))
         whole = put_together(mended, denoised.mean)
         self.provenance.add_hum(whole.hum)
         result = replace(noisy, pixels=whole.mean)

@@ -568,6 +568,35 @@ def test_layers_of_a_specimen_are_no_offsets(stacking, spacing, sigma):
         assert not line_offsets(noisy.T, 1).any()
 
 
+@pytest.mark.parametrize(("thinnest", "thickest"), [(3, 3), (6, 6), (8, 8), (4, 13), (10, 39)])
+def test_layers_with_sharp_edges_are_no_offsets(thinnest, thickest):
+    """Of layers 6 pixels thick, 40 % of the contrast was subtracted, and the report found it good.
+
+    Their spectrum is that of offsets that walk, but most lines are like the one before.
+    """
+    along = 1 + 0.4 * np.cos(2 * np.pi * np.arange(256) / 8.3)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        edges = np.cumsum(rng.integers(thinnest, thickest + 1, 200))
+        levels = rng.normal(size=201)[np.searchsorted(edges, np.arange(256), "right")]
+        for specimen in (np.ones(256), along):
+            clean = np.maximum(55 + 15 * levels, 1)[:, None] * specimen
+            noisy = rng.poisson(clean).astype(np.float64)
+            assert not line_offsets(noisy, 0).any()
+            assert not line_offsets(noisy.T, 1).any()
+            noise = rng.poisson(np.tile(55 * specimen, (256, 1)))
+            assert line_offsets(noise + 5 * rng.normal(size=(256, 1)), 0).any()
+
+
+@pytest.mark.parametrize("size", [32, 40, 48])
+def test_a_frame_of_few_lines_tells_no_offsets(size):
+    """A sine of 25 pixels was subtracted as offsets of some frames of 32 rows."""
+    rows, columns = np.arange(size)[:, None], np.arange(size)
+    for seed in range(20):
+        clean = 50 + 20 * np.sin(rows / 4) + 20 * np.cos(columns / 5)
+        assert not line_offsets(np.random.default_rng(seed).poisson(clean), 0).any()
+
+
 def test_offsets_that_walk_from_line_to_line_are_removed():
     offsets = np.cumsum(np.random.default_rng(2).normal(size=512) * 0.05)
     found = line_offsets(draw(np.full((512, 512), 0.5), 0.05, 0).pixels + offsets[:, None], 0)

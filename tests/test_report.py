@@ -221,6 +221,39 @@ def test_hot_pixels_are_mended_and_no_signal():
     assert "2 hot pixels" in findings.mended
 
 
+def with_offsets():
+    """The lattice with one offset for each row, as a detector or a specimen has them."""
+    return lattice() + np.random.default_rng(6).normal(size=(SHAPE[0], 1))
+
+
+def test_offsets_that_were_left_are_judged_as_part_of_the_frame():
+    """The truth was called bad in all three, since the frame was mended and the result was not."""
+    noisy = noisy_frame(clean=with_offsets())
+    found, findings = levels(noisy, with_offsets(), repairs=False)
+    assert found == ["good", "good", "good"]
+    assert not findings.mended
+    found, findings = levels(noisy, with_offsets())
+    assert "bad" in found
+    assert "offsets of rows" in findings.mended
+    _, findings = levels(
+        noisy,
+        with_offsets(),
+        second=noisy_frame(clean=with_offsets(), seed=4),
+        repairs=False,
+    )
+    assert findings.excess.denoised == pytest.approx(0, abs=0.01)
+
+
+def test_the_command_judges_what_was_not_mended(tmp_path, quick_drawing):
+    truth, noisy = tmp_path / "truth.tif", tmp_path / "noisy.tif"
+    write_frame(truth, with_offsets().astype(np.float32))
+    write_frame(noisy, noisy_frame(clean=with_offsets()))
+    for option, is_bad in (("--no-repair", False), (None, True)):
+        arguments = ["report", noisy, truth, "-o", tmp_path / "r.html", "--overwrite", option]
+        result = CliRunner().invoke(main, [str(word) for word in arguments if word])
+        assert ("[bad]" in result.stdout) == is_bad, result.output
+
+
 def test_the_second_exposure_tells_the_true_error():
     frame = noisy_frame()
     noise = 0.6 * np.random.default_rng(9).normal(size=SHAPE)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from n2sr_deploy.defects import repair
+from n2sr_deploy.defects import repair, untouched
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.noise import SMALLEST, measure_noise, middle_of
 from n2sr_deploy.report.cross_validation import confirmation
@@ -44,14 +44,14 @@ def measure(
     standard_error: FloatArray | None = None,
     halves: Halves | None = None,
     second: Frame | None = None,
+    repairs: bool = True,
 ) -> ReportFindings:
     """Measure what can be told of a denoised frame from the noisy one, and judge it.
 
     Parameters
     ----------
     noisy
-        (H, W) in counts, at least 48 x 48. Never written to; hot pixels and offsets of lines are
-        mended first, as `n2sr denoise` does, so that they do not count as signal.
+        (H, W) in counts, at least 48 x 48. Never written to.
     denoised
         (H, W) in counts; by any method.
     standard_error
@@ -61,6 +61,9 @@ def measure(
     second
         Another exposure of the same area, registered to 0.3 pixels, for the excess error; a drift
         is measured and told.
+    repairs
+        Whether hot pixels and offsets of lines are mended first, as `n2sr denoise` does, so that
+        they do not count as signal; False for a result of ``--no-repair``, which has them.
 
     Returns
     -------
@@ -74,7 +77,9 @@ def measure(
         exposure has the very pixels of the noisy or the denoised frame.
     """
     _check(noisy, denoised, standard_error, second)
-    repaired = repair(noisy)
+    mended = repair if repairs else untouched
+    repaired = mended(noisy)
+    other = None if second is None else mended(second).frame
     noise = measure_noise(noisy, repaired=repaired)
     if noise.is_negligible:
         _log.warning(
@@ -106,7 +111,9 @@ def measure(
         peaks=spectra.peaks(),
         places=significant_places(residual, result, expected, spectra.floor / spectra.floor.mean()),
         confirmation=None if halves is None else confirmation(repaired.frame.pixels, halves),
-        excess=None if second is None else _excess(noisy, result, second, standard_error, spectra),
+        excess=None
+        if second is None or other is None
+        else _excess(noisy, result, second, other, standard_error, spectra),
         pixel_size=noisy.pixel_size,
         unit=noisy.unit,
     )
@@ -196,11 +203,12 @@ def _excess(
     noisy: Frame,
     denoised: AnyArray,
     second: Frame,
+    mended: Frame,
     standard_error: AnyArray | None,
     spectra: Spectra,
 ) -> Excess:
     """Standardised by the noisy frame: the mean squared distance to the second, less its noise."""
-    first, other = spectra.spectrum, Spectrum(middle_of(repair(second).frame.pixels))
+    first, other = spectra.spectrum, Spectrum(middle_of(mended.pixels))
     coherent = coherence(first.power / first.floor, other.power / other.floor)
     found = register(first.transform, other.transform, coherent * (first.signal & other.signal))
     check_area("second exposure", found, may_drift=True)

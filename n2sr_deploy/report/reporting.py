@@ -123,6 +123,7 @@ def report_on(
     lines: tuple[str, ...] = (),
     known: Known | None = None,
     second: Frame | None = None,
+    repairs: bool = True,
     overwrite: bool = False,
 ) -> ReportFindings:
     """Measure, judge, and write the page and the picture beside it, each whole or not at all.
@@ -139,6 +140,8 @@ def report_on(
         What the network tells, if it is at hand.
     second
         Another exposure of the same area, registered.
+    repairs
+        Whether hot pixels and offsets of lines were mended before the frame was denoised.
     overwrite
         Whether existing files are replaced.
 
@@ -163,6 +166,7 @@ def report_on(
         standard_error=known.standard_error,
         halves=known.halves,
         second=second,
+        repairs=repairs,
     )
     html, picture = page(findings, title, lines), overview_png(findings, title)
     with files.replacing(path, overwrite=overwrite) as temporary:
