@@ -329,6 +329,7 @@ class _Work:
             self.provenance.add_frame(mended, model)
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
+            self.provenance.add_denoised(mended, denoised.mean)
             found = None
             if self.std is not None:
                 if self._first is None:

@@ -139,6 +139,8 @@ def prepared(frame: Frame, options: LearnOptions) -> tuple[Frame, TrainingConfig
         )
     noise = None
     repaired = repair(frame) if options.repair else untouched(frame)
+    if repaired.describe():
+        _log.info("mended: %s", repaired.describe())
     if min(frame.shape) < SMALLEST:
         _log.warning(
             "the frame is too small to measure its noise (%d x %d are needed): it is taken as "

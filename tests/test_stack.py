@@ -21,9 +21,10 @@ from n2sr_deploy.formats import open_frames, write_frames
 from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.learning import Learned, LearnOptions, TrainingStatus
 from n2sr_deploy.mending import mend
+from n2sr_deploy.noise import measure_noise
 from n2sr_deploy.opening import Denoisers
 from n2sr_deploy.pattern import SamplingPattern
-from n2sr_deploy.provenance import noise_of
+from n2sr_deploy.provenance import noise_of, tell_what_is_lost
 
 QUICK = ["--steps", "2", "--device", "cpu"]
 TIME = Axis(name="time", size=3, scale=0.5, offset=2.0, unit="s")
@@ -330,11 +331,32 @@ def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
     white = run("denoise", "white.npy", "-m", model_path, "-o", "white.tif")
     assert "trained with pattern" not in white.stderr
     streaks = run("denoise", "streaks.npy", "-m", model_path, "-o", "streaks.tif")
-    assert re.search(r"correlated 0\.(4|5)\d along rows and -?0\.0\d along col", streaks.stderr)
+    assert re.search(r"neighbours 0\.(4|5)\d along rows and -?0\.0\d along col", streaks.stderr)
     assert "asks for pattern row" in streaks.stderr
     assert "the model was trained with pattern cell" in streaks.stderr
     told = read_frame("streaks.tif").metadata["n2sr"]["noise"]
     assert told["along_rows"][0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_model_that_loses_signal_is_told(run, model_path, caplog):
+    """Fringes came out flat, with twice the noisy frame's error, and nothing was said."""
+    fringes = 50 + 15 * np.sin(np.arange(256) / 4)[:, None] * np.ones(256)
+    noisy = np.random.default_rng(0).poisson(fringes).astype(np.uint16)
+    noise = measure_noise(noisy)
+    tell_what_is_lost(noise, noisy, fringes.astype(np.float32))
+    assert not caplog.text
+    tell_what_is_lost(noise, noisy, np.full(noisy.shape, 50, np.float32))
+    assert "has 3.1 times the power of its noise, so signal is lost" in caplog.text
+    caplog.clear()
+    exact = fringes.astype(np.float32)
+    tell_what_is_lost(measure_noise(exact), exact, exact + 1)
+    assert not caplog.text
+
+    np.save("fringes.npy", noisy)
+    told = run("denoise", "fringes.npy", "-m", model_path, "-o", "fringes.tif").stderr
+    assert told.count("so signal is lost") == 1
+    told = run("denoise", "fringes.npy", *QUICK, "-o", "learned.tif").stderr
+    assert "signal is lost" not in told
 
 
 @pytest.mark.parametrize(("stride", "is_told"), [(2, True), (4, False)])
