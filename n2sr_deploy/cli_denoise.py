@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shlex
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from n2sr_deploy import files
 from n2sr_deploy.cli_options import (
     PATH,
     backend_option,
@@ -24,12 +26,12 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
-from n2sr_deploy.errors import N2SRError
+from n2sr_deploy.errors import N2SRError, OutputError
 from n2sr_deploy.formats import extensions
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from n2sr_deploy.denoise_file import FrameResult
@@ -122,7 +124,11 @@ def denoise_command(
         learn=options,
     )
     alone = model is not None
-    with Denoisers() as denoisers, shown_frames("denoising", alone=alone) as on_frame:
+    with (
+        keeping.though_unwritten(output),
+        Denoisers() as denoisers,
+        shown_frames("denoising", alone=alone) as on_frame,
+    ):
         done = denoise_file(
             noisy,
             output,
@@ -154,22 +160,35 @@ def denoise_command(
 
 
 class _Keeping:
-    """Writes what was learned to the file of --keep, if there is one."""
+    """Writes what was learned to the file of --keep; without one, where its result cannot be."""
 
     def __init__(self, path: Path | None, *, overwrite: bool) -> None:
         self._path, self._overwrite = path, overwrite
         self.has_failed = False
+        self._learned: ExportedModel | None = None
 
     def __call__(self, model: ExportedModel) -> None:
+        self._learned = model
         if self._path is None:
             return
         try:
             model.save(self._path, overwrite=self._overwrite)
         except N2SRError as error:  # the frame can be denoised all the same
             self.has_failed = True
-            _log.warning("what was learned is not kept: %s", error)
+            _log.warning("what was learned is not kept there: %s", error)
+            files.keep_elsewhere(model.save, self._path, ".onnx")
         else:
             click.echo(f"{self._path}: {model.describe()}")
+
+    @contextmanager
+    def though_unwritten(self, output: Path) -> Iterator[None]:
+        """Keep what was learned last where the result cannot be written: it took minutes."""
+        try:
+            yield
+        except OutputError:
+            if self._learned is not None and self._path is None:
+                files.keep_elsewhere(self._learned.save, output, ".onnx")
+            raise
 
 
 class _Judge:

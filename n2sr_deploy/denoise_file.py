@@ -313,7 +313,7 @@ class _Work:
             aside.flush()
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.std}: {error.strerror or error}; nothing was kept of it"
+                f"cannot write {self.std}: {error.strerror or error}; no part of it is left"
             ) from error
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:

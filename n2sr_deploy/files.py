@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import platform
 import re
 import shutil
 import sys
+import tempfile
 import uuid
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -20,8 +22,9 @@ import platformdirs
 from n2sr_deploy.errors import InputFileError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+_log = logging.getLogger("n2sr")
 
 _MARK, _NODE, _PID = 12, 6, 8  # hexadecimal digits in the name of a temporary file
 _ASIDE = "-old"  # after the name of a temporary folder: the store that it replaces
@@ -241,9 +244,27 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"cannot write {path}: {why(error)}; nothing was kept of it") from error
+        raise OutputError(f"cannot write {path}: {why(error)}; no part of it is left") from error
     finally:
         remove(temporary)
+
+
+def keep_elsewhere(save: Callable[[Path], None], output: Path, suffix: str) -> None:
+    """Write what was learned beside `output`, or where temporary files go, and say where.
+
+    For when it could not be used as it was meant to be. Where nothing can be written nothing is.
+    """
+    folders = [output.parent]
+    with suppress(FileNotFoundError):  # where nothing can be written, there is none
+        folders.append(Path(tempfile.gettempdir()))
+    for folder in folders:
+        path = folder / f"{output.stem}-{uuid.uuid4().hex[:8]}{suffix}"
+        try:
+            save(path)
+        except OutputError:
+            continue
+        _log.warning("what was learned is kept in %s", path)
+        return
 
 
 def why(error: OSError | ValueError) -> str:

@@ -6,10 +6,7 @@ PyTorch is imported when a command runs, not before: --help must be quick.
 from __future__ import annotations
 
 import logging
-import tempfile
-import uuid
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from contextlib import ExitStack
 from signal import SIGINT
 from typing import TYPE_CHECKING
 
@@ -26,7 +23,6 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.cuda.runtime import CudaDevice
-from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats import read_frame
 from n2sr_deploy.formats.base import naming
 from n2sr_deploy.learning import LEARNED
@@ -41,6 +37,8 @@ from n2sr_train.learner import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from n2sr_deploy.learning import LearnOptions
     from n2sr_deploy.model import ExportedModel
     from n2sr_deploy.pattern import Shape
@@ -98,24 +96,9 @@ def train_command(
         except BaseException:  # though it could be written when the training began
             if not once_told:  # of a stream nothing is kept but what it says
                 with ignored(SIGINT, *ending()):
-                    _keep_elsewhere(checkpoint, output)
+                    files.keep_elsewhere(checkpoint.save, output, ".safetensors")
             raise
         click.echo(f"{output}: {made.describe()}")
-
-
-def _keep_elsewhere(checkpoint: Checkpoint, output: Path) -> None:
-    """Write it beside `output` under another name, or where temporary files go, and say where."""
-    folders = [output.parent]
-    with suppress(FileNotFoundError):  # where nothing can be written, there is none
-        folders.append(Path(tempfile.gettempdir()))
-    for folder in folders:
-        path = folder / f"{output.stem}-{uuid.uuid4().hex[:8]}.safetensors"
-        try:
-            checkpoint.save(path)
-        except OutputError:
-            continue
-        _log.warning("what was learned is kept in %s", path)
-        return
 
 
 @click.command("export", short_help="Make a checkpoint a portable model, or engines of it.")

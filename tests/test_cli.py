@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import math
@@ -154,7 +155,7 @@ def test_a_network_that_is_not_kept_is_told_whatever_follows(
     run, noisy_file, full_disk, no_denoising
 ):
     failed = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=2)
-    assert "what was learned is not kept: the disk is full" in failed.stderr
+    assert "what was learned is not kept there: the disk is full" in failed.stderr
 
 
 def test_a_file_that_came_meanwhile_is_not_replaced(run, noisy_file, monkeypatch):
@@ -166,8 +167,28 @@ def test_a_file_that_came_meanwhile_is_not_replaced(run, noisy_file, monkeypatch
 
     monkeypatch.setattr(denoise_file, "learn", slow)
     done = run("denoise", noisy_file, "-o", "out.npy", *QUICK, "--keep", "kept.onnx", code=1)
-    assert "what was learned is not kept: kept.onnx exists already" in done.stderr
+    assert "what was learned is not kept there: kept.onnx exists already" in done.stderr
     assert Path("kept.onnx").read_text() == "mine"
+    (kept,) = Path().glob("kept-*.onnx")
+    assert f"what was learned is kept in {kept}" in done.stderr
+    ExportedModel.open(kept)
+
+
+@pytest.mark.parametrize("keep", [[], ["--keep", "kept.onnx"]])
+def test_a_result_that_cannot_be_written_costs_no_network(run, noisy_file, monkeypatch, keep):
+    """Of a full disk, or one that was taken out: minutes of training were lost."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("n2sr_deploy.formats.tiff.tifffile.imwrite", full)
+    failed = run("denoise", noisy_file, "-o", "out.tif", *QUICK, *keep, code=2)
+    (kept,) = Path().glob("*.onnx")
+    assert kept.name == "kept.onnx" if keep else kept.name.startswith("out-")
+    assert (f"what was learned is kept in {kept}" in failed.stderr) == (not keep)
+    assert "No space left on device; no part of it is left" in failed.stderr
+    again = run("denoise", noisy_file, "-o", "out.npy", "-m", kept)
+    assert "out.npy: denoised" in again.stdout
 
 
 def test_denoise_without_a_model_trains_first(run, noisy_file):
@@ -513,7 +534,7 @@ def test_a_full_disk_leaves_nothing_behind(run, tmp_path, noisy_file, model_path
         "n2sr_deploy.formats.tiff.tifffile.imwrite", lambda p, *_, **__: write_to_full_disk(p)
     )
     result = run("denoise", noisy_file, "-m", model_path, "-o", "out.tif", code=2)
-    refused(result, "No space left on device; nothing was kept of it")
+    refused(result, "No space left on device; no part of it is left")
     assert list(tmp_path.iterdir()) == [noisy_file]
 
 

@@ -418,7 +418,7 @@ def test_where_the_disk_is_full_is_found_out_before_a_library_crashes(
     monkeypatch.setattr("n2sr_deploy.files.os.posix_fallocate", full, raising=False)
     usage = shutil.disk_usage(tmp_path)._replace(free=2**24)
     monkeypatch.setattr("n2sr_deploy.files.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(OutputError, match="No space left on device; nothing was kept of it"):
+    with pytest.raises(OutputError, match="No space left on device; no part of it is left"):
         write_frame(tmp_path / f"a{ending}", frame_of())
     assert not list(tmp_path.iterdir())
 
@@ -493,7 +493,7 @@ def test_a_name_that_was_claimed_is_given_back_where_renaming_fails(tmp_path, mo
         with files.replacing(tmp_path / "a.bin", overwrite=False) as temporary:
             temporary.write_bytes(b"mine")
 
-    with pytest.raises(OutputError, match="nothing was kept of it"):
+    with pytest.raises(OutputError, match="no part of it is left"):
         write()
     assert list(tmp_path.iterdir()) == []
 
