@@ -16,6 +16,7 @@ import numpy as np
 
 from n2sr_deploy import formats
 from n2sr_deploy.defects import measured_part
+from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.errors import OutputError
 from n2sr_deploy.formats.base import choose, naming
 from n2sr_deploy.learning import LEARNED, learn
@@ -90,7 +91,7 @@ def denoise_file(
     overwrite: bool = False,
     training: OpensTraining = _unseen,
     on_learned: OnLearned = lambda model: None,
-    on_frame: Callable[[int, int], None] = lambda done, total: None,
+    on_frame: Callable[[float, int], None] = lambda done, total: None,
     on_result: OnResult = lambda result: None,
 ) -> DenoisedFile:
     """Denoise a frame, or all frames of a stack, from file to file.
@@ -116,7 +117,7 @@ def denoise_file(
     on_learned
         Called with each model that was learned, before a frame is denoised with it.
     on_frame
-        Called with the frames done and their number after each.
+        Called with the frames done, shares of one included, and their number.
     on_result
         Called with each frame's result before it is written.
 
@@ -143,11 +144,12 @@ def denoise_file(
             closing=closing,
             std=std,
             on_result=on_result,
+            on_frame=on_frame,
         )
         aside = closing.enter_context(_put_aside_for(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
-        results = work.results(aside, on_frame)
+        results = work.results(aside)
         formats.write_frames(
             output, results, axes, dtype=dtype, acquisitions=each, overwrite=overwrite
         )
@@ -196,6 +198,7 @@ class _Work:
     """Closes what was opened for all frames."""
     std: Path | None
     on_result: OnResult
+    on_frame: Callable[[float, int], None]
     n_samples: int = field(init=False, default=0)
     backend: str = field(init=False, default="")
 
@@ -203,6 +206,7 @@ class _Work:
         """Read the first frame, and open what denoises all."""
         opened, options = self.opened, self.options
         self._first: Frame | None = None
+        self._n_done = self._n_passes = 0  # frames, and passes over the one at hand
         self.indexes: Sequence[int] = (
             range(len(opened))
             if options.stack
@@ -282,9 +286,7 @@ class _Work:
         closing.callback(denoiser.close)
         return denoiser
 
-    def results(
-        self, aside: BinaryIO | None, on_frame: Callable[[int, int], None]
-    ) -> Iterator[Frame]:
+    def results(self, aside: BinaryIO | None) -> Iterator[Frame]:
         """The denoised frames; their standard errors go into a file meanwhile."""
         ((begin, noisy),) = self._ahead.items()
         with self._naming(begin):
@@ -296,7 +298,8 @@ class _Work:
             if aside is not None and std is not None:
                 self._put_aside(aside, std)
             yield frame
-            on_frame(n_done, len(self.indexes))
+            self._n_done = n_done
+            self.on_frame(n_done, len(self.indexes))
 
     def _result(self, index: int) -> tuple[Frame, FloatArray | None]:
         """A blank frame as it is, any other denoised."""
@@ -306,6 +309,13 @@ class _Work:
         kept = noisy.rounded_to(_kept_type(self.opened, self.options) or np.dtype(np.float32))
         told = replace(self._first, pixels=kept.pixels, index=index)
         return told, None if self.std is None else np.zeros(noisy.shape, np.float32)
+
+    def _tell_share(self, share: float) -> None:
+        """Of a pass over the frame at hand, which may be so large that each takes minutes."""
+        done = (self._n_passes + share) / (1 if self.std is None else 2)
+        self._n_passes += share == 1
+        if done <= 1:  # a report's own passes are not counted
+            self.on_frame(self._n_done + done, len(self.indexes))
 
     def _put_aside(self, aside: BinaryIO, std: FloatArray) -> None:
         try:
@@ -321,12 +331,15 @@ class _Work:
         mended = mend(noisy, repairs=options.learn.repair)
         repaired = mended.repaired.frame
         seed = options.learn.seed or 0
+        self._n_passes = 0
         with ExitStack() as closing:
             denoiser = self._of_all or self._learned(mended.noisy, closing)
             model = denoiser.model.metadata
             self.n_samples = options.n_samples or model.n_samples
             self.backend = denoiser.name
             self.provenance.add_frame(mended, model)
+            if isinstance(denoiser, Denoiser):
+                denoiser.on_share = self._tell_share
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
             self.provenance.add_denoised(mended, denoised.mean)

@@ -19,7 +19,7 @@ from n2sr_deploy.sampling import DRAWS_AT_ONCE, MAX_SAMPLES, alike_draws, checke
 from n2sr_deploy.tiling import seen_within, tiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from n2sr_deploy.backends import Backend
@@ -94,6 +94,12 @@ class Denoiser:
     n_threads
         For the kernels and a backend that is named; 0: one for each core.
 
+    Attributes
+    ----------
+    on_share
+        Called with the share of a frame that is done, above 0 to 1, after each run of the network;
+        None, at first: nothing is.
+
     Raises
     ------
     ModelError
@@ -129,6 +135,7 @@ class Denoiser:
                 n_threads=n_threads,
             )
         self.backend = backend
+        self.on_share: Callable[[float], None] | None = None
         self._draws, self._outputs, self._turned = _Buffer(), _Buffer(), _Buffer()
         self._of_shifted = _Buffer()
         self._memory_budget = memory_budget
@@ -239,7 +246,8 @@ class Denoiser:
         if len(sets) == 2:
             results.append(self._of_shifted.shaped(2, *frame.shape))
         at_once = self._draws_at_once(frame.shape, n_samples)
-        for tile in self._tiles(frame.shape, n_samples):
+        cover = self._tiles(frame.shape, n_samples)
+        for n_done, tile in enumerate(cover):
             window = tile.window(meta.pattern.stride)
             subsampled = self._draws.shaped(n_samples, window.height, window.width)
             for draw_set in sets:
@@ -257,7 +265,7 @@ class Denoiser:
                     n_threads=self._n_threads,
                 )
             watch.lap("draw")
-            outputs = self._infer(subsampled, at_once, watch)
+            outputs = self._infer(subsampled, at_once, watch, (n_done, len(cover)))
             for draw_set, result in zip(sets, results, strict=True):
                 merge(
                     outputs[draw_set.draws],
@@ -285,8 +293,13 @@ class Denoiser:
         watch.lap("merge")
         return Denoised(mean=mean, std=std, timings=watch.spent)
 
-    def _infer(self, subsampled: FloatArray, at_once: int, watch: _Stopwatch) -> FloatArray:
-        """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time."""
+    def _infer(
+        self, subsampled: FloatArray, at_once: int, watch: _Stopwatch, part: tuple[int, int]
+    ) -> FloatArray:
+        """(M, h, w) sub-samples to (M, H, W) outputs, `at_once` of them at a time.
+
+        `part`: how many such parts of the frame are done, and of how many.
+        """
         n_samples, height, width = subsampled.shape
         meta = self.model.metadata
         stride_y, stride_x = meta.pattern.stride
@@ -305,6 +318,8 @@ class Denoiser:
             else:
                 self.backend.infer(subsampled[draws, None], outputs[draws, None])
                 watch.lap("infer")
+            if self.on_share is not None:
+                self.on_share((part[0] + (first + count) / n_samples) / part[1])
         return outputs
 
     def _tiles(self, shape: Shape, n_samples: int) -> list[Tile]:

@@ -61,11 +61,11 @@ def _shown(console: Console) -> Iterator[Callable[[TrainingStatus], None]]:
 
 
 @contextmanager
-def shown_frames(what: str, *, alone: bool = True) -> Iterator[Callable[[int, int], None]]:
+def shown_frames(what: str, *, alone: bool = True) -> Iterator[Callable[[float, int], None]]:
     """Give what is called with the frames done and their number; shows them on stderr.
 
-    One frame is not worth showing. With `alone` false there are only lines: a terminal shows one
-    bar at a time, and each frame's training has one.
+    One frame is shown where it takes long. With `alone` false there are only lines: a terminal
+    shows one bar at a time, and each frame's training has one.
     """
     console = Console(stderr=True)
     if alone and console.is_terminal:
@@ -78,26 +78,30 @@ def shown_frames(what: str, *, alone: bool = True) -> Iterator[Callable[[int, in
         ) as progress:
             task = progress.add_task(what, total=None, visible=False)
 
-            def show(done: int, total: int) -> None:
+            def show(done: float, total: int) -> None:
                 progress.update(
                     task,
-                    description=f"{what}, frame {done} of {total}",
+                    description=_frames(what, done, total),
                     completed=done,
                     total=total,
-                    visible=total > 1,
+                    visible=total > 1 or done < 1,
                 )
 
             yield show
     else:
         due = time.monotonic() + _LINE_EVERY_S
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: float, total: int) -> None:
             nonlocal due
-            if total > 1 and (done == total or time.monotonic() >= due):
+            if (total > 1 and done == total) or (done < total and time.monotonic() >= due):
                 due = time.monotonic() + _LINE_EVERY_S
-                console.print(f"{what}, frame {done} of {total}", soft_wrap=True)
+                console.print(_frames(what, done, total), soft_wrap=True)
 
         yield tell
+
+
+def _frames(what: str, done: float, total: int) -> str:
+    return f"{what}, {done:.0%}" if total == 1 else f"{what}, frame {int(done)} of {total}"
 
 
 @contextmanager

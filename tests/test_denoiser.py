@@ -342,6 +342,23 @@ def test_fewer_draws_at_once_are_taken_before_tiles(model):
     assert len(denoiser._tiles(frame.shape, 8)) == 1
 
 
+def test_the_share_of_a_frame_that_is_done_is_told(model):
+    """Of 8192 x 8192 pixels nothing was told for minutes."""
+    budget = 64 * 64 * (2 * 4 * 8 + 2 * model.metadata.bytes_per_pixel)
+    told = []
+    for shape, n_runs in (((64, 64), 4), ((192, 192), None)):
+        denoiser, _ = with_fake(model, memory_budget=budget)
+        told.clear()
+        denoiser.on_share = told.append
+        denoiser.denoise(random_pixels(shape, "uint16"), 8)
+        assert told == sorted(set(told))
+        assert told[-1] == 1
+        if n_runs is not None:
+            assert told == [(n + 1) / n_runs for n in range(n_runs)]
+        else:
+            assert len(told) > len(denoiser._tiles(shape, 8)) > 1
+
+
 @pytest.mark.parametrize("setting", [{"memory_budget": 0}, {"n_threads": -1}])
 def test_bad_settings_are_refused(model, setting):
     with pytest.raises(SettingError, match="at least"):

@@ -47,6 +47,21 @@ def test_loss_validation_error_speed_and_time_left_are_shown(monkeypatch, is_ter
         assert "done" in last
 
 
+@pytest.mark.parametrize(
+    ("n_frames", "lines"),
+    [(1, ["denoising, 50%"]), (3, [f"denoising, frame {n} of 3" for n in (0, 1, 3)])],
+)
+def test_frames_that_take_long_are_told_every_ten_seconds(monkeypatch, n_frames, lines):
+    written = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=written, width=160))
+    seconds = iter(range(0, 1000, 6))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    with progress.shown_frames("denoising") as show:
+        for done in (0.25, 0.5, 0.75, 1, *([3] if n_frames == 3 else [])):
+            show(done, n_frames)
+    assert written.getvalue().splitlines() == lines
+
+
 def ended(outcome, name="a.tif"):
     error = None if outcome == "done" else "frame is constant"
     return Entry(

@@ -338,6 +338,30 @@ def test_a_model_for_noise_of_another_kind_is_told(run, model_path):
     assert told["along_rows"][0] == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("with_std", [False, True])
+def test_shares_of_frames_are_told_and_never_fewer_than_before(
+    stack, model_path, tmp_path, with_std
+):
+    told = []
+    options = DenoiseOptions(model=str(model_path), stack=True, backend="ort")
+    std = tmp_path / "std.tif" if with_std else None
+    with Denoisers() as denoisers:
+        denoise_file(
+            stack,
+            tmp_path / "out.tif",
+            options,
+            denoisers,
+            std=std,
+            on_frame=lambda done, total: told.append((done, total)),
+            on_result=lambda result: result.denoiser.denoise(result.mended.noisy),  # as a report
+        )
+    shares = [done for done, _ in told]
+    assert shares == sorted(shares)
+    assert {1, 2, 3} <= set(shares)
+    assert with_std == (0.5 in shares)
+    assert {total for _, total in told} == {3}
+
+
 def test_a_model_that_loses_signal_is_told(run, model_path, caplog):
     """Fringes came out flat, with twice the noisy frame's error, and nothing was said."""
     fringes = 50 + 15 * np.sin(np.arange(256) / 4)[:, None] * np.ones(256)

@@ -200,7 +200,7 @@ class _Share:
 
         yield on_step
 
-    def frame(self, done: int, total: int) -> None:
+    def frame(self, done: float, total: int) -> None:
         """As `shown_frames`."""
         self._tell(self._learned + (1 - self._learned) * done / total)
 
