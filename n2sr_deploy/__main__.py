@@ -6,14 +6,15 @@ import io
 import signal
 import sys
 
-from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE
+from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE, held_back
 
 
 def main() -> None:
     """Run the command; Ctrl-C is told as a sentence while Python still imports it, too."""
     _write_what_can_be_encoded()
     try:
-        from n2sr_deploy.cli import main as command
+        with held_back(signal.SIGINT):  # C extensions may lose what it raises
+            from n2sr_deploy.cli import main as command
 
         # Else click would take names like a[1].tif for globs on Windows; a batch knows its own.
         command(windows_expand_args=False)

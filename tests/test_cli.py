@@ -976,6 +976,50 @@ sys.exit({name}())
     assert done.stderr.splitlines() == ["Error: ended by Ctrl-C before it was done"]
 
 
+@pytest.mark.parametrize(
+    ("library", "backend"), [("onnxruntime", "ort"), ("openvino", "openvino"), ("numpy", "auto")]
+)
+@pytest.mark.parametrize("what", ["lost", "an ImportError"])
+def test_ctrl_c_is_heard_though_a_library_is_imported_just_then(
+    noisy_file, model_path, library, backend, what
+):
+    """ONNX Runtime was said to be broken, with exit 2; or the whole frame was denoised."""
+    if library == "openvino":
+        pytest.importorskip("n2sr_deploy.backends.openvino")
+    script = f"""
+import signal, sys
+from n2sr_deploy.__main__ import main
+
+class Import:
+    is_due = True
+
+    def find_spec(self, name, path=None, target=None):
+        if name != {library!r} or not self.is_due:
+            return
+        self.is_due = False
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            if {what!r} != "lost":
+                raise ImportError("initialization failed") from error
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Import())
+sys.exit(main())
+"""
+    arguments = ["denoise", noisy_file, "-m", model_path, "-o", "out.tif", "--backend", backend]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=noisy_file.parent,
+    )
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert done.stderr.splitlines() == ["Error: ended by Ctrl-C before it was done"]
+
+
 def test_every_module_imports_without_the_extras():
     """A control PC has no PyTorch: nothing of n2sr_deploy may need it, or n2sr_train's front.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.backends.base import CLOSED, check_arrays, failure
 from n2sr_deploy.errors import MissingExtraError, ModelError
+from n2sr_deploy.signals import ending, held_back
 
 # OpenVINO tells Google Analytics of its use as soon as it is imported, where it finds this package;
 # a microscope's computer tells nobody anything.
@@ -20,7 +22,8 @@ _hides = _TELEMETRY not in _modules
 if _hides:
     _modules[_TELEMETRY] = None
 try:
-    import openvino
+    with held_back(signal.SIGINT, *ending()):  # it would lose what they raise
+        import openvino
 except ModuleNotFoundError as error:
     if error.name != "openvino":
         raise

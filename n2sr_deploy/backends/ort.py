@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from n2sr_deploy.backends.base import CLOSED, check_arrays, failure, output_shape
 from n2sr_deploy.cores import cores_allowed
 from n2sr_deploy.errors import DeviceError, ModelError, OutOfDeviceMemoryError
+from n2sr_deploy.signals import ending, held_back
 
 if TYPE_CHECKING:
     from n2sr_deploy.backends.base import InputShape
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from n2sr_deploy.sampling import FloatArray
 
 try:
-    import onnxruntime
+    with held_back(signal.SIGINT, *ending()):  # it would make an ImportError of what they raise
+        import onnxruntime
 
     # An application may have imported it before n2sr_deploy/__init__.py told it to be silent.
     if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":

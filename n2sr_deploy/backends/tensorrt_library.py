@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import TYPE_CHECKING, Any
 
 from n2sr_deploy.cuda.device import dotted
 from n2sr_deploy.engine import EXTRAS, option_of
 from n2sr_deploy.errors import MissingExtraError, ModelError
+from n2sr_deploy.signals import ending, held_back
 
 if TYPE_CHECKING:
     from n2sr_deploy.cuda.runtime import CudaDevice
@@ -29,7 +31,8 @@ def import_library(library: str) -> Any:
         When it is broken or too old.
     """
     try:
-        trt = importlib.import_module(library)
+        with held_back(signal.SIGINT, *ending()):  # see `ort`
+            trt = importlib.import_module(library)
     except ModuleNotFoundError as error:
         if error.name != library:
             raise _broken(library, error) from error
