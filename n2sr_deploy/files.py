@@ -121,6 +121,17 @@ def check_output(
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Raise OutputError when `folder` takes no files, or is missing and cannot be made."""
+    check_name(folder, OutputError)
+    ways = (folder, *folder.parents)
+    there = next((way for way in ways if way.exists() or way.is_symlink()), folder)
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file, but must be a folder to write into; name another")
+    if not _takes_files(there):
+        raise OutputError(f"the folder {there} cannot be written to; choose another")
+
+
 def _takes_files(folder: Path) -> bool:
     if sys.platform == "win32":  # where os.access() knows nothing of permissions
         temporary = temporary_of(folder / "n2sr")

@@ -1002,9 +1002,33 @@ def test_frames_that_passed_through_are_no_results(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / "file").touch()
+    sink = open_sink(f"folder:{tmp_path / 'file'}")
+    (tmp_path / "file").touch()  # since it was asked for
     with pytest.raises(OutputError, match=r"cannot be made: [A-Z][a-z ]+$"):
-        open_sink(f"folder:{tmp_path / 'file'}").open()
+        sink.open()
+
+
+@pytest.mark.parametrize("address", ["folder:file", "folder:file/out", "stack:file/out/all.tif"])
+def test_a_file_in_the_place_of_a_sinks_folder_is_told_before_a_frame_comes(
+    tmp_path, monkeypatch, address
+):
+    """The stream began, frames were lost, and then it was said that the file exists."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(OutputError, match=r"^file is a file, but must be a folder"):
+        open_sink(address)
+
+
+@pytest.mark.parametrize("address", ["folder:disk", "folder:disk/out", "stack:disk/out/all.tif"])
+def test_a_sinks_folder_that_takes_no_files_is_told_before_a_frame_comes(
+    tmp_path, monkeypatch, address
+):
+    monkeypatch.chdir(tmp_path)
+    Path("disk").mkdir()
+    monkeypatch.setattr("n2sr_deploy.files._takes_files", lambda folder: folder != Path("disk"))
+    with pytest.raises(OutputError, match="the folder disk cannot be written to"):
+        open_sink(address)
+    assert not list(Path("disk").iterdir())
 
 
 # Micro-Manager

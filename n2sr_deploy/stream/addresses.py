@@ -119,6 +119,8 @@ def open_sink(text: str) -> Sink:
     ------
     SettingError
         When there is none of that scheme, or an option is wrong.
+    OutputError
+        When it writes files, and they cannot be written there.
     MissingExtraError
         When its library is not installed.
     """

@@ -46,7 +46,7 @@ class FolderSink:
         self._with_std = address.flag("std")
         if not address.target:
             raise SettingError("folder: needs a folder, like folder:denoised/")
-        files.check_name(self._folder, OutputError)
+        files.check_folder(self._folder)
         # Units that were written: what the format loses of each is told once.
         self._told: set[str | None] = set()
 
@@ -107,6 +107,7 @@ class StackSink:
         if self._path.suffix.lower() not in (".tif", ".tiff"):
             raise SettingError(f"{address.text} must end in .tif")
         files.check_name(self._path, OutputError)
+        files.check_folder(self._path.parent)
         self._empty: _Stack | None = None
         self._stacks: dict[Shape, _Stack] = {}
 
