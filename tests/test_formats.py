@@ -27,6 +27,7 @@ from n2sr_deploy.errors import (
     SettingError,
 )
 from n2sr_deploy.formats import check_writable, open_frames, write_frames
+from n2sr_deploy.formats.base import Axis
 from n2sr_deploy.learning import LearnOptions
 from n2sr_train import learn_checkpoint
 from tests.conftest import REPOSITORY, SHARED_DATA, random_pixels
@@ -130,6 +131,21 @@ def test_one_frame_of_a_tiff_stack(tmp_path, kind):
         read_frame(path)
     with pytest.raises(FileFormatError, match="has no frame 5"):
         read_frame(path, 5)
+
+
+@pytest.mark.parametrize("ending", ["tif", "mrc", "npy"])
+@pytest.mark.parametrize("kind", [np.asarray, list, iter])
+def test_arrays_are_written_as_frames_are(tmp_path, ending, kind):
+    """It ended with: 'numpy.ndarray' object has no attribute 'pixels'."""
+    stack = np.arange(3 * 20 * 30, dtype=np.float32).reshape(3, 20, 30)
+    path = tmp_path / f"stack.{ending}"
+    with pytest.raises(OutputError, match="is for 1 frame, but more came; give axes"):
+        write_frames(path, kind(stack))
+    write_frames(path, kind(stack), (Axis(name="time", size=3),))
+    with open_frames(path) as opened:
+        assert np.array_equal([frame.pixels for frame in opened], stack)
+    with pytest.raises(FrameError, match="frame is complex"):
+        write_frames(tmp_path / "x.mrc", kind(stack * 1j))
 
 
 def test_one_grey_channel_is_no_axis_of_frames(tmp_path):

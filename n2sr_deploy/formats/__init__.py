@@ -163,7 +163,7 @@ def write_frame(
 
 def write_frames(
     path: str | Path,
-    frames: Iterable[Frame],
+    frames: Iterable[Frame | AnyArray],
     axes: tuple[Axis, ...] = (),
     *,
     dtype: np.dtype[Any] | None = None,
@@ -178,8 +178,8 @@ def write_frames(
     path
         The new file; its extension names the format.
     frames
-        As many as `axes` have places, all of one shape and type. What is known of the first is
-        told of all, beside their acquisitions.
+        As many as `axes` have places, or arrays (H, W), all of one shape and type. What is known
+        of the first is told of all, beside their acquisitions.
     axes
         Along which they lie, the slowest first; none for a single image.
     dtype
@@ -199,7 +199,7 @@ def write_frames(
         As `write_frame` does, when the format has no pixels of `dtype`, and when there are more or
         fewer frames than the axes have places.
     FrameError
-        When a frame has another shape than the first.
+        When a frame has another shape than the first, or an array is no frame.
     MissingExtraError
         When the library that writes it is not installed.
     """
@@ -211,7 +211,7 @@ def write_frames(
         check_type(path, dtype)
     if acquisitions is None:
         acquisitions = _acquisitions(frames)
-    coming = iter(frames)
+    coming = map(Frame.of, frames)
     with files.replacing(path, overwrite=overwrite) as temporary:
         first = next(coming, None)
         if first is None:
@@ -245,11 +245,12 @@ def write_frames(
             ) from error
 
 
-def _acquisitions(frames: Iterable[Frame]) -> Iterable[Mapping[str, float | str]]:
+def _acquisitions(frames: Iterable[Frame | AnyArray]) -> Iterable[Mapping[str, float | str]]:
     """Of each frame, where they need not be computed for it."""
     if isinstance(frames, FrameFile):
         return frames.acquisitions()
-    return [frame.acquisition for frame in frames] if isinstance(frames, (list, tuple)) else []
+    known = frames if isinstance(frames, (list, tuple)) else []
+    return [frame.acquisition if isinstance(frame, Frame) else {} for frame in known]
 
 
 def _by_frame(acquisitions: Iterable[Mapping[str, float | str]], axes: tuple[Axis, ...]) -> ByFrame:
