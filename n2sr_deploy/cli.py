@@ -26,7 +26,13 @@ from n2sr_deploy.cli_options import (
     signal_option,
     tell_json,
 )
-from n2sr_deploy.errors import N2SRError, OutputExistsError, SettingError, check_choice
+from n2sr_deploy.errors import (
+    N2SRError,
+    NotChosenError,
+    OutputExistsError,
+    SettingError,
+    check_choice,
+)
 from n2sr_deploy.kernels import describe_kernels
 from n2sr_deploy.signals import INTERRUPTED, INTERRUPTED_CODE, handled
 from n2sr_deploy.version import VERSION
@@ -95,6 +101,9 @@ def _told(error: N2SRError, command: click.Command | None) -> str:
     name, _, rest = told.partition(" ")
     if isinstance(error, SettingError) and name in options:
         return f"{options[name]} {rest}"
+    if isinstance(error, NotChosenError) and "frame" in options:
+        advice = error.advice.replace(" index=", f" {options['frame']} ")
+        return f"{error.held}. {advice}"
     if isinstance(error, OutputExistsError) and "overwrite" in options:
         return f"{told} or pass --overwrite"
     return told

@@ -258,8 +258,8 @@ def _checked(pixels: AnyArray) -> AnyArray:
     """The pixels in a native type the kernels take."""
     if pixels.dtype.kind == "c":
         raise FrameError(
-            f"frame is complex ({pixels.dtype}), but denoise takes real values; "
-            "save its magnitude (or real part) and denoise that"
+            f"frame is complex ({pixels.dtype}), but n2sr takes real values; "
+            "save its magnitude (or real part) and take that"
         )
     if pixels.dtype.names is not None:
         raise FrameError(
@@ -267,7 +267,7 @@ def _checked(pixels: AnyArray) -> AnyArray:
             "image's; convert it to one grey channel (H, W) first"
         )
     if pixels.dtype.kind not in "biuf":
-        raise FrameError(f"frame has type {pixels.dtype}, but denoise takes numbers")
+        raise FrameError(f"frame has type {pixels.dtype}, but n2sr takes numbers")
     if pixels.size == 0:
         raise FrameError(f"frame is empty (shape {pixels.shape})")
     if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
@@ -277,9 +277,7 @@ def _checked(pixels: AnyArray) -> AnyArray:
         )
     if pixels.ndim != 2:
         hint = ". Choose one of its frames" if pixels.ndim > 2 else ""
-        raise FrameError(
-            f"frame has shape {pixels.shape}, but denoise takes one frame (H, W){hint}"
-        )
+        raise FrameError(f"frame has shape {pixels.shape}, but n2sr takes one frame (H, W){hint}")
     native = pixels.dtype.newbyteorder("=")
     kept = np.dtype(_WIDENED.get(native.name, native))
     if kept not in PIXEL_TYPES:  # longdouble

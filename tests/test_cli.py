@@ -39,6 +39,7 @@ from n2sr_deploy.cli import main
 from n2sr_deploy.errors import (
     FrameError,
     MissingExtraError,
+    NotChosenError,
     OutputError,
     OutputExistsError,
     SettingError,
@@ -724,6 +725,9 @@ def test_python_is_told_of_settings_and_not_of_options(noisy_file, noisy):
         learn_checkpoint(noisy, LearnOptions(seconds=0))
     with pytest.raises(OutputExistsError, match=r"choose another name$"):
         write_frame(noisy_file, noisy)
+    np.save(noisy_file.with_name("stack.npy"), np.stack([noisy.pixels] * 2))
+    with pytest.raises(NotChosenError, match=r"Choose it with index=0 to index=1$"):
+        read_frame(noisy_file.with_name("stack.npy"))
 
 
 def test_a_command_is_advised_what_it_has(run, noisy, noisy_file, model_path):

@@ -127,7 +127,9 @@ def test_one_frame_of_a_tiff_stack(tmp_path, kind):
         assert frame.unit == "nm"
     if kind == "ome":
         assert frame.pixel_size == pytest.approx((0.02, 0.02))
-    with pytest.raises(FileFormatError, match=r"holds 5 frames.*--frame 0 to --frame 4"):
+    with pytest.raises(
+        FileFormatError, match=r"holds 5 frames.*Choose it with index=0 to index=4$"
+    ):
         read_frame(path)
     with pytest.raises(FileFormatError, match="has no frame 5"):
         read_frame(path, 5)
@@ -216,7 +218,7 @@ def test_not_an_image(tmp_path):
         (np.zeros((20, 30, 3), np.uint8), "colour image"),
         (np.zeros((20, 30), np.complex64), "complex"),
         (np.zeros((0, 30)), "empty"),
-        (np.zeros((2, 2, 20, 30)), "Choose one of its frames"),
+        (np.zeros((2, 2, 20, 30)), r"but n2sr takes one frame \(H, W\). Choose one of its frames"),
         (np.full((20, 30), np.nan), "nothing but NaN or infinite pixels"),
         (
             np.where(np.eye(20, 30) == 1, np.inf, 0),

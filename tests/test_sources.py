@@ -679,7 +679,7 @@ def test_what_holds_several_is_refused_without_options_that_a_stream_has_not(tmp
             read_until(source)
     with pytest.raises(FileFormatError, match=f"holds 2 signals, but n2sr takes one. {fix}"):
         open_source(f"replay:{signals}").open()
-    with pytest.raises(NotChosenError, match="--frame 0 to --frame 2") as raised:
+    with pytest.raises(NotChosenError, match=r"index=0 to index=2$") as raised:
         read_frame(stack)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 

@@ -311,7 +311,7 @@ def choose(path: Path, n_frames: int, index: int | None, *, or_else: str = "") -
     if index is None and n_frames > 1:
         raise NotChosenError(
             f"{path} holds {n_frames} frames, but n2sr takes one",
-            f"Choose it with --frame 0 to --frame {n_frames - 1}{or_else}",
+            f"Choose it with index=0 to index={n_frames - 1}{or_else}",
         )
     if index is not None and not 0 <= index < n_frames:
         raise FileFormatError(f"{path} has no frame {index}; it holds {n_frames}, counted from 0")
