@@ -1,6 +1,6 @@
 """The `n2sr` command. Results go to stdout, everything else to stderr.
 
-Exit codes: 0 done; 1 the system failed or the user stopped it; 2 the input or usage was wrong.
+Exit codes: 0 done; 1 the system failed; 2 the input or usage was wrong; 130 Ctrl-C ended it.
 Other packages join commands through the entry-point group ``n2sr.commands``.
 """
 

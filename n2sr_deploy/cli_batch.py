@@ -18,6 +18,7 @@ from n2sr_deploy.cli_options import (
     training_options,
 )
 from n2sr_deploy.formats import extensions
+from n2sr_deploy.signals import INTERRUPTED_CODE
 from n2sr_deploy.words import about
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def batch_command(
             summary = run_batch(inputs, output, how, _runner(scheduler, jobs), watcher)
         except KeyboardInterrupt:
             watcher.stopped()
-            raise click.exceptions.Exit(1) from None
+            raise click.exceptions.Exit(INTERRUPTED_CODE) from None
     for line in _table(summary, output):
         click.echo(line)
     if summary.failed:
