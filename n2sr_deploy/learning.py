@@ -1,12 +1,15 @@
 """How the run-time asks for training without importing it.
 
 A package that can learn a network from one frame registers what does so, called as `learn` is,
-under the entry-point group ``n2sr.learners``; n2sr_train does. No import ever runs back.
+under the entry-point group ``n2sr.learners``; n2sr_train does. It may have a `check_settings` that
+takes `LearnOptions` and refuses, quickly, what no frame could be learned with. No import ever runs
+back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,6 +89,16 @@ class Learned(NamedTuple):
     model: ExportedModel
     told: str
     """What was learned, and how, in words."""
+
+
+def check_settings(options: LearnOptions) -> None:
+    """Refuse settings before there is a frame, with what the learner's package raises of them."""
+    for entry_point in entry_points(group=GROUP):
+        package = import_module(entry_point.module.partition(".")[0])
+        check = getattr(package, "check_settings", None)
+        if check is not None:
+            check(options)
+        return
 
 
 def learn(frame: Frame, options: LearnOptions, progress: Progress) -> Learned:

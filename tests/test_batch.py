@@ -309,6 +309,23 @@ def test_a_wrong_setting_is_told_at_the_first_file(raw, tmp_path):
     assert summary.failed == {str(raw / "b.mrc"): "preset is 'bst'"}
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--preset", "fst"], "--preset is 'fst', but must be one of fast, balanced, best, paper"),
+        (["--steps", "0"], "--steps is 0"),
+    ],
+)
+def test_a_wrong_setting_is_told_though_results_are_there(run, raw, tmp_path, option, told):
+    """They were left as those of other settings, with exit 0."""
+    answered(tmp_path, {"a.tif": [Outcome()], "b.mrc": [Outcome()]})
+    for name in ("a.tif", "b.mrc"):
+        (tmp_path / "out" / name).touch()
+    for folder in ("out", "new"):
+        assert told in run("raw", "-o", folder, *option, code=2).stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_networks_are_learned_with_the_threads_that_the_batch_began_with(raw, tmp_path, model_path):
     """With others they are the same only to rounding: found by comparing --jobs 1 with 2."""
     fails = {"a.tif": [Outcome(error="killed")], "b.mrc": [Outcome(error="killed")]}

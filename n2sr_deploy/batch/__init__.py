@@ -17,6 +17,7 @@ from n2sr_deploy.batch.manifest import Entry, Manifest
 from n2sr_deploy.batch.plan import Job, planned, settings_of
 from n2sr_deploy.batch.work import Outcome, Task
 from n2sr_deploy.errors import OutputError, SettingError
+from n2sr_deploy.learning import check_settings
 from n2sr_deploy.model import ExportedModel
 from n2sr_deploy.signals import held_back
 from n2sr_deploy.words import about, counted
@@ -142,6 +143,8 @@ def run_batch(
     SettingError, ModelError
         When a setting is wrong, or the model is none.
     """
+    if options.denoising.model is None:  # else files of other settings would hide a wrong one
+        check_settings(options.denoising.learn)
     with _made(folder), Manifest(folder) as manifest:
         n_left = manifest.remove_leftovers()
         if n_left:
