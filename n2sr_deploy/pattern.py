@@ -43,10 +43,6 @@ class SamplingPattern:
 
     def __post_init__(self) -> None:
         _check_stride(self.stride)
-        if self.group_size == 1:
-            raise SettingError(
-                f"stride is 1, which holds out no pixel; choose 2 to {MAX_STRIDE} along an axis"
-            )
         along = {"row": self.stride_x, "column": self.stride_y, None: 1}[self.shared]
         if along != 1:
             raise SettingError(
@@ -130,10 +126,10 @@ class SamplingPattern:
 
 
 def _check_stride(stride: Shape) -> None:
-    if not all(1 <= pixels <= MAX_STRIDE for pixels in stride):
+    if not all(1 <= pixels <= MAX_STRIDE for pixels in stride) or max(stride) == 1:
         raise SettingError(
-            f"stride is {_told(stride)}, but must be 1 to {MAX_STRIDE} along each axis, not 1 "
-            "along both"
+            f"stride is {_told(stride)}, but must be 2 to {MAX_STRIDE} along an axis, and 1 to "
+            f"{MAX_STRIDE} along the other; 1 along both holds out no pixel"
         )
 
 
