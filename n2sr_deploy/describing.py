@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from n2sr_deploy import files, formats
 from n2sr_deploy.defects import measured_part
 from n2sr_deploy.errors import FileFormatError, MissingExtraError, ModelError
+from n2sr_deploy.formats import mib
 from n2sr_deploy.formats.metadata import sought
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.model import ExportedModel, is_checkpoint
@@ -60,6 +61,7 @@ def describe_network(path: Path) -> Described:
     except ModelError as error:
         if path.suffix == ".onnx":
             raise
+        mib.refuse_hdr(path)
         raise FileFormatError(
             f"{path} is no frame, checkpoint (.safetensors) or exported model (.onnx) that "
             f"n2sr reads; frames it reads from {formats.names()}"

@@ -13,6 +13,7 @@ import pytest
 import tifffile
 
 from n2sr_deploy import open_frames, read_frame, write_frame
+from n2sr_deploy.describing import describe_network
 from n2sr_deploy.errors import FileFormatError, FrameError, MissingExtraError
 from n2sr_deploy.formats import em
 from tests import fake_formats
@@ -170,6 +171,18 @@ def test_merlin(tmp_path, dtype):
         assert all(np.array_equal(frame.pixels, stack[frame.index]) for frame in opened)
         assert opened.info.metadata["Merlin"]["hdr"] == {"Gain": "SLGM"}
         assert opened.info.acquisition["exposure_s"] == 0.001
+
+
+def test_the_hdr_file_of_merlin_names_the_mib_file(tmp_path):
+    """All formats were listed."""
+    hdr = tmp_path / "a.hdr"
+    hdr.write_text("HDR,\nGain:\tSLGM\nEnd\n")
+    for look in (read_frame, describe_network):
+        with pytest.raises(FileFormatError, match=r"open the \.mib file beside it, a\.mib$"):
+            look(hdr)
+    hdr.write_text("ENVI\nsamples = 64\n")  # another program's
+    with pytest.raises(FileFormatError, match="is not an image n2sr reads"):
+        read_frame(hdr)
 
 
 def test_raw_mode_of_merlin_is_refused(tmp_path):

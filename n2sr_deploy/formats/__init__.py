@@ -82,6 +82,7 @@ def open_frames(path: str | Path, signal: str | None = None) -> FrameFile:
         )
     found = _of_file(path)
     if found is None:
+        mib.refuse_hdr(path)
         raise FileFormatError(f"{path} is not an image n2sr reads; it reads {names()}")
     try:
         return found.open(path, signal)

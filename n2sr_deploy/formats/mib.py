@@ -84,6 +84,19 @@ def _beside(path: Path) -> dict[str, str]:
     return _lines(beside.read_bytes()[:_LARGEST_TEXT].decode("latin-1"))
 
 
+def refuse_hdr(path: Path) -> None:
+    """Raise FileFormatError of Merlin's .hdr file, which tells of frames and holds none."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        is_hdr = file.read(4) == b"HDR,"
+    if is_hdr and path.suffix.lower() == ".hdr":
+        raise FileFormatError(
+            f"{path} only describes what Merlin measured; open the .mib file beside it, "
+            f"{path.with_suffix('.mib').name}"
+        )
+
+
 def _exposure(text: str) -> dict[str, float | str]:
     try:
         return {"exposure_s": float(text)}
