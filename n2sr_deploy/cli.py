@@ -214,7 +214,7 @@ def doctor(as_json: bool) -> None:
 
 
 @main.command(short_help="Make a noisy phantom to try n2sr on.")
-@output_option("noisy frame: .tif, .mrc or .npy")
+@output_option(f"noisy frame: {' '.join(formats.extensions(written=True))}")
 @click.option(
     "--clean",
     type=PATH,

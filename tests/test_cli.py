@@ -44,6 +44,7 @@ from n2sr_deploy.errors import (
     OutputExistsError,
     SettingError,
 )
+from n2sr_deploy.formats import extensions
 from n2sr_deploy.formats.metadata import acquired
 from n2sr_deploy.frame import Intensity
 from n2sr_deploy.noise import Noise, choose_pattern, measure_noise
@@ -733,6 +734,13 @@ def test_python_is_told_of_settings_and_not_of_options(noisy_file, noisy):
     np.save(noisy_file.with_name("stack.npy"), np.stack([noisy.pixels] * 2))
     with pytest.raises(NotChosenError, match=r"Choose it with index=0 to index=1$"):
         read_frame(noisy_file.with_name("stack.npy"))
+
+
+@pytest.mark.parametrize("command", ["denoise", "simulate"])
+def test_help_names_all_formats_that_are_written(run, command):
+    """Of ten that simulate writes it named three."""
+    told = run(command, "--help").stdout.split()
+    assert all(ending in " ".join(told) for ending in extensions(written=True))
 
 
 def test_a_command_is_advised_what_it_has(run, noisy, noisy_file, model_path):
