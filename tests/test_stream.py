@@ -947,6 +947,27 @@ def test_a_stream_that_fails_tells_what_came_before(model_path, tmp_path, monkey
     assert "No space left on device" in done.stderr
 
 
+def test_what_a_stream_that_fails_dropped_is_told():
+    """It said "received 5, denoised 2, dropped 0"."""
+
+    def full(result):
+        time.sleep(0.2)
+        raise OutputError("cannot write: No space left on device")
+
+    class Slow(LiveDenoiser):
+        def denoise(self, frame):
+            time.sleep(0.05)
+            return super().denoise(frame)
+
+    items = [item for n in range(30) for item in (live_frame(n), 0.005)]
+    running = StreamRunner(FakeSource(items), [FakeSink(write=full)], Slow(), policy="latest")
+    with pytest.raises(OutputError):
+        running.run()
+    counts = running.statistics.summary()["counts"]
+    assert counts["dropped"] > 0
+    assert counts["received"] == counts["passed as they are"] + counts["dropped"]
+
+
 def test_a_start_that_is_not_there_is_refused_before_the_source_opens(tmp_path, monkeypatch):
     """The stream began, and a training failed twice a minute."""
     never = "n2sr_deploy.stream.addresses.open_source"

@@ -143,10 +143,11 @@ class StreamRunner:
                 for worker in self._workers:  # together: patience with them must not add up
                     step(worker)
             self.denoiser.close()
+            # Told of a stream that fails, too.
+            self.statistics.count("dropped", self._ring.n_dropped)
         self._look_for_failures()
         if self._failure is not None:
             raise self._failure
-        self.statistics.count("dropped", self._ring.n_dropped)
         return self.statistics.summary()
 
     def _interrupted(self) -> None:
