@@ -637,9 +637,28 @@ def test_noise_of_another_kind_than_the_models_is_told_once(model, caplog):
     assert "asks for pattern row" in caplog.text
 
 
+def fringes(index, height=20.0):
+    """A frame that is mostly signal, which no fixture's network has learned."""
+    clean = 100 + height * np.sin(np.arange(128) / 4)[:, None] * np.ones(128)
+    pixels = np.random.default_rng(index).poisson(clean).astype(np.uint16)
+    pixels[5, 7] = 60_000  # hot: neither signal nor noise
+    return replace(live_frame(index), pixels=pixels)
+
+
+def test_a_model_that_loses_signal_is_told_once(model, caplog):
+    stream([fringes(n, 0.0) for n in range(3)], FakeSink(), model=model)
+    assert "signal is lost" not in caplog.text
+    stream([fringes(n) for n in range(3)], FakeSink(), model=model)
+    assert caplog.text.count("signal is lost") == 1
+
+
 def test_noise_is_measured_beside_the_stream(model, monkeypatch):
     may_go_on, sink = threading.Event(), FakeSink()
-    monkeypatch.setattr(fit, "noise_of", lambda *_: may_go_on.wait(60))
+
+    def slow(*_):
+        may_go_on.wait(60)
+
+    monkeypatch.setattr(fit, "noise_of", slow)
 
     def last():
         while len(sink.indices) < 3:  # they have come out, though the noise is not known

@@ -214,7 +214,7 @@ class LiveDenoiser:
             return LiveResult(noisy=frame, mean=mean, std=None, record=record)
         result = self._denoised(loaded, frame)
         if loaded.model is self._model:  # what was learned from this stream fits it
-            self._fit.look_at(frame, loaded.model.metadata)
+            self._fit.look_at(frame, result.mean, loaded.model.metadata)
         return result
 
     def _denoised(self, loaded: LoadedModel, frame: LiveFrame) -> LiveResult:

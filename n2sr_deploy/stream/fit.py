@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from n2sr_deploy.errors import FrameError
 from n2sr_deploy.frame import Frame
 from n2sr_deploy.mending import mend
-from n2sr_deploy.provenance import noise_of, tell_what_does_not_fit
+from n2sr_deploy.provenance import noise_of, tell_what_does_not_fit, tell_what_is_lost
 
 if TYPE_CHECKING:
     from n2sr_deploy.model import ModelMetadata
+    from n2sr_deploy.sampling import FloatArray
     from n2sr_deploy.stream.base import LiveFrame
 
 
@@ -28,8 +31,14 @@ class Fit:
         self._repairs = repairs
         self._thread: threading.Thread | None = None
 
-    def look_at(self, frame: LiveFrame, model: ModelMetadata) -> None:
-        """Look at a frame if none has been; in a thread, since its noise takes a while."""
+    def look_at(self, frame: LiveFrame, denoised: FloatArray, model: ModelMetadata) -> None:
+        """Look at a frame and what became of it, if none has been; in a thread, as it takes long.
+
+        Parameters
+        ----------
+        frame, denoised
+            (H, W) in counts.
+        """
         if self._thread is not None:
             return
         copied = Frame(
@@ -39,16 +48,20 @@ class Fit:
             metadata=frame.metadata,
         )
         self._thread = threading.Thread(
-            target=self._look, args=(copied, model), name="n2sr fit", daemon=True
+            target=self._look, args=(copied, denoised.copy(), model), name="n2sr fit", daemon=True
         )
         self._thread.start()
 
-    def _look(self, frame: Frame, model: ModelMetadata) -> None:
+    def _look(self, frame: Frame, denoised: FloatArray, model: ModelMetadata) -> None:
         try:
             mended = mend(frame, repairs=self._repairs)
-            noise_of(mended, model)
+            noise = noise_of(mended, model)
         except FrameError:  # of noise that cannot be measured nothing is told
             return
+        if noise is not None:
+            mean = denoised[mended.part]  # which has the offsets of lines, but no hot pixels
+            noisy = np.where(mended.repaired.hot, mean, mended.noisy.pixels)
+            tell_what_is_lost(noise, noisy, mean)
         tell_what_does_not_fit(mended.noisy, model)
 
     def close(self) -> None:
