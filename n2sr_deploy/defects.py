@@ -28,7 +28,7 @@ _LEAST = 64  # rows and columns that are worth a frame of their own, or tell of 
 _CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 _LEAST_FAST = 0.06  # power, of that at medium frequencies: layers 0.01, random walks 0.2
-_LEAST_USUAL = 0.6  # of the steps' variance, from their median: sharp layers 0 to 0.4, offsets 1
+_LEAST_USUAL = 0.6  # of the steps' variance, from their median: sharp layers 0 to 0.4, offsets 1.1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,7 +175,10 @@ def line_offsets(pixels: AnyArray, axis: int) -> FloatArray:
     offsets, noise = _aperiodic(means), _aperiodic(others)
     variance, expected = _variance(offsets), np.median(_variance(noise))
     is_strong = variance > _LINE_RATIO * expected and _is_shared(quarters, variance - expected)
-    if not is_strong or not _are_independent(offsets, floor) or _are_layers(offsets, noise):
+    if not is_strong or not _are_independent(offsets, floor):
+        return np.zeros(n_lines, np.float32)
+    # Of layers that seem to be waves only the lines as they are tell; on a lattice, only the rest.
+    if _are_layers(means, noise) or _are_layers(offsets, noise):
         return np.zeros(n_lines, np.float32)
     offsets[np.abs(offsets) > 5 * math.sqrt(variance)] = 0  # a line of the specimen's own
     offsets *= 1 - expected / variance  # the rest is noise that remains in a line's mean
@@ -219,14 +222,16 @@ def _are_independent(offsets: AnyArray, floor: float) -> bool:
     return bool(fast > max((_LINE_RATIO - 1) * floor, _LEAST_FAST * medium))
 
 
-def _are_layers(offsets: AnyArray, noise: AnyArray) -> bool:
+def _are_layers(lines: AnyArray, noise: AnyArray) -> bool:
     """Whether lines (n,) lie in groups of one level; noise (n, m) as it remains in their means.
 
-    Then most steps from line to line are none, and a few are large.
+    Then most steps from line to line are none, and a few are large. The very largest are left out:
+    a line or two of their own make no layers.
     """
-    steps = np.diff(offsets)
+    steps = np.diff(lines)
+    usual = np.sort(np.square(steps))[: -2 - len(steps) // 60]
     of_noise = np.median(_variance(np.diff(noise, axis=0)))
-    return bool(_variance(steps) - of_noise < _LEAST_USUAL * (steps.var() - of_noise))
+    return bool(_variance(steps) - of_noise < _LEAST_USUAL * (usual.mean() - of_noise))
 
 
 def _fast_power(values: AnyArray) -> AnyArray:
