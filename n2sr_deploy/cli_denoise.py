@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from contextlib import contextmanager
+from signal import SIGINT
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -26,8 +27,9 @@ from n2sr_deploy.cli_options import (
     signal_option,
     training_options,
 )
-from n2sr_deploy.errors import N2SRError, OutputError
+from n2sr_deploy.errors import N2SRError
 from n2sr_deploy.formats import extensions
+from n2sr_deploy.signals import ending, ignored
 from n2sr_deploy.words import counted
 
 if TYPE_CHECKING:
@@ -182,12 +184,13 @@ class _Keeping:
 
     @contextmanager
     def though_unwritten(self, output: Path) -> Iterator[None]:
-        """Keep what was learned last where the result cannot be written: it took minutes."""
+        """Keep what was learned last where no result comes of it: it took minutes."""
         try:
             yield
-        except OutputError:
+        except BaseException:
             if self._learned is not None and self._path is None:
-                files.keep_elsewhere(self._learned.save, output, ".onnx")
+                with ignored(SIGINT, *ending()):
+                    files.keep_elsewhere(self._learned.save, output, ".onnx")
             raise
 
 

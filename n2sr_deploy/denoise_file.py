@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from n2sr_deploy import formats
+from n2sr_deploy import files, formats
 from n2sr_deploy.defects import measured_part
 from n2sr_deploy.denoiser import Denoiser
 from n2sr_deploy.errors import OutputError
@@ -135,6 +135,7 @@ def denoise_file(
         dtype = _kept_type(opened, options)
         if dtype is not None:
             formats.check_type(output, dtype)  # before any work
+        aside = closing.enter_context(_put_aside_for(std))  # before minutes of training
         work = _Work(
             opened=opened,
             options=options,
@@ -146,7 +147,6 @@ def denoise_file(
             on_result=on_result,
             on_frame=on_frame,
         )
-        aside = closing.enter_context(_put_aside_for(std))
         axes = opened.axes if options.stack else ()
         each = list(opened.acquisitions()) if options.stack else None
         results = work.results(aside)
@@ -171,7 +171,10 @@ def _put_aside_for(std: Path | None) -> Iterator[BinaryIO | None]:
     if std is None:
         yield None
         return
-    file = tempfile.TemporaryFile(dir=std.parent, prefix=".n2sr-")  # noqa: SIM115 closed below
+    try:
+        file = tempfile.TemporaryFile(dir=std.parent, prefix=".n2sr-")  # noqa: SIM115 closed below
+    except OSError as error:
+        raise OutputError(f"cannot write {std}: {files.why(error)}; choose another name") from error
     try:
         yield file
     finally:
@@ -314,7 +317,7 @@ class _Work:
         """Of a pass over the frame at hand, which may be so large that each takes minutes."""
         done = (self._n_passes + share) / (1 if self.std is None else 2)
         self._n_passes += share == 1
-        if done <= 1:  # a report's own passes are not counted
+        if done < 1:  # a report's own passes are not counted
             self.on_frame(self._n_done + done, len(self.indexes))
 
     def _put_aside(self, aside: BinaryIO, std: FloatArray) -> None:
@@ -323,7 +326,7 @@ class _Work:
             aside.flush()
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.std}: {error.strerror or error}; no part of it is left"
+                f"cannot write {self.std}: {files.why(error)}; no part of it is left"
             ) from error
 
     def _denoised(self, noisy: Frame) -> tuple[Frame, FloatArray | None]:
@@ -340,6 +343,7 @@ class _Work:
             self.provenance.add_frame(mended, model)
             if isinstance(denoiser, Denoiser):
                 denoiser.on_share = self._tell_share
+                closing.callback(setattr, denoiser, "on_share", None)
             denoise = partial(denoiser.denoise, n_samples=self.n_samples, seed=seed)
             denoised = denoise(repaired)
             self.provenance.add_denoised(mended, denoised.mean)

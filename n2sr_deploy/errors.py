@@ -60,8 +60,8 @@ class NotChosenError(FileFormatError):
     held
         What it holds, as a sentence without its full stop.
     advice
-        How to choose in Python, as another one. The command line names its option instead, and
-        leaves the advice out where nothing can be chosen.
+        How to choose, as another one. Of frames it names the parameter, for which the command line
+        puts its option, or leaves it out where nothing can be chosen.
     """
 
     def __init__(self, held: str, advice: str) -> None:

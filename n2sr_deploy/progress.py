@@ -89,10 +89,12 @@ def shown_frames(what: str, *, alone: bool = True) -> Iterator[Callable[[float, 
 
             yield show
     else:
-        due = time.monotonic() + _LINE_EVERY_S
+        due: float | None = None  # a training may come first
 
         def tell(done: float, total: int) -> None:
             nonlocal due
+            if due is None:
+                due = time.monotonic() + _LINE_EVERY_S
             if (total > 1 and done == total) or (done < total and time.monotonic() >= due):
                 due = time.monotonic() + _LINE_EVERY_S
                 console.print(_frames(what, done, total), soft_wrap=True)

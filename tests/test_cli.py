@@ -193,6 +193,34 @@ def test_a_result_that_cannot_be_written_costs_no_network(run, noisy_file, monke
     assert "out.npy: denoised" in again.stdout
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, RuntimeError])
+def test_what_was_learned_is_kept_whatever_keeps_it_from_being_used(
+    run, noisy_file, monkeypatch, error
+):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Denoisers, "of_model", broken)
+    arguments = ["denoise", str(noisy_file), "-o", "out.tif", *QUICK]
+    failed = CliRunner().invoke(main, arguments)
+    assert failed.exit_code
+    (kept,) = Path().glob("out-*.onnx")
+    assert f"what was learned is kept in {kept}" in failed.stderr
+    ExportedModel.open(kept)
+
+
+def test_a_place_for_the_standard_error_is_made_before_a_training(run, noisy_file, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("n2sr_deploy.denoise_file.tempfile.TemporaryFile", full)
+    failed = run("denoise", noisy_file, "-o", "o.tif", "--std", "s.tif", *QUICK, code=2)
+    assert failed.stderr.endswith(
+        "Error: cannot write s.tif: No space left on device; choose another name\n"
+    )
+    assert "training" not in failed.stderr
+
+
 def test_denoise_without_a_model_trains_first(run, noisy_file):
     raw = noisy_file.read_bytes()
     result = run("denoise", noisy_file, "-o", "out.mrc", *QUICK, "--pattern", "row")

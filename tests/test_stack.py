@@ -355,6 +355,7 @@ def test_shares_of_frames_are_told_and_never_fewer_than_before(
             on_frame=lambda done, total: told.append((done, total)),
             on_result=lambda result: result.denoiser.denoise(result.mended.noisy),  # as a report
         )
+        assert denoisers.of_file(str(model_path), "ort", (96, 128), None).on_share is None
     shares = [done for done, _ in told]
     assert shares == sorted(shares)
     assert {1, 2, 3} <= set(shares)
@@ -370,17 +371,29 @@ def test_a_model_that_loses_signal_is_told(run, model_path, caplog):
     tell_what_is_lost(noise, noisy, fringes.astype(np.float32))
     assert not caplog.text
     tell_what_is_lost(noise, noisy, np.full(noisy.shape, 50, np.float32))
-    assert "has 3.1 times the power of its noise, so signal is lost" in caplog.text
+    assert "has 3.2 times the power of its noise, so signal is lost" in caplog.text
     caplog.clear()
     exact = fringes.astype(np.float32)
     tell_what_is_lost(measure_noise(exact), exact, exact + 1)
     assert not caplog.text
+
+    y, x = np.mgrid[-600:600, -600:600]
+    particle = np.where(np.hypot(y, x) < 300, 100.0, 10.0)  # brighter than the whole frame
+    counts = np.random.default_rng(1).poisson(particle)
+    noise = measure_noise(counts)
+    tell_what_is_lost(noise, counts, particle)
+    assert not caplog.text
+    tell_what_is_lost(noise, counts, np.full(particle.shape, particle.mean()))
+    assert "signal is lost" in caplog.text
 
     np.save("fringes.npy", noisy)
     told = run("denoise", "fringes.npy", "-m", model_path, "-o", "fringes.tif").stderr
     assert told.count("so signal is lost") == 1
     told = run("denoise", "fringes.npy", *QUICK, "-o", "learned.tif").stderr
     assert "signal is lost" not in told
+    # Hot pixels that were to be left are no signal, and are not there to be compared.
+    told = run("denoise", "fringes.npy", "-m", model_path, "-o", "as_it_is.tif", "--no-repair")
+    assert "signal is lost" not in told.stderr
 
 
 @pytest.mark.parametrize(("stride", "is_told"), [(2, True), (4, False)])

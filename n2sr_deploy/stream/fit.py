@@ -58,7 +58,7 @@ class Fit:
             noise = noise_of(mended, model)
         except FrameError:  # of noise that cannot be measured nothing is told
             return
-        if noise is not None:
+        if noise is not None and self._repairs:
             mean = denoised[mended.part]  # which has the offsets of lines, but no hot pixels
             noisy = np.where(mended.repaired.hot, mean, mended.noisy.pixels)
             tell_what_is_lost(noise, noisy, mean)
