@@ -28,7 +28,9 @@ _LEAST = 64  # rows and columns that are worth a frame of their own, or tell of 
 _CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 _LEAST_FAST = 0.06  # power, of that at medium frequencies: layers 0.01, random walks 0.2
-_LEAST_USUAL = 0.6  # of the steps' variance, from their median: sharp layers 0 to 0.4, offsets 1.1
+_LEAST_USUAL = (
+    0.6  # of the steps' variance, from their median: sharp layers 0.1, offsets 0.7 to 1.7
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,10 +228,10 @@ def _are_layers(lines: AnyArray, noise: AnyArray) -> bool:
     """Whether lines (n,) lie in groups of one level; noise (n, m) as it remains in their means.
 
     Then most steps from line to line are none, and a few are large. The very largest are left out:
-    a line or two of their own make no layers.
+    a line or two of their own make no layers, but three bars of the specimen do.
     """
     steps = np.diff(lines)
-    usual = np.sort(np.square(steps))[: -2 - len(steps) // 60]
+    usual = np.sort(np.square(steps))[: -2 - min(len(steps) // 60, 2)]
     of_noise = np.median(_variance(np.diff(noise, axis=0)))
     return bool(_variance(steps) - of_noise < _LEAST_USUAL * (usual.mean() - of_noise))
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from n2sr_deploy.errors import InputFileError, OutputError, OutputExistsError
+from n2sr_deploy.errors import InputFileError, N2SRError, OutputError, OutputExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -272,7 +272,7 @@ def keep_elsewhere(save: Callable[[Path], None], output: Path, suffix: str) -> N
         path = folder / f"{output.stem}-{uuid.uuid4().hex[:8]}{suffix}"
         try:
             save(path)
-        except OutputError:
+        except (N2SRError, MemoryError):  # what made it necessary is told, not this
             continue
         _log.warning("what was learned is kept in %s", path)
         return

@@ -588,6 +588,18 @@ def test_layers_with_sharp_edges_are_no_offsets(thinnest, thickest, n_levels):
             assert not line_offsets(noisy.T, 1).any()
 
 
+@pytest.mark.parametrize("n_rows", [256, 512, 1024])
+@pytest.mark.parametrize("n_bars", [1, 2, 3, 5, 8])
+def test_bars_of_a_specimen_keep_their_contrast(n_rows, n_bars):
+    """Of five bars a third of the contrast was subtracted, as few of their edges were counted."""
+    is_bar = np.isin(np.arange(n_rows) % (n_rows // n_bars), np.arange(20, 30))
+    for std in (0, 1, 3):
+        rng = np.random.default_rng(n_bars)
+        clean = np.where(is_bar, 105.0, 55.0)[:, None] * np.ones(192)
+        found = line_offsets(rng.poisson(clean) + std * rng.normal(size=(n_rows, 1)), 0)
+        assert abs(found[is_bar].mean() - found[~is_bar].mean()) < 0.03 * 50
+
+
 @pytest.mark.parametrize("n_rows", [256, 512])
 @pytest.mark.parametrize("width", [0, 2, 6])
 def test_offsets_are_removed_though_a_few_lines_stand_out(n_rows, width):

@@ -58,10 +58,12 @@ class Fit:
             noise = noise_of(mended, model)
         except FrameError:  # of noise that cannot be measured nothing is told
             return
-        if noise is not None and self._repairs:
-            mean = denoised[mended.part]  # which has the offsets of lines, but no hot pixels
-            noisy = np.where(mended.repaired.hot, mean, mended.noisy.pixels)
-            tell_what_is_lost(noise, noisy, mean)
+        repaired = mended.repaired
+        # Live frames have their offsets of lines, which a network averages away more or less.
+        has_offsets = repaired.row_offsets.any() or repaired.column_offsets.any()
+        if noise is not None and self._repairs and not has_offsets:
+            mean = denoised[mended.part]
+            tell_what_is_lost(noise, np.where(repaired.hot, mean, mended.noisy.pixels), mean)
         tell_what_does_not_fit(mended.noisy, model)
 
     def close(self) -> None:
