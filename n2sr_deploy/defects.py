@@ -28,9 +28,7 @@ _LEAST = 64  # rows and columns that are worth a frame of their own, or tell of 
 _CHANCE = 1e-9  # that blank lines are counts of zero
 _LINE_RATIO = 2.0  # offsets at least as strong as the noise that remains in a line's mean
 _LEAST_FAST = 0.06  # power, of that at medium frequencies: layers 0.01, random walks 0.2
-_LEAST_USUAL = (
-    0.6  # of the steps' variance, from their median: sharp layers 0.1, offsets 0.7 to 1.7
-)
+_LEAST_USUAL = 0.6  # of the steps' variance, from their median: layers 0 to 0.3, offsets 1.1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

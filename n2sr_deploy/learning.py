@@ -1,9 +1,9 @@
 """How the run-time asks for training without importing it.
 
 A package that can learn a network from one frame registers what does so, called as `learn` is,
-under the entry-point group ``n2sr.learners``; n2sr_train does. It may have a `check_settings` that
-takes `LearnOptions` and refuses, quickly, what no frame could be learned with. No import ever runs
-back.
+under the entry-point group ``n2sr.learners``; n2sr_train does. Beside it may be a `check_settings`
+that takes `LearnOptions` and refuses, quickly, what no frame could be learned with. No import ever
+runs back.
 """
 
 from __future__ import annotations
@@ -92,10 +92,9 @@ class Learned(NamedTuple):
 
 
 def check_settings(options: LearnOptions) -> None:
-    """Refuse settings before there is a frame, with what the learner's package raises of them."""
+    """Refuse settings before there is a frame, with what the learner that is installed raises."""
     for entry_point in entry_points(group=GROUP):
-        package = import_module(entry_point.module.partition(".")[0])
-        check = getattr(package, "check_settings", None)
+        check = getattr(import_module(entry_point.module), "check_settings", None)
         if check is not None:
             check(options)
         return

@@ -43,13 +43,6 @@ _HOME = {
 }
 
 
-def check_settings(options: LearnOptions) -> None:
-    """Raise SettingError where one is out of range, without the seconds that PyTorch takes."""
-    from n2sr_train.config import TrainingConfig
-
-    TrainingConfig.from_options(options)
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,6 +160,21 @@ def prepared(frame: Frame, options: LearnOptions) -> tuple[Frame, TrainingConfig
     return repaired.frame, config, noise
 
 
+def check_settings(options: LearnOptions) -> TrainingConfig:
+    """What `check_options` does, as far as it needs no PyTorch."""
+    from n2sr_train.config import TrainingConfig
+
+    if not isinstance(options, LearnOptions):
+        raise SettingError(
+            f"options is {options!r:.200}, but must be LearnOptions, as "
+            'LearnOptions(preset="fast") makes them'
+        )
+    config = TrainingConfig.from_options(options)
+    if config.start_path is not None:
+        check_input(config.start_path)
+    return config
+
+
 def check_options(options: LearnOptions) -> TrainingConfig:
     """Refuse, before any work, options that no frame could be learned with.
 
@@ -178,16 +193,7 @@ def check_options(options: LearnOptions) -> TrainingConfig:
         Where the extra is missing, a setting is out of range, or the start is no checkpoint or
         exported model, or one of another network.
     """
-    from n2sr_train.config import TrainingConfig
-
-    if not isinstance(options, LearnOptions):
-        raise SettingError(
-            f"options is {options!r:.200}, but must be LearnOptions, as "
-            'LearnOptions(preset="fast") makes them'
-        )
-    config = TrainingConfig.from_options(options)  # before the seconds that PyTorch takes
-    if config.start_path is not None:
-        check_input(config.start_path)
+    config = check_settings(options)  # before the seconds that PyTorch takes
     require_training_extra()
     from n2sr_train.devices import chosen_device, without_lost_threads
     from n2sr_train.starting import check_start, starting_network

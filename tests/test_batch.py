@@ -313,6 +313,7 @@ def test_a_wrong_setting_is_told_at_the_first_file(raw, tmp_path):
     ("option", "told"),
     [
         (["--preset", "fst"], "--preset is 'fst', but must be one of fast, balanced, best, paper"),
+        (["--init", "nothere.safetensors"], "nothere.safetensors does not exist; check the path"),
         (["--steps", "0"], "--steps is 0"),
     ],
 )
